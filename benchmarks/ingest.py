@@ -1,0 +1,133 @@
+"""How fast FHIR becomes timelines, as a ratio to `orjson.loads` over the same uncompressed lines in the same run.
+
+    python benchmarks/ingest.py --data DATA [--gigabytes 1] [--repeat 1]
+
+Replicates the MIMIC-IV demo (DATA/mimic_iv_fhir_demo, or the folder in EHRSEQ_DATA) with new ids, then measures the
+CPU time of all of ingest (decode, events, link, frame, sort, Parquet), imports aside, and of its stages. CPU time is
+that of all threads. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import re
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from ehrseq.fhir.resource import DECODERS, HEAD_DECODER
+from ehrseq.timeline import build, meds
+
+# MIMIC's ids are version 5 UUIDs: the version digit and the one after it are free for the number of the copy
+IDENTIFIER = re.compile(rb"([0-9a-f]{8}-[0-9a-f]{4}-)5[0-9a-f]([0-9a-f]{2}-)")
+STAGES = {
+    "decode and emit": (build, "_read"),
+    "duplicates": (build, "settle_duplicates"),
+    "link": (build, "link"),
+    "frame": (build, "event_frame"),
+    "sort": (build, "sort_events"),
+    "subjects and follow-up": (build, "_subject_frame"),
+    "ledger": (build, "_ledger"),
+    "Parquet": (meds, "write_dataset"),
+}
+
+
+def replicate(source: Path, out: Path, size: int) -> tuple[int, int]:
+    """Write copies of the export's lines with new ids until there are `size` bytes; the bytes and lines written."""
+    originals = {path.name.removesuffix(".gz"): gzip.decompress(path.read_bytes()) for path in source.glob("*.gz")}
+    written = lines = 0
+    for copy in range(256):
+        if written >= size:
+            break
+        for name, content in originals.items():
+            fresh = IDENTIFIER.sub(rb"\g<1>%02x\g<2>" % copy, content)
+            (out / f"{copy:03d}-{name}").write_bytes(fresh)
+            written += len(fresh)
+            lines += fresh.count(b"\n")
+    return written, lines
+
+
+def parse_seconds(folder: Path) -> tuple[float, float]:
+    """CPU seconds of `orjson.loads` over every line, and of our typed decoding of the same bytes."""
+    plain = typed = 0.0
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        lines = content.splitlines()
+        start = time.process_time()
+        for line in lines:
+            orjson.loads(line)
+        plain += time.process_time() - start
+        decoder = DECODERS.get(orjson.loads(lines[0])["resourceType"], HEAD_DECODER)
+        start = time.process_time()
+        for line in lines:
+            decoder.decode(line)
+        typed += time.process_time() - start
+    return plain, typed
+
+
+def timed(seconds: dict[str, float], stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, its CPU time added to its stage."""
+
+    def measured(*args: Any, **kwargs: Any) -> Any:
+        start = time.process_time()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            seconds[stage] += time.process_time() - start
+
+    return measured
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default=os.environ.get("EHRSEQ_DATA"), help="default: EHRSEQ_DATA")
+    parser.add_argument("--gigabytes", type=float, default=1.0)
+    parser.add_argument("--repeat", type=int, default=1)
+    options = parser.parse_args()
+    if not options.data:
+        parser.error("give --data, or set EHRSEQ_DATA")
+    for module, name in STAGES.values():
+        stage = next(s for s, place in STAGES.items() if place == (module, name))
+        setattr(module, name, timed(spent, stage, getattr(module, name)))
+    with tempfile.TemporaryDirectory() as scratch:
+        export = Path(scratch) / "export"
+        export.mkdir()
+        size, lines = replicate(Path(options.data) / "mimic_iv_fhir_demo", export, int(options.gigabytes * 1e9))
+        for run in range(options.repeat):
+            spent.clear()
+            plain, typed = parse_seconds(export)
+            start, wall = time.process_time(), time.perf_counter()
+            timelines = build.ingest(export, Path(scratch) / "timelines")
+            total, wall = time.process_time() - start, time.perf_counter() - wall
+            spent["frame"] -= spent["sort"]
+            print(
+                json.dumps(
+                    {
+                        "run": run,
+                        "bytes": size,
+                        "lines": lines,
+                        "events": timelines.events.height,
+                        "orjson_seconds": round(plain, 3),
+                        "ingest_seconds": round(total, 3),
+                        "ingest_wall_seconds": round(wall, 3),
+                        "ratio": round(plain / total, 4),
+                        "typed_decode_ratio": round(plain / typed, 4),
+                        "stage_seconds": {stage: round(s, 3) for stage, s in spent.items()},
+                    },
+                    indent=1,
+                )
+            )
+
+
+spent: dict[str, float] = defaultdict(float)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""FHIR exports to patient timelines to calibrated, competing-risk trajectory forecasts.
+
+Names load on first use: `import ehrseq` is quick and brings in neither torch nor pandas.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ehrseq.config import ModelConfig as ModelConfig, NetworkConfig as NetworkConfig, TrainingConfig as TrainingConfig
+    from ehrseq.demo import run_demo as run_demo
+    from ehrseq.errors import EhrseqError as EhrseqError, UserError as UserError
+    from ehrseq.estimator import ProgressionModel as ProgressionModel, load_model as load_model
+    from ehrseq.evaluate.evaluation import Evaluation as Evaluation
+    from ehrseq.forecast.table import Forecast as Forecast
+    from ehrseq.score import evaluate_export as evaluate_export, fit_model as fit_model, inspect as inspect, score_export as score_export
+    from ehrseq.synthetic import SimulationConfig as SimulationConfig, simulate as simulate, write_simulation as write_simulation
+    from ehrseq.task.cohort import Cohort as Cohort, build_cohort as build_cohort
+    from ehrseq.task.definition import Task as Task
+    from ehrseq.timeline.build import ingest as ingest, read_fhir as read_fhir
+    from ehrseq.timeline.store import Timelines as Timelines
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Cohort": "ehrseq.task.cohort",
+    "EhrseqError": "ehrseq.errors",
+    "Evaluation": "ehrseq.evaluate.evaluation",
+    "Forecast": "ehrseq.forecast.table",
+    "ModelConfig": "ehrseq.config",
+    "NetworkConfig": "ehrseq.config",
+    "ProgressionModel": "ehrseq.estimator",
+    "SimulationConfig": "ehrseq.synthetic",
+    "Task": "ehrseq.task.definition",
+    "Timelines": "ehrseq.timeline.store",
+    "TrainingConfig": "ehrseq.config",
+    "UserError": "ehrseq.errors",
+    "build_cohort": "ehrseq.task.cohort",
+    "evaluate_export": "ehrseq.score",
+    "fit_model": "ehrseq.score",
+    "ingest": "ehrseq.timeline.build",
+    "inspect": "ehrseq.score",
+    "load_model": "ehrseq.estimator",
+    "read_fhir": "ehrseq.timeline.build",
+    "run_demo": "ehrseq.demo",
+    "score_export": "ehrseq.score",
+    "simulate": "ehrseq.synthetic",
+    "write_simulation": "ehrseq.synthetic",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ehrseq' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,5 @@
+"""`python -m ehrseq`."""
+
+from ehrseq.cli import main
+
+main()

@@ -1,0 +1,203 @@
+"""The command line: each verb calls one public function of the library."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ehrseq.errors import EhrseqError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="FHIR exports to patient timelines to calibrated, competing-risk trajectory forecasts.",
+)
+console = Console()
+
+Timelines = Annotated[Path, typer.Argument(help="A timelines folder made by `ehrseq ingest`, or a MEDS dataset.")]
+TaskFile = Annotated[Path, typer.Option("--task", help="The task file (TOML).")]
+Out = Annotated[Path, typer.Option("--out", help="The folder to write; an earlier one of ours is replaced.")]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Read by `main` from the arguments themselves, before anything can fail."""
+
+
+@app.command("ingest")
+def ingest_verb(
+    sources: Annotated[list[Path], typer.Argument(help="FHIR files or folders.", metavar="SOURCE...")],
+    out: Out,
+    data_cut: Annotated[str | None, typer.Option(help="The date up to which the data are complete.")] = None,
+) -> None:
+    """Read a FHIR export into a timelines folder."""
+    from ehrseq.timeline.build import ingest
+
+    timelines = ingest(sources, out, data_cut=data_cut, progress=console.is_terminal)
+    show(timelines.summary())
+    console.print(f"timelines: {out}")
+
+
+@app.command("inspect")
+def inspect_verb(
+    folder: Annotated[Path, typer.Argument(help="A timelines, model or forecast folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a folder holds."""
+    from ehrseq.score import inspect
+
+    facts = inspect(folder)
+    if as_json:
+        print(json.dumps(facts, default=str))
+    else:
+        show(facts)
+
+
+@app.command("cohort")
+def cohort_verb(timelines: Timelines, task: TaskFile) -> None:
+    """Show who is at risk, who was left out and why, and how many events there are, before any fitting."""
+    from ehrseq.task.cohort import build_cohort
+    from ehrseq.task.definition import Task
+    from ehrseq.timeline.store import as_timelines
+
+    built = build_cohort(as_timelines(timelines), Task.from_toml(task))
+    print(built.summary())
+
+
+@app.command("fit")
+def fit_verb(
+    timelines: Timelines,
+    task: TaskFile,
+    out: Out,
+    seed: Annotated[int, typer.Option(help="The seed of everything random.")] = 0,
+) -> None:
+    """Fit a progression model and write its folder."""
+    from ehrseq.config import ModelConfig
+    from ehrseq.score import fit_model
+
+    config = ModelConfig(seed=seed)
+    with Progress(
+        TextColumn("fitting"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn(), console=console
+    ) as bar:
+        epochs = config.training.max_epochs * config.training.members
+        row = bar.add_task("fit", total=epochs, note="first epoch")
+
+        def report(epoch: int, loss: float) -> None:
+            bar.update(row, advance=1, note=f"epoch {epoch}, tuning loss {loss:.4f}")
+
+        model = fit_model(timelines, task, out, config=config, report=report)
+        bar.update(row, completed=epochs)
+    for name, count in model.events_.items():
+        if not count:
+            console.print(f"outcome '{name}' has no training event and is not forecast: check its codes")
+    console.print(f"model: {out}")
+
+
+@app.command("score")
+def score_verb(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    source: Annotated[Path, typer.Argument(help="A timelines folder, or a FHIR export.")],
+    out: Out,
+    at: Annotated[
+        str | None, typer.Option(help="Prediction time: a date (its end). Default: each end of follow-up.")
+    ] = None,
+    file_format: Annotated[str, typer.Option("--format", help="parquet or csv.")] = "parquet",
+) -> None:
+    """Forecast everyone in an export or a timelines folder."""
+    from ehrseq.score import score_export
+
+    forecast = score_export(source, model, out, at=at, file_format=file_format, progress=console.is_terminal)
+    console.print(str(forecast))
+    if forecast.skipped.height:
+        show({"skipped": dict(forecast.skipped["reason"].value_counts(sort=True).iter_rows())})
+    seen = forecast.metadata["seen_in_training"]
+    if seen:
+        console.print(f"{seen:,} of these subjects were in the model's training data: do not judge it on them")
+    console.print(f"forecasts: {out}")
+
+
+@app.command("evaluate")
+def evaluate_verb(
+    judged: Annotated[Path, typer.Argument(help="A model folder or a forecast folder.", metavar="MODEL|FORECASTS")],
+    timelines: Timelines,
+    out: Out,
+    task: Annotated[Path | None, typer.Option("--task", help="Another task file with the same outcomes.")] = None,
+    bootstrap: Annotated[int, typer.Option(help="Bootstrap replicates for the intervals.")] = 200,
+) -> None:
+    """Judge forecasts against what happened, beside an age-sex and a null model."""
+    from ehrseq.score import evaluate_export
+
+    result = evaluate_export(judged, timelines, out, task=task, n_bootstrap=bootstrap)
+    print(result.summary())
+    console.print(f"evaluation: {out}")
+
+
+@app.command("simulate")
+def simulate_verb(
+    subjects: Annotated[int, typer.Option(help="How many subjects.")],
+    out: Out,
+    seed: Annotated[int, typer.Option(help="The seed.")] = 0,
+) -> None:
+    """Write a FHIR export of simulated people whose true risks are known."""
+    from ehrseq.synthetic import write_simulation
+
+    write_simulation(out, subjects, seed=seed, progress=console.is_terminal)
+    console.print(f"simulated export: {out}")
+
+
+@app.command("demo")
+def demo_verb(
+    out: Annotated[Path, typer.Option("--out", help="The folder to write.")] = Path("demo"),
+    subjects: Annotated[int, typer.Option(help="How many simulated subjects.")] = 2000,
+    seed: Annotated[int, typer.Option(help="The seed.")] = 0,
+) -> None:
+    """Run the whole job on simulated people: export, timelines, model, forecasts, evaluation, plot."""
+    from ehrseq.demo import run_demo
+
+    run_demo(out, subjects, seed=seed, say=console.print)
+
+
+def show(facts: dict[str, Any], indent: int = 0) -> None:
+    """Print nested facts, one a line."""
+    for key, value in facts.items():
+        name = " " * indent + (key or "in all")
+        if isinstance(value, dict):
+            console.print(f"{name}:" if value else f"{name}: none", highlight=False, markup=False)
+            show(value, indent + 2)
+        else:
+            shown = f"{value:,}" if isinstance(value, int) else str(value)
+            console.print(f"{name}: {shown}", highlight=False, markup=False)
+
+
+def main() -> None:
+    """Run a verb. Exit status: 0 done; 1 a user's error, in one line; 2 wrong usage."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        app([argument for argument in sys.argv[1:] if argument != "--debug"])
+    except EhrseqError as error:
+        if debug:
+            raise
+        print(f"ehrseq: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("ehrseq: interrupted; nothing half-written was left", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        # The message of an unexpected error may quote a record: its type says enough by default.
+        if debug:
+            raise
+        print(f"ehrseq: unexpected {type(error).__name__}; run again with --debug for details", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

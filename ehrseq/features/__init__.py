@@ -1,0 +1,1 @@
+"""Tabular summaries of visible history."""

@@ -1,0 +1,186 @@
+"""The events of the ways of recording a medication, and what a Medication is made of."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ehrseq.fhir.codes import MEDICATION_ORDER
+from ehrseq.fhir.concepts import BAD_STATUS, CodePool, Statuses, concept_code, span
+from ehrseq.fhir.ledger import Reason
+from ehrseq.fhir.resource import (
+    Medication,
+    MedicationAdministration,
+    MedicationDispense,
+    MedicationOrder,
+    MedicationRequest,
+    MedicationStatement,
+    MedicationUse,
+)
+from ehrseq.fhir.rows import (
+    ASSERTED,
+    AUTHORED,
+    EFFECTIVE,
+    ENCOUNTER,
+    HANDED_OVER,
+    PREPARED,
+    MedicationFacts,
+    Rows,
+)
+from ehrseq.fhir.values import NAN, as_number
+
+# An order that was later withdrawn was still given when it was: `cancelled` says how it ended and is not looked at.
+_REQUEST_STATUS: Statuses = {"entered-in-error": Reason.ENTERED_IN_ERROR, "draft": Reason.PLANNED}
+_REQUEST_INTENT: Statuses = {"proposal": Reason.PLANNED, "plan": Reason.PLANNED, "option": Reason.PLANNED}
+_DISPENSE_STATUS = BAD_STATUS | {"declined": Reason.NOT_DONE, "preparation": Reason.PLANNED}
+_STATEMENT_STATUS: Statuses = {
+    "entered-in-error": Reason.ENTERED_IN_ERROR,
+    "not-taken": Reason.NOT_DONE,
+    "intended": Reason.PLANNED,
+}
+_DEPTH = 3  # of medications made of medications
+
+
+class MedicationEmitters:
+    """The functions of `events` for medications."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+        self.codes = CodePool(rows.codes, MEDICATION_ORDER)
+
+    def medication_request(self, r: MedicationRequest, record: int) -> int:
+        """The order, when it was written."""
+        reason = _REQUEST_STATUS.get(r.status) or _REQUEST_INTENT.get(r.intent)
+        if reason is not None:
+            return reason
+        if r.do_not_perform:
+            return Reason.NOT_DONE
+        return self._medication_use(r, record, r.authored_on, r.authored_on, AUTHORED)
+
+    def medication_order(self, r: MedicationOrder, record: int) -> int:
+        """The order of DSTU2, when it was written."""
+        if (reason := _REQUEST_STATUS.get(r.status)) is not None:
+            return reason
+        return self._medication_use(r, record, r.date_written, r.date_written, AUTHORED)
+
+    def medication_administration(self, r: MedicationAdministration, record: int) -> int:
+        """A dose given; its amount is the value."""
+        if (reason := BAD_STATUS.get(r.status)) is not None:
+            return reason
+        if r.not_given:
+            return Reason.NOT_DONE
+        time, until = span(r.effective_date_time, r.effective_period)
+        dose = r.dosage.dose if r.dosage is not None else None
+        if dose is None:
+            return self._medication_use(r, record, time, until, EFFECTIVE)
+        value = dose.value
+        number = value if type(value) is float else as_number(value)
+        return self._medication_use(r, record, time, until, EFFECTIVE, number, dose.code or dose.unit)
+
+    def medication_dispense(self, r: MedicationDispense, record: int) -> int:
+        """A medication handed over or, failing that, prepared."""
+        if (reason := _DISPENSE_STATUS.get(r.status)) is not None:
+            return reason
+        if r.not_done:
+            return Reason.NOT_DONE
+        if r.when_handed_over:
+            return self._medication_use(r, record, r.when_handed_over, None, HANDED_OVER)
+        return self._medication_use(r, record, r.when_prepared, None, PREPARED)
+
+    def medication_statement(self, r: MedicationStatement, record: int) -> int:
+        """A medication somebody says is taken."""
+        if (reason := _STATEMENT_STATUS.get(r.status)) is not None:
+            return reason
+        if r.taken == "n":
+            return Reason.NOT_DONE
+        time, until = span(r.effective_date_time, r.effective_period)
+        if time:
+            return self._medication_use(r, record, time, r.date_asserted or until, EFFECTIVE)
+        return self._medication_use(r, record, r.date_asserted, r.date_asserted, ASSERTED)
+
+    def medication(self, r: Medication, record: int) -> int:
+        """No event: other records refer to it."""
+        facts = self._facts(r, record)
+        inner = [reference for reference in facts.ingredient_references if reference.startswith("#")]
+        if inner:
+            contained = self._contained(r.contained)
+            for reference in inner:
+                facts.ingredient_references.remove(reference)
+                found = self._contained_codes(contained.get(reference[1:]), contained, _DEPTH)
+                facts.ingredient_codes += [code for code in found if code > 0]
+        self.rows.medications.append(facts)
+        return Reason.REFERENCE_DATA
+
+    def _medication_use(
+        self,
+        r: MedicationUse,
+        record: int,
+        time: str | None,
+        known: str | None,
+        source: int,
+        number: float = NAN,
+        unit: str | None = None,
+    ) -> int:
+        if r.modifier_extension:
+            return Reason.MODIFIER_EXTENSION
+        rows, times = self.rows, self.rows.times
+        codes = self._medication_codes(r)
+        for code in codes:
+            rows.add(
+                record, code, times[time], times[known], source if time else ENCOUNTER,
+                number if len(codes) == 1 else NAN, 0, 0, rows.texts[unit],
+            )  # fmt: skip
+        return Reason.EVENTS if codes else Reason.NO_CODE
+
+    def _medication_codes(self, r: MedicationUse) -> list[int]:
+        """Code numbers of a medication; a reference to another record as a negative number."""
+        if r.medication_codeable_concept is not None:
+            code = concept_code(r.medication_codeable_concept, self.codes)
+            return [code] if code else []
+        if r.medication_reference is None or not r.medication_reference.reference:
+            return []
+        reference = r.medication_reference.reference
+        if not reference.startswith("#"):
+            return [-1 - self.rows.references[reference]]
+        contained = self._contained(r.contained)
+        return self._contained_codes(contained.get(reference[1:]), contained, _DEPTH)
+
+    def _contained_codes(
+        self, medication: MedicationFacts | None, others: dict[str, MedicationFacts], depth: int
+    ) -> list[int]:
+        if medication is None or not depth:
+            return []
+        if medication.code:
+            return [medication.code]
+        codes = list(medication.ingredient_codes)
+        for reference in medication.ingredient_references:
+            if reference.startswith("#"):
+                codes += self._contained_codes(others.get(reference[1:]), others, depth - 1)
+            else:
+                codes.append(-1 - self.rows.references[reference])
+        return list(dict.fromkeys(codes))
+
+    def _contained(self, resources: list[msgspec.Raw]) -> dict[str, MedicationFacts]:
+        return {m.id or "": self._facts(m) for m in contained_medications(resources)}
+
+    def _facts(self, r: Medication, record: int = -1) -> MedicationFacts:
+        items = r.ingredient or []
+        codes = [concept_code(item.item_codeable_concept, self.codes) for item in items]
+        references = [item.item_reference.reference for item in items if item.item_reference]
+        return MedicationFacts(
+            record,
+            r.id or "",
+            concept_code(r.code, self.codes),
+            [code for code in codes if code],
+            [reference for reference in references if reference],
+        )
+
+
+def contained_medications(contained: list[msgspec.Raw]) -> list[Medication]:
+    """The Medications among contained resources; others, and unreadable ones, are passed over."""
+    found = []
+    for raw in contained:
+        try:
+            found.append(msgspec.json.decode(raw, type=Medication))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue
+    return found

@@ -1,0 +1,208 @@
+"""The columns that the one decode pass fills: plain integer arrays, with text and times numbered by first appearance.
+
+A time, code, unit or reference is written many times; each is kept once, in a `Pool`, and parsed or looked up once.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from ehrseq.fhir.clock import parse_times
+from ehrseq.fhir.resource import READ_TYPES
+
+Key = TypeVar("Key", bound=Hashable)
+FLUSH_EVENTS = 1 << 18
+
+TIME_SOURCES = (
+    "", "effective", "issued", "onset", "abatement", "recorded", "period", "authored", "handed_over", "prepared",
+    "asserted", "performed", "occurrence", "birth_date", "deceased", "encounter",
+)  # fmt: skip
+(
+    STATIC, EFFECTIVE, ISSUED, ONSET, ABATEMENT, RECORDED, PERIOD, AUTHORED, HANDED_OVER, PREPARED,
+    ASSERTED, PERFORMED, OCCURRENCE, BIRTH_DATE, DECEASED, ENCOUNTER,
+) = range(len(TIME_SOURCES))  # fmt: skip
+
+TYPES = tuple(READ_TYPES)
+TYPE_NUMBER = {name: number for number, name in enumerate(TYPES)}
+
+
+class Pool(dict[Key, int], Generic[Key]):
+    """Numbers things by first appearance: `pool[thing]` gives a thing's number, a new one if need be.
+
+    >>> pool = Pool([None])
+    >>> pool["a"], pool["b"], pool["a"], pool[None]
+    (1, 2, 1, 0)
+    """
+
+    def __init__(self, first: list[Key]) -> None:
+        super().__init__((thing, number) for number, thing in enumerate(first))
+
+    def __missing__(self, thing: Key) -> int:
+        number = self[thing] = len(self)
+        return number
+
+
+@dataclass(frozen=True)
+class EventColumns:
+    """A stretch of events: times in microseconds, everything else numbered."""
+
+    record: npt.NDArray[np.int64]
+    code: npt.NDArray[np.int32]  # negative: -1 - the number of the reference to a Medication
+    start: npt.NDArray[np.int64]
+    end: npt.NDArray[np.int64]
+    known: npt.NDArray[np.int64]
+    precision: npt.NDArray[np.uint8]
+    offset: npt.NDArray[np.int16]
+    unreadable: npt.NDArray[np.bool_]  # a time was written but is none
+    source: npt.NDArray[np.uint8]
+    number: npt.NDArray[np.float64]
+    text: npt.NDArray[np.int32]
+    modifier: npt.NDArray[np.int32]
+    unit: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class RecordColumns:
+    """A stretch of records of the types that are read, in the order in which they came."""
+
+    id: pl.Series
+    subject: npt.NDArray[np.int32]  # number of the reference
+    encounter: npt.NDArray[np.int32]  # number of the reference
+    reason: npt.NDArray[np.uint8]
+    kind: npt.NDArray[np.uint8]  # index into TYPES
+    file: npt.NDArray[np.int32]
+    updated: npt.NDArray[np.int64]
+
+
+@dataclass
+class PatientFacts:
+    """What a Patient record says beyond its events."""
+
+    record: int
+    id: str
+    sex: str | None
+    race: str | None
+    ethnicity: str | None
+    birth: str | None
+    death: str | None
+    identifiers: list[str]
+
+
+@dataclass
+class MedicationFacts:
+    """A Medication record: its code's number (0: none) and what it is made of."""
+
+    record: int
+    id: str
+    code: int
+    ingredient_codes: list[int]
+    ingredient_references: list[str]
+
+
+class Rows:
+    """Everything that reading fills. Events go in through `add`, records through the lists of the same name."""
+
+    def __init__(self) -> None:
+        self.times: Pool[str | None] = Pool([None])  # of the current stretch only
+        self.texts: Pool[str | None] = Pool([None])  # values, modifiers, units
+        self.codes: Pool[str | None] = Pool([None])
+        self.references: Pool[str | None] = Pool([None])
+        self.record_id: list[str] = []
+        self.record_subject = array("i")
+        self.record_encounter = array("i")
+        self.record_reason = array("B")
+        self.record_kind = array("B")
+        self.record_file = array("i")
+        self.record_updated = array("i")
+        self.records = 0
+        self.event_stretches: list[EventColumns] = []
+        self.record_stretches: list[RecordColumns] = []
+        self.patients: list[PatientFacts] = []
+        self.encounters: list[tuple[int, str, str | None, str | None]] = []  # record, id, start, end
+        self.medications: list[MedicationFacts] = []
+        # record, reference, start, end
+        self.research_subjects: list[tuple[int, int, str | None, str | None]] = []
+        self.full_urls: dict[str, str] = {}  # of bundle entries -> Type/id, empty where it is not one thing
+        self.counts: Counter[tuple[int, str, int]] = Counter()  # fates settled while reading
+        self.quarantine: list[tuple[int, int, int]] = []
+        self._events = tuple(array(kind) for kind in "qiiiBdiii")
+        self.add = _adder(self._events)
+
+    def flush(self, force: bool = False) -> None:
+        """Turn what has been gathered into numpy columns, once it is long enough."""
+        if not force and len(self._events[0]) < FLUSH_EVENTS:
+            return
+        instants = parse_times(list(self.times))
+        record, code, time, known, source, number, text, modifier, unit = map(np.array, self._events)
+        self.event_stretches.append(
+            EventColumns(
+                record=record,
+                code=code,
+                start=instants.start[time],
+                end=instants.end[time],
+                known=instants.end[known],
+                precision=instants.precision[time],
+                offset=instants.offset[time],
+                unreadable=(time > 0) & (instants.precision[time] == 0),
+                source=source,
+                number=number,
+                text=text,
+                modifier=modifier,
+                unit=unit,
+            )
+        )
+        self.record_stretches.append(
+            RecordColumns(
+                id=pl.Series("id", self.record_id, dtype=pl.String),
+                subject=np.array(self.record_subject),
+                encounter=np.array(self.record_encounter),
+                reason=np.array(self.record_reason),
+                kind=np.array(self.record_kind),
+                file=np.array(self.record_file),
+                updated=instants.end[np.array(self.record_updated)],
+            )
+        )
+        self.times = Pool([None])
+        self.record_id.clear()
+        for column in (
+            *self._events, self.record_subject, self.record_encounter, self.record_reason, self.record_kind,
+            self.record_file, self.record_updated,
+        ):  # fmt: skip
+            del column[:]
+
+
+def _adder(columns: tuple[Any, ...]) -> Callable[..., None]:
+    """A function that appends one event; the bound methods are looked up once, for speed."""
+    record_, code_, time_, known_, source_, number_, text_, modifier_, unit_ = (c.append for c in columns)
+
+    def add(
+        record: int,
+        code: int,
+        time: int,
+        known: int,
+        source: int,
+        number: float = np.nan,
+        text: int = 0,
+        modifier: int = 0,
+        unit: int = 0,
+    ) -> None:
+        """Append an event; `time`, `known`, `text`, ... are numbers in the pools (0: none)."""
+        record_(record)
+        code_(code)
+        time_(time)
+        known_(known)
+        source_(source)
+        number_(number)
+        text_(text)
+        modifier_(modifier)
+        unit_(unit)
+
+    return add

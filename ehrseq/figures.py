@@ -1,0 +1,29 @@
+"""One plot style: colour-blind safe, readable in print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Okabe and Ito's palette, which people with any common colour blindness can tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Apply ehrseq's plot style inside the block, and leave the user's own settings alone."""
+    import matplotlib as mpl
+
+    settings = {
+        "axes.prop_cycle": mpl.rcsetup.cycler(color=COLOURS),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "figure.dpi": 120,
+        "font.size": 9,
+        "legend.frameon": False,
+        "savefig.bbox": "tight",
+    }
+    with mpl.rc_context(settings):
+        yield

@@ -1,0 +1,1 @@
+"""From hazards to forecasts."""

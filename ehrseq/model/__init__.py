@@ -1,0 +1,1 @@
+"""Networks, hazards, losses, baselines and their artifact."""

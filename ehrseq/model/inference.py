@@ -1,0 +1,44 @@
+"""Log hazards of fitted networks at prediction times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ehrseq.model.network import ProgressionNetwork
+from ehrseq.tokens.batch import Batches
+from ehrseq.tokens.encode import EncodedTimelines
+
+TOKENS_PER_BATCH = 32768
+
+
+def predict_hazards(
+    networks: Sequence[ProgressionNetwork],
+    encoded: EncodedTimelines,
+    subject: NDArray[np.int64],
+    time: NDArray[np.int64],
+    *,
+    max_events: int,
+    n_summary_codes: int,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+) -> NDArray[np.float64]:
+    """Hazards per day, (members, n, H, I), at n queries: rows of `encoded` and microseconds.
+
+    The answer for a query does not depend on the other queries, on the packing or on the padding beyond float32
+    rounding.
+    """
+    batches = Batches(encoded, n_summary_codes, max_events)
+    n_hazards, n_intervals = networks[0].head.base.shape
+    out = np.zeros((len(networks), len(subject), n_hazards, n_intervals))
+    with torch.inference_mode():
+        for network in networks:
+            network.eval()
+        for batch in batches.over(subject, time, tokens_per_batch):
+            query = batch.query.numpy()
+            asked = query >= 0
+            for member, network in enumerate(networks):
+                out[member, query[asked]] = network(batch).double().exp().numpy()[asked]
+    return out

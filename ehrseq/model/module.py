@@ -1,0 +1,191 @@
+"""Fitting the network: batches of landmarks, loss, optimiser, early stopping. No files."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as lightning
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ehrseq.config import TrainingConfig
+from ehrseq.errors import TrainingError
+from ehrseq.model.landmarks import Targets
+from ehrseq.model.loss import poisson_negative_log_likelihood
+from ehrseq.model.network import ProgressionNetwork
+from ehrseq.tokens.batch import Batch, Batches
+
+Index = NDArray[np.int64]
+Draw = Callable[[np.random.Generator], tuple[Index, Index, Targets]]
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """A batch of tokens with its targets: exposure and event (B, K, H, I), weight (B, K)."""
+
+    inputs: Batch
+    exposure: Tensor
+    event: Tensor
+    weight: Tensor
+
+    def to(self, device: torch.device) -> TrainingBatch:
+        """The same batch on another device."""
+        inputs = Batch(**{f.name: getattr(self.inputs, f.name).to(device) for f in fields(Batch)})
+        return TrainingBatch(inputs, self.exposure.to(device), self.event.to(device), self.weight.to(device))
+
+
+class LandmarkBatches:
+    """Training batches over landmarks; with `redraw`, every pass draws new ones."""
+
+    def __init__(self, batches: Batches, draw: Draw, tokens_per_batch: int, seed: int, *, redraw: bool) -> None:
+        self.batches = batches
+        self.draw = draw
+        self.tokens_per_batch = tokens_per_batch
+        self.rng = np.random.default_rng(seed)
+        self.fixed = None if redraw else draw(self.rng)
+
+    def __iter__(self) -> Iterator[TrainingBatch]:
+        """One pass over the subjects."""
+        row, time, target = self.fixed or self.draw(self.rng)
+        shuffle = None if self.fixed else self.rng
+        for batch in self.batches.over(row, time, self.tokens_per_batch, shuffle):
+            yield with_targets(batch, target)
+
+
+def with_targets(batch: Batch, target: Targets) -> TrainingBatch:
+    """Attach exposure, events and weights; padded queries have weight 0."""
+    query = batch.query.numpy()
+    real = query >= 0
+    q = np.where(real, query, 0)
+    exposure = torch.from_numpy(target.exposure[q])
+    which = torch.from_numpy(target.event[q])
+    event = torch.zeros_like(exposure).scatter_(-1, which.clamp(min=0).unsqueeze(-1), 1.0)
+    event = event * (which >= 0).unsqueeze(-1)
+    weight = torch.from_numpy(np.where(real, target.weight[q], 0.0).astype(np.float32))
+    return TrainingBatch(batch, exposure, event, weight)
+
+
+class ProgressionModule(lightning.LightningModule):
+    """The training plan of one network.
+
+    `weight_per_batch` is a constant, the expected weight of a batch: normalising by a batch's own sum of weights
+    would give the subjects of light batches more say.
+    """
+
+    def __init__(
+        self, network: ProgressionNetwork, config: TrainingConfig, weight_per_batch: float, batches_per_epoch: float
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.config = config
+        self.weight_per_batch = weight_per_batch
+        self.batches_per_epoch = batches_per_epoch
+        self.history: list[float] = []
+        self.best_loss = float("inf")
+        self.best_weights: dict[str, Tensor] = {}
+        self.report: Callable[[int, float], None] | None = None
+        self._sums: list[Tensor] = []
+
+    def loss(self, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        """Weighted sums over the batch's queries: negative log-likelihood of all hazards, and weight."""
+        log_hazard = self.network(batch.inputs)
+        nll = poisson_negative_log_likelihood(log_hazard, batch.exposure, batch.event).sum(-1)
+        return (nll * batch.weight).sum(), batch.weight.sum()
+
+    def training_step(self, batch: TrainingBatch, _: int) -> Tensor:
+        """One optimiser step's loss."""
+        total = self.loss(batch)[0] / self.weight_per_batch
+        if not torch.isfinite(total):
+            raise TrainingError("the loss is not finite: look for impossible values or times in the timelines")
+        return total
+
+    def validation_step(self, batch: TrainingBatch, _: int) -> None:
+        """Collect the tuning likelihood."""
+        self._sums.append(torch.stack(self.loss(batch)).double())
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep the best weights."""
+        loss, weight = torch.stack(self._sums).sum(0).tolist()
+        self._sums.clear()
+        mean = loss / max(weight, 1e-12)
+        self.history.append(mean)
+        self.log("tuning_loss", mean)
+        if self.report is not None:
+            self.report(len(self.history), mean)
+        if mean < self.best_loss:
+            self.best_loss = mean
+            self.best_weights = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with linear warm-up and cosine decay over the longest training allowed."""
+        decayed = [p for p in self.network.parameters() if p.ndim > 1]
+        plain = [p for p in self.network.parameters() if p.ndim <= 1]
+        c = self.config
+        optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": c.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=c.learning_rate,
+            betas=(0.9, 0.98),
+        )
+        steps = max(1.0, c.max_epochs * self.batches_per_epoch)
+
+        def rate(step: int) -> float:
+            return min(1.0, (step + 1) / c.warmup_steps) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def transfer_batch_to_device(self, batch: TrainingBatch, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch; it is a frozen dataclass."""
+        return batch.to(device)
+
+
+def train(
+    module: ProgressionModule,
+    training: LandmarkBatches,
+    tuning: LandmarkBatches,
+    report: Callable[[int, float], None] | None = None,
+) -> None:
+    """Fit until the tuning likelihood stops improving; the network ends with its best weights.
+
+    `report(epoch, tuning_loss)` is called after each epoch.
+    """
+    module.report = report
+    stop = lightning.callbacks.EarlyStopping("tuning_loss", patience=module.config.patience, mode="min")
+    with _quiet():
+        trainer = lightning.Trainer(
+            max_epochs=module.config.max_epochs,
+            accelerator="auto",
+            devices=1,
+            gradient_clip_val=module.config.gradient_clip,
+            callbacks=[stop],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        trainer.fit(module, training, tuning)
+    module.network.load_state_dict(module.best_weights)
+    module.network.eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's notices and advertisements off: a library prints nothing unasked."""
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,102 @@
+"""The sequence network: events and queries in, query representations and log hazards out. No I/O, no training."""
+
+from __future__ import annotations
+
+import torch
+from numpy import float64
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention, silu
+
+from ehrseq.config import NetworkConfig
+from ehrseq.model.heads import HazardHead
+from ehrseq.tokens.batch import FEATURES, Batch, summary_width
+from ehrseq.tokens.vocabulary import Vocabulary
+
+
+class Block(nn.Module):
+    """Pre-norm attention and SwiGLU; rows may be fewer than columns, so that the last block serves queries only."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        hidden = 16 * round(width * 8 / 3 / 16)
+        self.attention_norm = nn.RMSNorm(width)
+        self.query = nn.Linear(width, width, bias=False)
+        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.mlp_norm = nn.RMSNorm(width)
+        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor, first_row: int) -> Tensor:
+        """x (B, T, width), mask (B, T - first_row, T) -> (B, T - first_row, width)."""
+        normed = self.attention_norm(x)
+        key, value = self.key_value(normed).chunk(2, dim=-1)
+        attended = scaled_dot_product_attention(
+            self._split(self.query(normed[:, first_row:])), self._split(key), self._split(value), mask.unsqueeze(1)
+        )
+        x = x[:, first_row:] + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
+        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
+        hidden: Tensor = x + self.dropout(self.down(silu(gate) * up))
+        return hidden
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class ProgressionNetwork(nn.Module):
+    """One token an event, one query token a prediction time; hazards are read at the queries.
+
+    An event's embedding is the sum of its code, its coded value, its numeric value interpolated between quantile
+    knots, and its times. The query's embedding is the sum of its times and of the summary of what is visible.
+    """
+
+    def __init__(
+        self, vocabulary: Vocabulary, config: NetworkConfig, n_hazards: int, edges: NDArray[float64]
+    ) -> None:
+        super().__init__()
+        width = config.width
+        self.code = nn.Embedding(vocabulary.n_codes, width, padding_idx=0)
+        self.coded_value = nn.Embedding(vocabulary.n_coded_values, width, padding_idx=0)
+        self.knot = nn.Embedding(vocabulary.n_knots + 1, width, padding_idx=0)
+        self.event_times = nn.Linear(FEATURES, width)
+        self.query_times = nn.Linear(FEATURES, width)
+        self.summary = nn.Sequential(
+            nn.Dropout(config.summary_dropout),
+            nn.Linear(summary_width(len(vocabulary.summary_codes)), width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+        )
+        self.blocks = nn.ModuleList(Block(width, config.heads, config.dropout) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(width)
+        self.head = HazardHead(width, n_hazards, edges)
+        self.dropout = nn.Dropout(config.dropout)
+        for table in (self.code, self.coded_value, self.knot):
+            nn.init.normal_(table.weight, std=0.1)
+            with torch.no_grad():
+                table.weight[0] = 0
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Log hazards per day, (B, K, H, I), at the batch's queries."""
+        n_events = batch.code.shape[1]
+        x = torch.cat([self.embed_events(batch), self.embed_queries(batch)], dim=1)
+        x = self.dropout(x)
+        for i, block in enumerate(self.blocks):
+            first_row = n_events if i == len(self.blocks) - 1 else 0
+            x = block(x, batch.mask[:, first_row:], first_row)
+        log_hazard: Tensor = self.head(self.norm(x))
+        return log_hazard
+
+    def embed_events(self, batch: Batch) -> Tensor:
+        """(B, E, width)."""
+        below, above = self.knot(batch.knot), self.knot(batch.knot + (batch.knot > 0))
+        value = below + batch.fraction.unsqueeze(-1) * (above - below)
+        out: Tensor = self.code(batch.code) + self.coded_value(batch.coded_value) + value
+        return out + self.event_times(batch.event_features)
+
+    def embed_queries(self, batch: Batch) -> Tensor:
+        """(B, K, width)."""
+        out: Tensor = self.query_times(batch.query_features) + self.summary(batch.summary)
+        return out

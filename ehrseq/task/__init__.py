@@ -1,0 +1,1 @@
+"""Tasks: which outcomes, for whom, at which times, and what may be seen then."""

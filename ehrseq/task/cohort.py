@@ -1,0 +1,202 @@
+"""Who is in the study: labels at the task's prediction times, who was left out and why, and events by horizon."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import polars as pl
+
+from ehrseq.task.definition import Task
+from ehrseq.task.label import REASONS, known_at_risk, label
+from ehrseq.task.outcome import all_occurrences, occurrences, unmatched_codes
+from ehrseq.task.split import split_subjects
+from ehrseq.task.times import prediction_times, table_times
+from ehrseq.timeline.store import Timelines
+
+__all__ = ["Cohort", "build_cohort", "known_at_risk", "label", "prediction_times"]
+
+_T = pl.col("prediction_time")
+
+
+@dataclass(frozen=True, repr=False)
+class Cohort:
+    """The labels of a task and how they came about.
+
+    - `rows`: `subject_id`, `prediction_time`, `landmark`, `split` and the columns of `label`; one row per prediction
+      time and outcome, those not at risk included.
+    - `attrition`: `outcome`, `landmark`, `step`, `prediction_times`, `subjects`. The steps are `considered`, each
+      reason of `REASONS` that occurs, and `at_risk`; the last ones sum to the first. Before them, with null outcome:
+      `all_subjects`, `no_prediction_time` and, where they occur, `unknown_patient` (rows of the task's table about
+      nobody in the timelines; no subjects) and `no_split` (subjects the dataset's split does not name; kept).
+    - `events`: `outcome`, `landmark`, `horizon`, `at_risk`, `events`, `competing`, `censored` (each by the horizon),
+      `event_free`, and `observed_fraction` = events / at_risk, which takes the censored for event-free: a floor, not
+      an estimate (see `evaluate` for that).
+    - `unmatched_codes`: codes and prefixes of the task that match no event.
+    - `outside_follow_up`: `outcome` and `occurrences` that do not count, being after the end of follow-up.
+    """
+
+    rows: pl.DataFrame
+    attrition: pl.DataFrame
+    events: pl.DataFrame
+    unmatched_codes: tuple[str, ...]
+    outside_follow_up: pl.DataFrame
+
+    def summary(self) -> str:
+        """Attrition, events and remarks as text."""
+        return "\n".join(
+            [
+                "Who is at risk",
+                _show(self.attrition),
+                "",
+                "What happens by each horizon (censored people count as event-free in observed_fraction)",
+                _show(self.events),
+                *self.remarks(),
+            ]
+        )
+
+    __repr__ = summary
+
+    def remarks(self) -> list[str]:
+        """What deserves a look before fitting, one line each."""
+        lines = [f"No event has the code {code}." for code in self.unmatched_codes]
+        lines += [
+            f"Occurrences of {name} after the end of follow-up, which do not count: {count:,}."
+            for name, count in self.outside_follow_up.iter_rows()
+        ]
+        by_outcome = self.rows.group_by("outcome", maintain_order=True).agg(
+            at_risk=pl.col("at_risk").sum(),
+            present=(pl.col("reason") == "already_present").sum(),
+            events=(pl.col("cause") == 1).sum(),
+        )
+        for name, at_risk, present, events in by_outcome.iter_rows():
+            if at_risk == 0 and present > 0:
+                lines.append(
+                    f"Nobody is at risk of {name}: it is present at every prediction time that could count; "
+                    "set incident = false if it can happen again."
+                )
+            elif at_risk == 0:
+                lines.append(f"Nobody is at risk of {name}.")
+            elif events == 0:
+                lines.append(f"{name} never happens after a prediction time.")
+        return lines
+
+
+def build_cohort(timelines: Timelines, task: Task) -> Cohort:
+    """The cohort of a task: labels, attrition, events by horizon and codes that matched nothing.
+
+    >>> from datetime import datetime
+    >>> from ehrseq.timeline.schema import normalise_events
+    >>> task = Task.from_dict({"horizons": ["1y"], "outcomes": {"mi": {"codes": ["SNOMED//22298006"]}},
+    ...                        "prediction_times": {"rule": "landmarks", "after_start": ["30d"]}})
+    >>> events = normalise_events({"subject_id": [1], "time": [datetime(2020, 5, 1)], "code": ["SNOMED//22298006"]})
+    >>> subjects = pl.DataFrame({"subject_id": [1], "patient": ["a"], "birth_time": datetime(1950, 1, 1),
+    ...     "death_time": None, "follow_up_start": datetime(2020, 1, 1), "follow_up_end": datetime(2022, 1, 1)})
+    >>> build_cohort(Timelines(events, subjects), task).events.select("landmark", "horizon", "at_risk", "events").rows()
+    [('30d', '1y', 1, 1)]
+    """
+    queries = prediction_times(timelines, task)
+    splits = split_subjects(timelines)
+    found = occurrences(timelines, task)
+    rows = label(
+        queries.join(splits, on="subject_id", how="left", maintain_order="left"), found, timelines.subjects, task
+    )
+    code = task.prediction_times.code
+    patterns = [p for o in task.outcomes for p in o.patterns] + list(task.labs) + ([] if code is None else [code])
+    return Cohort(
+        rows=rows,
+        attrition=_attrition(timelines, task, rows, splits),
+        events=_events(rows, task),
+        unmatched_codes=unmatched_codes(timelines, patterns),
+        outside_follow_up=_outside(timelines, task, found),
+    )
+
+
+def _attrition(timelines: Timelines, task: Task, rows: pl.DataFrame, splits: pl.DataFrame) -> pl.DataFrame:
+    reached = rows["subject_id"].n_unique()
+    no_split = splits.filter(pl.col("split").is_null()).height
+    steps: list[tuple[str, int, int]] = [
+        ("all_subjects", rows.n_unique(["subject_id", "prediction_time", "landmark"]), len(timelines)),
+        ("no_prediction_time", 0, len(timelines) - reached),
+    ]
+    if task.prediction_times.rule == "table":
+        unknown = table_times(timelines, task.prediction_times)["subject_id"].null_count()
+        steps += [("unknown_patient", unknown, 0)] * (unknown > 0)
+    if no_split:
+        of_them = rows.filter(pl.col("split").is_null() & (pl.col("outcome") == task.outcomes[0].name)).height
+        steps.append(("no_split", of_them, no_split))
+    general = pl.DataFrame(steps, schema=["step", "prediction_times", "subjects"], orient="row")
+    counts = (pl.len().alias("prediction_times"), pl.col("subject_id").n_unique().alias("subjects"))
+    considered = rows.group_by("outcome", "landmark").agg(*counts).with_columns(step=pl.lit("considered"))
+    fate = pl.col("reason").fill_null("at_risk").alias("step")
+    fates = rows.group_by("outcome", "landmark", fate).agg(*counts)
+    order = {"considered": 0, **{reason: i for i, reason in enumerate(REASONS, 1)}, "at_risk": len(REASONS) + 1}
+    detail = _in_order(
+        pl.concat([considered, fates], how="diagonal"),
+        task,
+        pl.col("step").replace_strict(order, return_dtype=pl.Int64),
+    )
+    columns = ("outcome", "landmark", "step", "prediction_times", "subjects")
+    return pl.concat([general, detail], how="diagonal_relaxed").select(columns)
+
+
+def _events(rows: pl.DataFrame, task: Task) -> pl.DataFrame:
+    at_risk = rows.filter("at_risk")
+    tables = []
+    for order, horizon in enumerate(task.horizons):
+        ended = pl.col("days") <= horizon.days_after(_T)
+        causes = {"events": 1, "competing": 2, "censored": 0}
+        tables.append(
+            at_risk.group_by("outcome", "landmark").agg(
+                pl.lit(horizon.label).alias("horizon"),
+                pl.lit(order).alias("_order"),
+                pl.len().alias("at_risk"),
+                *((ended & (pl.col("cause") == cause)).sum().alias(name) for name, cause in causes.items()),
+                (~ended).sum().alias("event_free"),
+            )
+        )
+    table = _in_order(pl.concat(tables), task, pl.col("_order"))
+    return table.drop("_order").with_columns(observed_fraction=pl.col("events") / pl.col("at_risk"))
+
+
+def _in_order(table: pl.DataFrame, task: Task, last: pl.Expr) -> pl.DataFrame:
+    """Sorted as the task lists outcomes and landmarks, then by `last`."""
+    names = [o.name for o in task.outcomes]
+    spans = [h.label for h in task.prediction_times.after_start]
+    outcome = pl.col("outcome").replace_strict(names, range(len(names)), return_dtype=pl.Int64)
+    landmark = pl.col("landmark").replace_strict(spans, range(len(spans)), default=None, return_dtype=pl.Int64)
+    return table.sort(outcome, landmark, last)
+
+
+def _outside(timelines: Timelines, task: Task, counted: pl.DataFrame) -> pl.DataFrame:
+    """`outcome` and `occurrences`: those that happen after the end of follow-up."""
+    total = all_occurrences(timelines, task).group_by("outcome").len("all")
+    inside = counted.group_by("outcome").len("inside")
+    return (
+        total.join(inside, on="outcome", how="left")
+        .select("outcome", occurrences=pl.col("all").cast(pl.Int64) - pl.col("inside").fill_null(0).cast(pl.Int64))
+        .filter(pl.col("occurrences") > 0)
+        .sort("outcome")
+    )
+
+
+def _show(table: pl.DataFrame) -> str:
+    """A table as aligned text, however long: plain columns, integers with separators, null as a dash."""
+    return "\n".join(_lines(table))
+
+
+def _lines(table: pl.DataFrame) -> Iterator[str]:
+    cells = [[_cell(value) for value in row] for row in (table.columns, *table.iter_rows())]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    text = [dtype == pl.String for dtype in table.dtypes]
+    for row in cells:
+        padded = (c.ljust(w) if left else c.rjust(w) for c, w, left in zip(row, widths, text, strict=True))
+        yield "  ".join(padded).rstrip()
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

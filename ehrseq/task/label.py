@@ -1,0 +1,243 @@
+"""Who is at risk of what, from when, and what then happens: the labels of a task and the count of those left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import reduce
+from operator import or_
+
+import polars as pl
+
+from ehrseq.errors import TaskError
+from ehrseq.task.definition import MICROSECONDS_A_DAY, Outcome, Task
+from ehrseq.task.history import visible
+from ehrseq.task.outcome import all_occurrences, deaths
+from ehrseq.timeline.schema import BIRTH_CODE, TIME, instants
+from ehrseq.timeline.store import Timelines
+
+REASONS = {
+    "no_birth_date": "no birth date, so no age",
+    "no_follow_up": "no follow-up is known",
+    "before_follow_up": "the prediction time is before follow-up starts",
+    "dead": "died by the prediction time",
+    "after_follow_up": "follow-up has ended by the prediction time",
+    "already_present": "an incident outcome known by the prediction time",
+    "competing_present": "an incident competing outcome known by the prediction time",
+    "occurred_unknown": "the outcome has occurred by the prediction time but becomes known later",
+}
+"""Why a subject is not at risk in `label`, in the order in which the reasons are tried."""
+
+SCORING_REASONS = {
+    "no_birth_date": "no birth date, so no age",
+    "before_birth": "the prediction time is before birth",
+    "dead": "known to have died by the prediction time",
+    "no_history": "not yet under observation, and no event but birth and static facts is known by the prediction time",
+    "already_present": "an incident outcome known by the prediction time",
+    "competing_present": "an incident competing outcome known by the prediction time",
+}
+"""Why `known_at_risk` refuses a forecast, in the order in which the reasons are tried."""
+
+_T = pl.col("prediction_time")
+
+
+def label(queries: pl.DataFrame, occurrences: pl.DataFrame, subjects: pl.DataFrame, task: Task) -> pl.DataFrame:
+    """What happens first after each prediction time, for each outcome.
+
+    Takes `queries` with `subject_id` and `prediction_time` (a date means the end of that day), the table of
+    `ehrseq.task.outcome.occurrences` and the subject table. Returns one row per query and outcome, in the order of
+    the queries and within one of `task.outcomes`: the columns of `queries`, then
+
+    - `outcome`
+    - `at_risk`, and `reason`: null, or the first of `REASONS` that holds
+    - `days` (float64): from the prediction time to the first of the outcome's next occurrence, a competing outcome's
+      next occurrence and the end of follow-up; strictly above zero; null where not at risk
+    - `cause` (int8): 1 the outcome, 2 a competing outcome, 0 censored; null where not at risk. At equal times the
+      outcome goes before its competitors, and both before censoring.
+
+    >>> from datetime import datetime
+    >>> task = Task.from_dict({"horizons": ["1y"], "outcomes": {"mi": {"codes": ["SNOMED//22298006"]}},
+    ...                        "prediction_times": {"rule": "every_encounter"}})
+    >>> day = [datetime(2020, 1, d) for d in range(1, 10)]
+    >>> subjects = pl.DataFrame({"subject_id": [1], "birth_time": [datetime(1950, 1, 1)], "death_time": [None],
+    ...                          "follow_up_start": day[0], "follow_up_end": day[8]})
+    >>> occurrences = pl.DataFrame({"subject_id": [1], "outcome": ["mi"], "time": day[5], "occurred_time": day[5],
+    ...                             "known_time": day[5]})
+    >>> queries = pl.DataFrame({"subject_id": [1, 1], "prediction_time": [day[2], day[6]]})
+    >>> label(queries, occurrences, subjects, task).select("at_risk", "reason", "days", "cause").rows()
+    [(True, None, 3.0, 1), (False, 'already_present', None, None)]
+    """
+    frame = _with_subjects(queries, subjects, "birth_time", "death_time", "follow_up_start", "follow_up_end")
+    frame = frame.sort("prediction_time")
+    for index, outcome in enumerate(task.outcomes):
+        frame = _join_outcome(frame, occurrences.filter(pl.col("outcome") == outcome.name), index)
+    return _one_row_an_outcome(queries, frame.sort("_row"), task, _label_columns)
+
+
+def known_at_risk(queries: pl.DataFrame, timelines: Timelines, task: Task) -> pl.DataFrame:
+    """Who can be given a forecast, judged by nothing but what is known at the prediction time.
+
+    Follow-up, and events that become known later, play no part, so the answer is the one a user would have got on
+    that day. Returns one row per query and outcome, ordered as by `label`: the columns of `queries`, `outcome`,
+    `at_risk`, and `reason`: null, or the first of `SCORING_REASONS` that holds.
+
+    >>> from datetime import datetime
+    >>> from ehrseq.timeline.schema import normalise_events
+    >>> task = Task.from_dict({"horizons": ["1y"], "outcomes": {"mi": {"codes": ["SNOMED//22298006"]}},
+    ...                        "prediction_times": {"rule": "every_encounter"}})
+    >>> events = normalise_events({"subject_id": [1], "time": [datetime(2020, 1, 5)], "code": ["SNOMED//22298006"]})
+    >>> subjects = pl.DataFrame({"subject_id": [1], "birth_time": [datetime(1950, 1, 1)], "death_time": [None]})
+    >>> queries = pl.DataFrame({"subject_id": [1, 1], "prediction_time": [datetime(2020, 1, 4), datetime(2020, 1, 5)]})
+    >>> known_at_risk(queries, Timelines(events, subjects), task)["reason"].to_list()
+    ['no_history', 'already_present']
+    """
+    events = timelines.events
+    history = pl.col("time").is_not_null() & ~pl.col("code").str.starts_with(BIRTH_CODE)
+    first_event = events.filter(history).group_by("subject_id").agg(_first_event=pl.col("known_time").min())
+    known_death = deaths(timelines).select("subject_id", _known_death="known_time")
+    found = all_occurrences(timelines, task)
+    frame = _with_subjects(queries, timelines.subjects, "birth_time")
+    for table in (known_death, first_event, _enrolment(timelines.subjects)):
+        frame = _left(frame, table)
+    for index, outcome in enumerate(task.outcomes):
+        of_outcome = found.filter(pl.col("outcome") == outcome.name)
+        frame = _left(frame, of_outcome.group_by("subject_id").agg(pl.col("known_time").min().alias(f"_known_{index}")))
+    return _one_row_an_outcome(queries, frame, task, _scoring_columns)
+
+
+def _enrolment(subjects: pl.DataFrame) -> pl.DataFrame:
+    """Since when a subject is observed, where an observation period says so: no record since then is a history too.
+
+    Other rules take the start from the first event, which may have become known later than it happened.
+    """
+    if "follow_up_rule" not in subjects.columns:
+        return pl.DataFrame(schema={"subject_id": pl.Int64, "_enrolled": TIME})
+    observed = subjects.filter(pl.col("follow_up_rule") == "observation_period")
+    return observed.select("subject_id", _enrolled=pl.col("follow_up_start").cast(TIME))
+
+
+def _label_columns(outcome: Outcome, task: Task) -> dict[str, pl.Expr]:
+    start, end = pl.col("_follow_up_start"), pl.col("_follow_up_end")
+    present, competitor_present = _present(outcome, task)
+    reason = _first_reason(
+        {
+            "no_birth_date": pl.col("_birth_time").is_null(),
+            "no_follow_up": start.is_null() | end.is_null(),
+            "before_follow_up": start > _T,
+            "dead": pl.col("_death_time") <= _T,
+            "after_follow_up": end <= _T,
+            "already_present": present,
+            "competing_present": competitor_present,
+            "occurred_unknown": _any(_occurred(name, task) for name in (outcome.name, *outcome.competing)),
+        }
+    )
+    event = _column("_next", outcome.name, task)
+    competing = pl.min_horizontal(end, *(_column("_next", name, task) for name in outcome.competing))
+    first = pl.min_horizontal(event, competing)
+    # `competing` is the end of follow-up where no competitor comes before it
+    any_competing = _any(_column("_next", name, task) == first for name in outcome.competing)
+    cause = pl.when(event == first).then(1).when(any_competing).then(2).otherwise(0).cast(pl.Int8)
+    at_risk = reason.is_null()
+    return {
+        "at_risk": at_risk,
+        "reason": reason,
+        "days": pl.when(at_risk).then((first - _T).dt.total_microseconds() / MICROSECONDS_A_DAY),
+        "cause": pl.when(at_risk).then(cause),
+    }
+
+
+def _scoring_columns(outcome: Outcome, task: Task) -> dict[str, pl.Expr]:
+    present, competitor_present = _present(outcome, task)
+    reason = _first_reason(
+        {
+            "no_birth_date": pl.col("_birth_time").is_null(),
+            "before_birth": pl.col("_birth_time") > _T,
+            "dead": visible(pl.col("_known_death"), _T),
+            "no_history": ~visible(pl.min_horizontal("_first_event", "_enrolled"), _T).fill_null(False),
+            "already_present": present,
+            "competing_present": competitor_present,
+        }
+    )
+    return {"at_risk": reason.is_null(), "reason": reason}
+
+
+def _present(outcome: Outcome, task: Task) -> tuple[pl.Expr, pl.Expr]:
+    """Whether the outcome, and whether one of its competitors, is incident and known by the prediction time."""
+
+    def known(name: str) -> pl.Expr:
+        return visible(_column("_known", name, task), _T) if task.outcome(name).incident else pl.lit(False)
+
+    return known(outcome.name), _any(known(name) for name in outcome.competing)
+
+
+def _occurred(name: str, task: Task) -> pl.Expr:
+    """Whether an incident outcome that counts when it occurs has occurred by the prediction time."""
+    outcome = task.outcome(name)
+    if outcome.event_time == "known" or not outcome.incident:
+        return pl.lit(False)
+    return _column("_occurred", name, task) <= _T
+
+
+def _column(kind: str, name: str, task: Task) -> pl.Expr:
+    return pl.col(f"{kind}_{task.outcomes.index(task.outcome(name))}")
+
+
+def _any(tests: Iterable[pl.Expr]) -> pl.Expr:
+    return reduce(or_, (test.fill_null(False) for test in tests), pl.lit(False))
+
+
+def _first_reason(tests: dict[str, pl.Expr]) -> pl.Expr:
+    """The name of the first test that holds, else null."""
+    return pl.coalesce(pl.when(test).then(pl.lit(name)) for name, test in tests.items())
+
+
+def _join_outcome(frame: pl.DataFrame, found: pl.DataFrame, index: int) -> pl.DataFrame:
+    """The next occurrence after each prediction time and the earliest ones of all; `frame` is sorted by time."""
+    following = found.select("subject_id", pl.col("time").alias(f"_next_{index}")).sort(f"_next_{index}")
+    earliest = found.group_by("subject_id").agg(
+        pl.col("known_time").min().alias(f"_known_{index}"), pl.col("occurred_time").min().alias(f"_occurred_{index}")
+    )
+    joined = frame.join_asof(
+        following,
+        left_on="prediction_time",
+        right_on=f"_next_{index}",
+        by="subject_id",
+        strategy="forward",
+        allow_exact_matches=False,
+        coalesce=False,
+        check_sortedness=False,
+    )
+    return _left(joined, earliest)
+
+
+def _left(frame: pl.DataFrame, table: pl.DataFrame) -> pl.DataFrame:
+    return frame.join(table, on="subject_id", how="left", maintain_order="left")
+
+
+def _one_row_an_outcome(
+    queries: pl.DataFrame, frame: pl.DataFrame, task: Task, columns: Callable[[Outcome, Task], dict[str, pl.Expr]]
+) -> pl.DataFrame:
+    """`frame` once for each outcome with that outcome's columns, rows of one query together."""
+    parts = [
+        frame.select(*queries.columns, "_row", outcome=pl.lit(outcome.name), **columns(outcome, task))
+        for outcome in task.outcomes
+    ]
+    # a stable sort keeps the order of the outcomes within a query
+    return pl.concat(parts).sort("_row", maintain_order=True).drop("_row")
+
+
+def _with_subjects(queries: pl.DataFrame, subjects: pl.DataFrame, *columns: str) -> pl.DataFrame:
+    """The queries with a row number and columns of the subject table (after `_`), in the order of the queries."""
+    missing = [c for c in ("subject_id", "prediction_time") if c not in queries.columns]
+    if missing:
+        raise TaskError("queries with subject_id and prediction_time", f"no {missing[0]}", "add the column")
+    times = queries["prediction_time"]
+    if times.null_count():
+        raise TaskError("a prediction_time in each query", f"{times.null_count()} without", "drop or fill them")
+    known = pl.col("subject_id").is_in(subjects["subject_id"].implode())
+    strangers = queries.height - queries.select(known.sum()).item()
+    if strangers:
+        raise TaskError(
+            "queries about subjects of the timelines", f"{strangers} about others", "select the subjects first"
+        )
+    table = subjects.select("subject_id", *(pl.col(c).cast(TIME).alias(f"_{c}") for c in columns))
+    return _left(queries.with_columns(instants(times, end_of_day=True)).with_row_index("_row"), table)

@@ -1,0 +1,126 @@
+"""When outcomes happen: every known occurrence of each outcome of a task, within follow-up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+import polars as pl
+
+from ehrseq.task.definition import Outcome, Task
+from ehrseq.task.predicate import code_matches, confirmed, value_matches
+from ehrseq.timeline.schema import DEATH_CODE, TIME
+from ehrseq.timeline.store import Timelines
+
+ALWAYS = datetime(1, 1, 1)  # the time of a static fact, which is known from the beginning
+
+_INPUT = ("subject_id", "time", "code", "numeric_value", "value_modifier", "known_time", "time_precision")
+_PRECISION_SPAN = {"year": "1y", "month": "1mo", "day": "1d"}
+
+
+def occurrences(timelines: Timelines, task: Task) -> pl.DataFrame:
+    """Every occurrence of each outcome inside follow-up.
+
+    Returns `subject_id`, `outcome`, `time`, `occurred_time` and `known_time` (all naive UTC), sorted by subject,
+    outcome and time. `occurred_time` is the end of the clinical interval (a day-precision date: the day's last
+    microsecond), `known_time` the moment by which it is known, and `time` the one of the two that the outcome's
+    `event_time` chooses. A static event has the time 0001-01-01: it is known from the beginning.
+
+    What happens after `follow_up_end` does not count. An occurrence dated to the day on which follow-up ends counts
+    at that end: a death "on the 5th" belongs to a stay that ended on the 5th at 15:00.
+
+    >>> from ehrseq.timeline.schema import normalise_events
+    >>> day = datetime(2020, 1, 2)
+    >>> events = normalise_events({"subject_id": [1], "time": [day], "code": ["SNOMED//22298006"]})
+    >>> subjects = pl.DataFrame({"subject_id": [1], "follow_up_end": [datetime(2021, 1, 1)], "death_time": [None]})
+    >>> task = Task.from_dict({"horizons": ["1y"], "outcomes": {"mi": {"codes": ["SNOMED//22298006"]}},
+    ...                        "prediction_times": {"rule": "every_encounter"}})
+    >>> occurrences(Timelines(events, subjects), task).select("outcome", "time").row(0)
+    ('mi', datetime.datetime(2020, 1, 2, 0, 0))
+    """
+    found = all_occurrences(timelines, task)
+    ends = timelines.subjects.select("subject_id", pl.col("follow_up_end").cast(TIME))
+    end = pl.col("follow_up_end")
+    day_end = end.dt.truncate("1d").dt.offset_by("1d") - pl.duration(microseconds=1)
+    return (
+        found.join(ends, on="subject_id", how="left")
+        .with_columns(
+            pl.when(pl.col(c) == day_end).then(end).otherwise(c).alias(c)
+            for c in ("time", "occurred_time", "known_time")
+        )
+        .filter(pl.col("time") <= end)
+        .drop("follow_up_end")
+        .sort("subject_id", "outcome", "time", "known_time", "occurred_time")
+    )
+
+
+def all_occurrences(timelines: Timelines, task: Task) -> pl.DataFrame:
+    """As `occurrences`, but regardless of follow-up and unsorted."""
+    patterns = [p for o in task.outcomes for p in o.patterns]
+    events = timelines.events.select(_INPUT).filter(code_matches(patterns) & ~_is_death())
+    events = pl.concat([events.with_columns(_known_time()), deaths(timelines)], how="diagonal_relaxed")
+    return pl.concat(_occurrences_of(events, outcome) for outcome in task.outcomes)
+
+
+def deaths(timelines: Timelines) -> pl.DataFrame:
+    """One MEDS_DEATH event for each subject who died: at `subjects.death_time`, else at the first death event.
+
+    `known_time` is that of the first death event where there is one, never before the death.
+    """
+    events = timelines.events.filter(_is_death())
+    recorded = events.group_by("subject_id").agg(recorded=_known_time().min())
+    stated = timelines.subjects.select("subject_id", pl.col("death_time").cast(TIME))
+    time = pl.coalesce("death_time", "recorded")
+    return (
+        stated.join(recorded, on="subject_id", how="full", coalesce=True)
+        .filter(time.is_not_null())
+        .select(
+            "subject_id",
+            time=time,
+            code=pl.lit(DEATH_CODE),
+            known_time=pl.max_horizontal("recorded", time),
+        )
+    )
+
+
+def unmatched_codes(timelines: Timelines, patterns: Iterable[str]) -> tuple[str, ...]:
+    """The codes and prefixes that match no event, in the order given."""
+    codes = timelines.events.select(pl.col("code").unique())
+    if timelines.subjects["death_time"].is_not_null().any():
+        codes = pl.concat([codes, pl.DataFrame({"code": [DEATH_CODE]})])
+    distinct = list(dict.fromkeys(patterns))
+    found = codes.select(code_matches([p]).any().alias(str(i)) for i, p in enumerate(distinct)).row(0)
+    return tuple(p for p, hit in zip(distinct, found, strict=True) if not hit)
+
+
+def _occurrences_of(events: pl.DataFrame, outcome: Outcome) -> pl.DataFrame:
+    matching = events.filter(code_matches(outcome.patterns) & value_matches(outcome.below, outcome.above))
+    if outcome.confirm is not None:
+        matching = confirmed(matching, outcome.confirm)
+    # "occurred" is never later than "known": the interval of an imprecise date may outlast the record of it
+    occurred = pl.min_horizontal(_interval_end(), "known_time")
+    return matching.select(
+        "subject_id",
+        outcome=pl.lit(outcome.name),
+        time=pl.col("known_time") if outcome.event_time == "known" else occurred,
+        occurred_time=occurred,
+        known_time="known_time",
+    )
+
+
+def _interval_end() -> pl.Expr:
+    """The last microsecond of the clinical interval that `time` begins."""
+    time, precision = pl.col("time"), pl.col("time_precision").cast(pl.String)
+    end = time
+    for name, span in _PRECISION_SPAN.items():
+        last = time.dt.offset_by(span) - pl.duration(microseconds=1)
+        end = pl.when(precision == name).then(last).otherwise(end)
+    return end.fill_null(ALWAYS)
+
+
+def _known_time() -> pl.Expr:
+    return pl.coalesce("known_time", "time", pl.lit(ALWAYS, dtype=TIME)).alias("known_time")
+
+
+def _is_death() -> pl.Expr:
+    return pl.col("code").str.starts_with(DEATH_CODE)

@@ -1,0 +1,88 @@
+"""Which events count: by code, by value, and confirmed by earlier ones. Pure expressions and functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from operator import or_
+
+import polars as pl
+
+from ehrseq.task.definition import Confirm
+
+
+def code_matches(patterns: Sequence[str]) -> pl.Expr:
+    """Whether the column `code` equals one of the patterns, or starts with one that ends in `*`.
+
+    >>> frame = pl.DataFrame({"code": ["ICD10CM//E11.9", "ICD10CM//E11", "SNOMED//44054006", "SNOMED//440540061"]})
+    >>> frame.select(code_matches(["ICD10CM//E11*", "SNOMED//44054006"])).to_series().to_list()
+    [True, True, True, False]
+    """
+    exact = [p for p in patterns if not p.endswith("*")]
+    code = pl.col("code")
+    tests = [code.is_in(exact)] if exact else []
+    tests += [code.str.starts_with(p[:-1]) for p in patterns if p.endswith("*")]
+    return reduce(or_, tests, pl.lit(False))
+
+
+def value_matches(below: float | None = None, above: float | None = None) -> pl.Expr:
+    """Whether `numeric_value` is certainly below and above the bounds (both exclusive), as recorded, without units.
+
+    `value_modifier` counts: `<45` is below 45, `>30` is not certainly below 45. Without bounds every event matches;
+    with one, an event without a number does not.
+
+    >>> values, modifiers = [44.9, 45, 45, 30, None], [None, None, "<", ">", None]
+    >>> frame = pl.DataFrame({"numeric_value": values, "value_modifier": modifiers})
+    >>> frame.select(value_matches(below=45)).to_series().to_list()
+    [True, False, True, False, False]
+    """
+    return _beyond(below, upper=True) & _beyond(above, upper=False)
+
+
+def _beyond(bound: float | None, *, upper: bool) -> pl.Expr:
+    if bound is None:
+        return pl.lit(True)
+    # values are float32: 2.67 as float32 lies above 2.67 as float64
+    value, limit = pl.col("numeric_value").cast(pl.Float32), pl.lit(bound, dtype=pl.Float32)
+    modifier = pl.col("value_modifier").fill_null("")
+    strict, open_towards, open_away = (value < limit, "<", [">", ">="]) if upper else (value > limit, ">", ["<", "<="])
+    certain = strict & ~modifier.is_in(open_away) | (value == limit) & (modifier == open_towards)
+    return certain.fill_null(False)
+
+
+def confirmed(events: pl.DataFrame, confirm: Confirm) -> pl.DataFrame:
+    """The events that confirm: the last of `times` matching events, each at least `apart` after the one before.
+
+    Takes and returns columns `subject_id`, `time` and `known_time` (others pass through). `apart` is counted between
+    the clinical times. `known_time` becomes the moment by which the whole chain is known: with results that arrive
+    out of order this may be later than the confirming event's own. Every confirming event is returned.
+
+    >>> from datetime import datetime
+    >>> days = [datetime(2020, 1, 1), datetime(2020, 2, 1), datetime(2020, 6, 1)]
+    >>> frame = pl.DataFrame({"subject_id": [1, 1, 1], "time": days, "known_time": days})
+    >>> from ehrseq.task.definition import Horizon
+    >>> confirmed(frame, Confirm(times=2, apart=Horizon("90d")))["time"].to_list()
+    [datetime.datetime(2020, 6, 1, 0, 0)]
+    """
+    chain = events.filter(pl.col("time").is_not_null()).sort("time", maintain_order=True)
+    for _ in range(confirm.times - 1):
+        # the earliest moment by which a chain of this length, ending early enough before an event, is known
+        earlier = chain.select(
+            "subject_id",
+            ready=confirm.apart.after(pl.col("time")),
+            chain_known=pl.col("known_time").cum_min().over("subject_id"),
+        )
+        chain = (
+            chain.join_asof(
+                earlier,
+                left_on="time",
+                right_on="ready",
+                by="subject_id",
+                strategy="backward",
+                check_sortedness=False,
+            )
+            .filter(pl.col("chain_known").is_not_null())
+            .with_columns(known_time=pl.max_horizontal("known_time", "chain_known"))
+            .drop("chain_known", "ready", strict=False)
+        )
+    return chain

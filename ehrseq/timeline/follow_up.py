@@ -1,0 +1,133 @@
+"""Follow-up: from when until when a subject is known to have been watched.
+
+The end of follow-up is the censoring time, so it must not depend on the outcome. The rule is, in this order:
+the end of an observation period in the data, the data cut, the last contact. Deaths (and births and static
+facts) are no contact: were they, those who die would be followed to their death and the living only to their
+last visit.
+"""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from typing import Any
+
+import polars as pl
+
+from ehrseq.errors import TimelineError
+from ehrseq.frames import to_polars
+from ehrseq.timeline.schema import BIRTH_CODE, DEATH_CODE, TIME, as_instant, instants
+
+RULES = ("observation_period", "data_cut", "last_contact")
+
+
+def follow_up(
+    events: pl.DataFrame,
+    observation_periods: Any = None,
+    data_cut: str | date | datetime | None = None,
+) -> pl.DataFrame:
+    """Start, end and rule of each subject's follow-up, one row a subject, sorted by `subject_id`.
+
+    Parameters
+    ----------
+    events
+        An event frame with `subject_id`, `time`, `known_time` and `code`.
+    observation_periods
+        A frame with `subject_id`, `start` and `end` (UTC; dates stand for whole days; null = open), any
+        number of rows a subject. Several periods count as one from the earliest start to the latest end: gaps
+        between them are treated as observed. Where no period has a start, follow-up starts with the first
+        event; where one has no end (still running), it ends by the next rule, but not before another period's
+        end.
+    data_cut
+        The moment up to which the export is complete (a date: the end of that day). It ends the follow-up of
+        everyone without a period, and of every period that reaches beyond it.
+
+    Returns
+    -------
+    `subject_id`, `follow_up_start`, `follow_up_end`, `follow_up_rule`. `follow_up_rule` names what gave the
+    end: `observation_period`, `data_cut` or `last_contact` (the greatest `known_time`). The three are null
+    where there is neither a contact nor a period, or where the end would lie before the start.
+
+    >>> events = pl.DataFrame(
+    ...     {"subject_id": [1, 1], "time": [datetime(2003, 1, 1), datetime(2009, 1, 1)],
+    ...      "code": ["LOINC//718-7", "MEDS_DEATH"]}
+    ... ).with_columns(known_time=pl.col("time"))
+    >>> follow_up(events).row(0)[2:]
+    (datetime.datetime(2003, 1, 1, 0, 0), 'last_contact')
+    >>> follow_up(events, data_cut="2005-12-31").row(0)[2:]
+    (datetime.datetime(2005, 12, 31, 23, 59, 59, 999999), 'data_cut')
+    """
+    cut = pl.lit(None if data_cut is None else as_instant(data_cut), dtype=TIME)
+    contacts = _contacts(events)
+    periods = _envelopes(observation_periods)
+    subjects = pl.concat([events.select("subject_id"), periods.select("subject_id")]).unique().sort("subject_id")
+    joined = subjects.join(contacts, on="subject_id", how="left").join(periods, on="subject_id", how="left")
+
+    watched = pl.col("first_contact").is_not_null() | pl.col("has_period").is_not_null()
+    has_end = pl.col("period_end").is_not_null() & ~pl.col("open")
+    # an open period is still running: it reaches the cut or the last contact, and a closed one beside it
+    fallback = pl.coalesce(cut, pl.max_horizontal("last_contact", "period_end"))
+    end = pl.when(has_end).then(pl.min_horizontal("period_end", cut)).otherwise(fallback)
+    rule = (
+        pl.when(has_end & (pl.col("period_end") <= pl.coalesce(cut, "period_end")))
+        .then(pl.lit("observation_period"))
+        .when(cut.is_not_null())
+        .then(pl.lit("data_cut"))
+        .otherwise(pl.lit("last_contact"))
+    )
+    measured = joined.select(
+        "subject_id",
+        follow_up_start=pl.coalesce("period_start", "first_contact"),
+        follow_up_end=end,
+        follow_up_rule=rule,
+        watched=watched,
+    )
+    usable = pl.col("watched") & (pl.col("follow_up_start") <= pl.col("follow_up_end"))
+    return measured.select("subject_id", pl.when(usable).then(pl.col(r"^follow_up_.*$")))
+
+
+def is_contact() -> pl.Expr:
+    """Whether an event shows its subject under observation: it has a time, and is neither birth nor death."""
+    code = pl.col("code")
+    return pl.col("time").is_not_null() & ~code.str.starts_with(BIRTH_CODE) & ~code.str.starts_with(DEATH_CODE)
+
+
+def _contacts(events: pl.DataFrame) -> pl.DataFrame:
+    """`subject_id`, `first_contact` and `last_contact` of the subjects with any contact."""
+    return (
+        events.lazy()
+        .filter(is_contact())
+        .group_by("subject_id")
+        .agg(first_contact=pl.col("time").min(), last_contact=pl.max_horizontal("known_time", "time").max())
+        .collect()
+    )
+
+
+def _envelopes(observation_periods: Any) -> pl.DataFrame:
+    """One period a subject, from the earliest start to the latest end."""
+    if observation_periods is None:
+        observation_periods = {"subject_id": [], "start": [], "end": []}
+    frame = to_polars(observation_periods)
+    missing = [c for c in ("subject_id", "start", "end") if c not in frame.columns]
+    if missing:
+        raise TimelineError(
+            "observation periods with columns subject_id, start, end",
+            f"no column {', '.join(missing)}",
+            "rename or add the columns",
+        )
+    return (
+        pl.DataFrame(
+            [
+                frame["subject_id"].cast(pl.Int64),
+                instants(frame["start"]),
+                instants(frame["end"], end_of_day=True),
+            ]
+        )
+        .filter(pl.col("start").is_not_null() | pl.col("end").is_not_null())
+        .group_by("subject_id")
+        .agg(
+            period_start=pl.col("start").min(),
+            period_end=pl.col("end").max(),
+            open=pl.col("end").is_null().any(),
+            has_period=pl.lit(True),
+        )
+    )

@@ -1,0 +1,209 @@
+"""The timeline's column contract: names, types and units, and what is checked of a frame handed in.
+
+An *event* is one coded fact at a time. `time` is when it happened clinically, `known_time` the earliest
+moment by which it was certainly known; both are UTC without a time zone, in microseconds. Static facts (sex,
+race) have neither and are always visible. A date stands for the whole day: `time` is its first microsecond
+and `known_time` its last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, time
+from typing import Any
+
+import polars as pl
+
+from ehrseq.errors import TimelineError
+from ehrseq.frames import to_polars
+
+TIME = pl.Datetime("us")
+
+EVENT_SCHEMA: dict[str, Any] = {
+    "subject_id": pl.Int64,
+    "time": TIME,
+    "code": pl.String,
+    "numeric_value": pl.Float32,
+    "text_value": pl.String,
+    "value_modifier": pl.String,  # a comparator (<, <=, >=, >, ad) or the reason a value is absent
+    "unit": pl.String,
+    "known_time": TIME,
+    "time_source": pl.Categorical,
+    "time_precision": pl.Categorical,  # year, month, day, minute, second
+    "utc_offset": pl.Int16,  # minutes, as written in the record
+    "encounter_id": pl.String,
+    "resource_type": pl.String,
+    "resource_id": pl.String,
+}
+
+SUBJECT_SCHEMA: dict[str, Any] = {
+    "subject_id": pl.Int64,
+    "patient": pl.String,  # the FHIR logical id (or identifier): how a user names the subject
+    "birth_time": TIME,
+    "sex": pl.String,
+    "race": pl.String,
+    "ethnicity": pl.String,
+    "death_time": TIME,  # last microsecond of the day for a day-precision death
+    "follow_up_start": TIME,
+    "follow_up_end": TIME,
+    "follow_up_rule": pl.String,  # observation_period, data_cut or last_contact
+}
+
+SPLIT_SCHEMA: dict[str, Any] = {"subject_id": pl.Int64, "split": pl.String}
+SPLITS = ("train", "tuning", "held_out")
+
+CODE_SCHEMA: dict[str, Any] = {
+    "code": pl.String,
+    "description": pl.String,
+    "parent_codes": pl.List(pl.String),
+}
+
+REQUIRED_EVENT_COLUMNS = ("subject_id", "time", "code")
+BIRTH_CODE = "MEDS_BIRTH"
+DEATH_CODE = "MEDS_DEATH"
+
+
+def validate_events(frame: pl.DataFrame) -> None:
+    """Raise TimelineError where an event frame cannot be a timeline; changes nothing."""
+    missing = [c for c in REQUIRED_EVENT_COLUMNS if c not in frame.columns]
+    if missing:
+        raise TimelineError(
+            f"an event frame with columns {', '.join(REQUIRED_EVENT_COLUMNS)}",
+            f"no column {', '.join(missing)}",
+            "rename or add the columns (see the timeline contract in the docs)",
+        )
+    for column, wanted, fits, next_step in (
+        ("subject_id", "integers", _is_integer, "number the subjects with integers"),
+        ("time", "datetimes", _is_time, "convert it to datetimes"),
+        ("known_time", "datetimes", _is_time, "convert it to datetimes"),
+        ("code", "text", _is_text, "write codes as SYSTEM//value"),
+    ):
+        # a column of nothing but nulls has whatever type its library gave it
+        if column in frame.columns and not fits(frame.schema[column]) and frame[column].null_count() < frame.height:
+            raise TimelineError(f"{wanted} in column {column}", f"type {frame.schema[column]}", next_step)
+    for column in ("subject_id", "code"):
+        nulls = frame[column].null_count()
+        if nulls:
+            raise TimelineError(f"a {column} on every event", f"{nulls} events without", "drop or fill them")
+
+
+def normalise_events(frame: Any) -> pl.DataFrame:
+    """An event frame (polars, pandas, Arrow) in the contract's columns, types and order.
+
+    Columns that are absent are filled with nulls and other columns are left out; `known_time` defaults to
+    `time` and is never before it; times with a zone become UTC; an event dated by the day alone (a `Date`
+    column) is known at the end of that day; a static event has no `known_time`; rows are sorted by subject,
+    time (static first) and code.
+
+    >>> normalise_events({"subject_id": [1], "time": [None], "code": ["SEX//female"]}).columns[:3]
+    ['subject_id', 'time', 'code']
+    """
+    given = to_polars(frame)
+    validate_events(given)
+    known = given["known_time" if "known_time" in given.columns else "time"].rename("known_time")
+    events = conform(
+        given.with_columns(instants(given["time"]), instants(known, end_of_day=True)), EVENT_SCHEMA, "event"
+    )
+    # max_horizontal passes over nulls: a fact without a known time is known when it happens
+    known_time = pl.when(pl.col("time").is_not_null()).then(pl.max_horizontal("known_time", "time"))
+    return sort_events(events.with_columns(known_time=known_time))
+
+
+def normalise_splits(frame: Any) -> pl.DataFrame:
+    """A split table in the contract's columns and order: one row for each subject that has a split.
+
+    >>> normalise_splits({"subject_id": [2, 1], "split": ["train", None]}).rows()
+    [(2, 'train')]
+    """
+    table = conform(to_polars(frame), SPLIT_SCHEMA, "split").drop_nulls().unique()
+    if table["subject_id"].is_duplicated().any():
+        raise TimelineError("one split for each subject", "subjects in two splits", "keep one row for each subject")
+    return table.sort("subject_id")
+
+
+def conform(frame: pl.DataFrame, schema: Mapping[str, Any], name: str) -> pl.DataFrame:
+    """The columns of `schema` in its order and types: absent ones null, others left out.
+
+    A column that cannot be converted is a TimelineError that names the column and never a value.
+
+    >>> conform(pl.DataFrame({"split": ["train"]}), SPLIT_SCHEMA, "split").rows()
+    [(None, 'train')]
+    """
+    columns = []
+    for column, kind in schema.items():
+        if column not in frame.columns:
+            columns.append(pl.Series(column, [None], dtype=kind).new_from_index(0, frame.height))
+            continue
+        try:
+            columns.append(frame[column].cast(kind))
+        except pl.exceptions.PolarsError:
+            raise TimelineError(
+                f"values of type {kind} in column {column} of the {name} table",
+                f"values of type {frame.schema[column]} that do not convert",
+                "convert the column",
+            ) from None
+    return pl.DataFrame(columns)
+
+
+def instants(series: pl.Series, end_of_day: bool = False) -> pl.Series:
+    """Times as UTC without a zone, in microseconds; a `Date` becomes its day's first (or last) microsecond.
+
+    >>> instants(pl.Series("t", [date(2020, 1, 1)]), end_of_day=True).item()
+    datetime.datetime(2020, 1, 1, 23, 59, 59, 999999)
+    """
+    kind = series.dtype
+    if kind == pl.Date:
+        shift = pl.duration(days=1, microseconds=-1) if end_of_day else pl.duration()
+        return pl.select(pl.lit(series).cast(TIME) + shift).to_series().rename(series.name)
+    if isinstance(kind, pl.Datetime) and kind.time_zone is not None:
+        series = series.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    return series.cast(TIME)
+
+
+def as_instant(moment: str | date | datetime) -> datetime:
+    """One moment as UTC without a zone; a date (also "2020-01-31") is the last microsecond of its day.
+
+    >>> as_instant("2020-01-31")
+    datetime.datetime(2020, 1, 31, 23, 59, 59, 999999)
+    >>> as_instant("2020-01-31T12:00:00+02:00")
+    datetime.datetime(2020, 1, 31, 10, 0)
+    """
+    if isinstance(moment, str):
+        try:
+            moment = date.fromisoformat(moment) if len(moment) <= 10 else datetime.fromisoformat(moment)
+        except ValueError:
+            raise TimelineError(
+                "a date like 2020-01-31 or a time like 2020-01-31T12:00:00",
+                "other text",
+                "write it as ISO 8601",
+            ) from None
+    if not isinstance(moment, datetime):
+        return datetime.combine(moment, time.max)
+    return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def sort_events(events: pl.DataFrame) -> pl.DataFrame:
+    """Events in the one canonical order, which does not depend on the order of the input."""
+    first = (
+        "subject_id",
+        "time",
+        "known_time",
+        "code",
+        "numeric_value",
+        "text_value",
+        "resource_type",
+        "resource_id",
+    )
+    return events.sort(*first, *(c for c in events.columns if c not in first), nulls_last=False)
+
+
+def _is_integer(kind: pl.DataType) -> bool:
+    return kind.is_integer()
+
+
+def _is_time(kind: pl.DataType) -> bool:
+    return isinstance(kind, pl.Datetime | pl.Date)
+
+
+def _is_text(kind: pl.DataType) -> bool:
+    return kind == pl.String or isinstance(kind, pl.Categorical | pl.Enum)

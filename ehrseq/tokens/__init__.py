@@ -1,0 +1,1 @@
+"""Vocabulary and batches for the sequence model."""

@@ -1,0 +1,132 @@
+"""Timelines as flat integer and float arrays: one token an event, in the order in which events became known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ehrseq.tokens.vocabulary import CODED_TEXT, FIRST_CODE, UNKNOWN, Vocabulary, model_events
+
+STATIC = np.iinfo(np.int64).min  # the known_time of static facts: before everything
+MICROSECONDS_PER_DAY = 86_400_000_000
+
+
+@dataclass(frozen=True)
+class EncodedTimelines:
+    """Tokens of many subjects; subject s owns rows `offset[s]:offset[s + 1]`, sorted by `known_time`.
+
+    subject_id, birth (S,); offset (S+1,); code, coded_value, knot (N,) indices; fraction (N,) weight of the knot
+    above; value (N,) scaled, NaN for none; summary_code (N,) -1 for none; time, known_time (N,) microseconds.
+    """
+
+    subject_id: NDArray[np.int64]
+    birth: NDArray[np.int64]
+    offset: NDArray[np.int64]
+    code: NDArray[np.int64]
+    coded_value: NDArray[np.int64]
+    knot: NDArray[np.int64]
+    fraction: NDArray[np.float32]
+    value: NDArray[np.float32]
+    summary_code: NDArray[np.int64]
+    time: NDArray[np.int64]
+    known_time: NDArray[np.int64]
+
+    def position(self, subject_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The row of each subject."""
+        return np.searchsorted(self.subject_id, subject_ids)
+
+
+def encode(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Vocabulary) -> EncodedTimelines:
+    """Tokens of the subjects in `subjects` (all with a birth time), sorted by subject_id.
+
+    Repeated measurements of one code at one moment become one token with their mean. Codes outside the vocabulary
+    become the unknown token; values in a unit the vocabulary does not know are left out, never mixed.
+    """
+    subjects = subjects.select("subject_id", "birth_time").sort("subject_id")
+    merge = ["subject_id", "time", "known_time", "code", "text_value", "unit"]
+    tokens = (
+        model_events(events)
+        .join(subjects.select("subject_id"), on="subject_id", how="semi")
+        .with_columns(
+            pl.when(pl.col("text_value").str.contains(CODED_TEXT)).then("text_value").alias("text_value"),
+            pl.col("numeric_value").cast(pl.Float64).fill_nan(None),
+        )
+        .group_by(merge)
+        .agg(pl.col("numeric_value").sort().mean())
+        .with_columns(
+            known=pl.col("known_time").dt.epoch("us").fill_null(STATIC),
+            at=pl.col("time").dt.epoch("us").fill_null(STATIC),
+        )
+        .sort("subject_id", "known", "at", "code", "text_value", "unit")
+    )
+    tokens = _look_up(tokens, vocabulary)
+    knot, fraction, value = _encode_values(tokens, vocabulary)
+    subject_id = subjects["subject_id"].to_numpy()
+    counts = np.bincount(
+        np.searchsorted(subject_id, tokens["subject_id"].to_numpy()), minlength=len(subject_id)
+    )
+    return EncodedTimelines(
+        subject_id=subject_id,
+        birth=subjects["birth_time"].dt.epoch("us").to_numpy(),
+        offset=np.append(0, np.cumsum(counts)).astype(np.int64),
+        code=tokens["code_index"].to_numpy(),
+        coded_value=tokens["coded_index"].to_numpy(),
+        knot=knot,
+        fraction=fraction,
+        value=value,
+        summary_code=tokens["summary_index"].to_numpy(),
+        time=tokens["at"].to_numpy(),
+        known_time=tokens["known"].to_numpy(),
+    )
+
+
+def _look_up(tokens: pl.DataFrame, vocabulary: Vocabulary) -> pl.DataFrame:
+    def index(key: pl.Expr, names: tuple[str, ...], first: int, missing: int) -> pl.Expr:
+        return key.replace_strict(
+            list(names), list(range(first, first + len(names))), default=missing, return_dtype=pl.Int64
+        ).fill_null(missing)
+
+    return tokens.with_columns(
+        code_index=index(pl.col("code"), vocabulary.codes, FIRST_CODE, UNKNOWN),
+        coded_index=index(pl.col("code") + "=" + pl.col("text_value"), vocabulary.coded_values, 1, 0),
+        summary_index=index(pl.col("code"), vocabulary.summary_codes, 0, -1),
+    )
+
+
+def _encode_values(
+    tokens: pl.DataFrame, vocabulary: Vocabulary
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
+    """Row of the knot below, weight of the knot above, and the scaled value."""
+    n = tokens.height
+    knot, fraction = np.zeros(n, np.int64), np.zeros(n, np.float32)
+    value = np.full(n, np.nan, np.float32)
+    if not vocabulary.scales:
+        return knot, fraction, value
+    scale_of = {(s.code, s.unit): i for i, s in enumerate(vocabulary.scales)}
+    first = 1 + np.cumsum([0, *(len(s.knots) for s in vocabulary.scales)])
+    rows = tokens.with_row_index("row").filter(pl.col("numeric_value").is_not_null())
+    for key, group in rows.group_by("code", pl.col("unit").fill_null("")):
+        which = scale_of.get((str(key[0]), str(key[1])))
+        if which is None:
+            continue
+        scale = vocabulary.scales[which]
+        row, x = group["row"].to_numpy(), group["numeric_value"].to_numpy()
+        position = _interpolate(x, np.asarray(scale.knots))
+        below = np.minimum(position.astype(np.int64), max(len(scale.knots) - 2, 0))
+        knot[row] = first[which] + below
+        fraction[row] = position - below
+        value[row] = np.clip((x - scale.centre) / scale.spread, -5, 5)
+    return knot, fraction, value
+
+
+def _interpolate(x: NDArray[Any], knots: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Position among the knots, 0 to len(knots) - 1, clamped at the ends.
+
+    >>> _interpolate(np.array([0.0, 1.5, 9.0]), np.array([1.0, 2.0])).tolist()
+    [0.0, 0.5, 1.0]
+    """
+    return np.interp(x, knots, np.arange(len(knots), dtype=np.float64))

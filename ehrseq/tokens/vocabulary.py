@@ -1,0 +1,124 @@
+"""Which codes and values the model knows; fitted on training subjects only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ehrseq.config import NetworkConfig, from_mapping
+from ehrseq.timeline.schema import BIRTH_CODE, DEATH_CODE
+
+PADDING, UNKNOWN, FIRST_CODE = 0, 1, 2
+CODED_TEXT = r"^\S+//\S+$"  # a coded value such as SNOMED//8392000; free text never enters a vocabulary
+
+
+@dataclass(frozen=True)
+class ValueScale:
+    """The values of one code in one unit: quantile knots for the tokens, centre and spread for summaries."""
+
+    code: str
+    unit: str
+    knots: tuple[float, ...]
+    centre: float
+    spread: float
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Codes (index FIRST_CODE on), coded values (index 1 on) and value scales known to the model.
+
+    `summary_codes` are the most frequent codes, which the per-query summaries cover.
+    """
+
+    codes: tuple[str, ...]
+    coded_values: tuple[str, ...]
+    scales: tuple[ValueScale, ...]
+    summary_codes: tuple[str, ...]
+
+    @property
+    def n_codes(self) -> int:
+        """Rows of the code embedding."""
+        return FIRST_CODE + len(self.codes)
+
+    @property
+    def n_coded_values(self) -> int:
+        """Rows of the coded-value embedding; row 0 is 'no coded value'."""
+        return 1 + len(self.coded_values)
+
+    @property
+    def n_knots(self) -> int:
+        """Rows of the value embedding; row 0 is 'no value'."""
+        return 1 + sum(len(s.knots) for s in self.scales)
+
+    @classmethod
+    def fit(cls, events: pl.DataFrame, config: NetworkConfig) -> Vocabulary:
+        """Learn the vocabulary from the events of the training subjects.
+
+        >>> events = pl.DataFrame({"subject_id": [1, 2], "code": ["A//1", "A//1"], "text_value": [None, None],
+        ...     "numeric_value": [1.0, 3.0], "unit": ["kg", "kg"]}, schema_overrides={"text_value": pl.String})
+        >>> Vocabulary.fit(events, NetworkConfig(min_subjects=2)).codes
+        ('A//1',)
+        """
+        events = model_events(events)
+        codes = _frequent(events, pl.col("code"), config.min_subjects)
+        known = events.filter(pl.col("code").is_in(codes))
+        coded = known.filter(pl.col("text_value").str.contains(CODED_TEXT))
+        values = _frequent(coded, pl.col("code") + "=" + pl.col("text_value"), config.min_subjects)
+        numeric = known.filter(pl.col("numeric_value").is_finite())
+        scales = tuple(
+            ValueScale(str(code), str(unit), *_scale(group["numeric_value"].to_numpy(), config.value_bins))
+            for (code, unit), group in sorted(
+                numeric.group_by("code", pl.col("unit").fill_null("")), key=lambda item: (item[0][0], item[0][1])
+            )
+            if group["subject_id"].n_unique() >= config.min_subjects
+        )
+        return cls(tuple(sorted(codes)), tuple(sorted(values)), scales, tuple(codes[: config.summary_codes]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The vocabulary as JSON-safe content."""
+        return {
+            "codes": list(self.codes),
+            "coded_values": list(self.coded_values),
+            "scales": [
+                {"code": s.code, "unit": s.unit, "knots": list(s.knots), "centre": s.centre, "spread": s.spread}
+                for s in self.scales
+            ],
+            "summary_codes": list(self.summary_codes),
+        }
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Vocabulary:
+        """The vocabulary that `to_dict` wrote."""
+        scales = tuple(from_mapping(ValueScale, {**s, "knots": tuple(s["knots"])}) for s in content["scales"])
+        return cls(
+            tuple(content["codes"]), tuple(content["coded_values"]), scales, tuple(content["summary_codes"])
+        )
+
+
+def model_events(events: pl.DataFrame) -> pl.DataFrame:
+    """The events a model may learn from: birth is given as age, and death is an outcome."""
+    return events.filter(~pl.col("code").is_in([BIRTH_CODE, DEATH_CODE]))
+
+
+def _frequent(events: pl.DataFrame, key: pl.Expr, min_subjects: int) -> list[str]:
+    """Keys seen in enough subjects, most frequent first."""
+    counts = (
+        events.select("subject_id", key=key)
+        .group_by("key")
+        .agg(n=pl.col("subject_id").n_unique())
+        .filter(pl.col("n") >= min_subjects)
+        .sort("n", "key", descending=[True, False])
+    )
+    return counts["key"].to_list()
+
+
+def _scale(values: np.ndarray[Any, Any], bins: int) -> tuple[tuple[float, ...], float, float]:
+    """Distinct quantile knots, the median, and a spread that is never zero."""
+    values = values.astype(np.float64)
+    knots = tuple(float(v) for v in np.unique(np.quantile(values, np.linspace(0.01, 0.99, bins + 1))))
+    low, centre, high = np.quantile(values, [0.25, 0.5, 0.75])
+    spread = (high - low) / 1.349 or float(np.std(values)) or 1.0
+    return knots, float(centre), float(spread)

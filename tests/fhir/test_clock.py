@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ehrseq.fhir.clock import NO_OFFSET, NO_TIME, PRECISIONS, moments, parse_times
+
+EPOCH = datetime(1970, 1, 1)
+
+
+def microseconds(moment: datetime) -> int:
+    return (moment - EPOCH) // timedelta(microseconds=1)
+
+
+@pytest.mark.parametrize(
+    ("written", "start", "end", "precision", "offset"),
+    [
+        ("1947", datetime(1947, 1, 1), datetime(1948, 1, 1), "year", None),
+        ("2000-02", datetime(2000, 2, 1), datetime(2000, 3, 1), "month", None),
+        ("2000-12-31", datetime(2000, 12, 31), datetime(2001, 1, 1), "day", None),
+        ("2000-12-31T23:59Z", datetime(2000, 12, 31, 23, 59), datetime(2001, 1, 1), "minute", 0),
+    ],
+)
+def test_imprecise_times_stand_for_intervals(
+    written: str, start: datetime, end: datetime, precision: str, offset: int | None
+) -> None:
+    parsed = parse_times([written])
+    assert parsed.start[0] == microseconds(start)
+    assert parsed.end[0] == microseconds(end) - 1
+    assert PRECISIONS[parsed.precision[0]] == precision
+    assert parsed.offset[0] == (NO_OFFSET if offset is None else offset)
+
+
+@given(
+    st.datetimes(datetime(1800, 1, 1), datetime(2300, 1, 1)), st.integers(-14 * 60, 14 * 60), st.booleans()
+)
+@settings(max_examples=60, deadline=None)
+def test_exact_times_agree_with_the_standard_library(moment: datetime, minutes: int, fraction: bool) -> None:
+    moment = moment if fraction else moment.replace(microsecond=0)
+    aware = moment.replace(tzinfo=timezone(timedelta(minutes=minutes)))
+    parsed = parse_times([aware.isoformat()])
+    expected = microseconds(aware.astimezone(UTC).replace(tzinfo=None))
+    assert (parsed.start[0], parsed.end[0]) == (expected, expected)
+    assert PRECISIONS[parsed.precision[0]] == "second"
+    assert parsed.offset[0] == minutes
+
+
+@pytest.mark.parametrize(
+    "written", ["", "soon", "2020-13", "2021-02-29", "2020-01-01T25:00:00Z", "20", "2020-1-1", None]
+)
+def test_what_is_no_time_is_none(written: str | None) -> None:
+    parsed = parse_times([written, "2020"])
+    assert parsed.start[0] == NO_TIME
+    assert parsed.end[0] == NO_TIME
+    assert parsed.precision[0] == 0
+    assert parsed.precision[1] > 0
+
+
+def test_nothing_to_parse() -> None:
+    assert len(parse_times([]).start) == 0
+    assert moments(np.array([], np.int64)).len() == 0

@@ -1,0 +1,71 @@
+"""What the package promises before anything is called: light to import, typed, its public names there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import ehrseq
+
+HEAVY = {"torch", "pytorch_lightning", "pandas", "sklearn", "matplotlib"}
+
+
+def imported_by(statement: str) -> set[str]:
+    """Top-level packages a fresh interpreter loads for a statement."""
+    command = [sys.executable, "-X", "importtime", "-c", statement]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return {line.rsplit("|", 1)[1].strip().split(".")[0] for line in told.splitlines() if "|" in line}
+
+
+def test_import_is_light() -> None:
+    loaded = imported_by("import ehrseq")
+    assert "ehrseq" in loaded
+    assert loaded & HEAVY == set()
+
+
+def test_a_heavy_import_would_be_seen() -> None:
+    assert imported_by("import ehrseq, matplotlib") & HEAVY == {"matplotlib"}
+
+
+def test_the_package_is_typed() -> None:
+    assert (files("ehrseq") / "py.typed").is_file()
+
+
+def test_every_public_name_is_there() -> None:
+    names = getattr(ehrseq, "__all__", [])
+    assert len(set(names)) == len(names)
+    assert set(names) <= set(dir(ehrseq))
+    for name in names:
+        assert getattr(ehrseq, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    name = "no_such_name"
+    with pytest.raises(AttributeError, match=name):
+        getattr(ehrseq, name)
+
+
+def test_the_version_is_the_projects() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))[
+        "project"
+    ]
+    assert ehrseq.__version__ == project["version"] == version("ehrseq")
+
+
+def test_every_requirement_is_pinned_without_a_local_build() -> None:
+    root = Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.lower().split("==") for line in lines if not line.startswith("#"))
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    assert {Requirement(line).name.lower() for line in wanted} <= pins.keys()
+    assert pins["torch"] == "2.13.0"
+    assert all(re.fullmatch(r"[\w.]+", pin) for pin in pins.values())
