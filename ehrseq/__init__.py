@@ -9,17 +9,48 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ehrseq.config import ModelConfig as ModelConfig, NetworkConfig as NetworkConfig, TrainingConfig as TrainingConfig
+    from ehrseq.config import (
+        ModelConfig as ModelConfig,
+    )
+    from ehrseq.config import (
+        NetworkConfig as NetworkConfig,
+    )
+    from ehrseq.config import (
+        TrainingConfig as TrainingConfig,
+    )
     from ehrseq.demo import run_demo as run_demo
-    from ehrseq.errors import EhrseqError as EhrseqError, UserError as UserError
-    from ehrseq.estimator import ProgressionModel as ProgressionModel, load_model as load_model
+    from ehrseq.errors import EhrseqError as EhrseqError
+    from ehrseq.errors import UserError as UserError
+    from ehrseq.estimator import ProgressionModel as ProgressionModel
+    from ehrseq.estimator import load_model as load_model
     from ehrseq.evaluate.evaluation import Evaluation as Evaluation
     from ehrseq.forecast.table import Forecast as Forecast
-    from ehrseq.score import evaluate_export as evaluate_export, fit_model as fit_model, inspect as inspect, score_export as score_export
-    from ehrseq.synthetic import SimulationConfig as SimulationConfig, simulate as simulate, write_simulation as write_simulation
-    from ehrseq.task.cohort import Cohort as Cohort, build_cohort as build_cohort
+    from ehrseq.score import (
+        evaluate_export as evaluate_export,
+    )
+    from ehrseq.score import (
+        fit_model as fit_model,
+    )
+    from ehrseq.score import (
+        inspect as inspect,
+    )
+    from ehrseq.score import (
+        score_export as score_export,
+    )
+    from ehrseq.synthetic import (
+        SimulationConfig as SimulationConfig,
+    )
+    from ehrseq.synthetic import (
+        simulate as simulate,
+    )
+    from ehrseq.synthetic import (
+        write_simulation as write_simulation,
+    )
+    from ehrseq.task.cohort import Cohort as Cohort
+    from ehrseq.task.cohort import build_cohort as build_cohort
     from ehrseq.task.definition import Task as Task
-    from ehrseq.timeline.build import ingest as ingest, read_fhir as read_fhir
+    from ehrseq.timeline.build import ingest as ingest
+    from ehrseq.timeline.build import read_fhir as read_fhir
     from ehrseq.timeline.store import Timelines as Timelines
 
 __version__ = "0.1.0"

@@ -37,7 +37,11 @@ def run_demo(
     say(f"    {timelines}")
     task = Task.from_toml(paths["simulation"] / "task.toml")
     say("3/6 fitting the transformer on the training subjects")
-    model = fit_model(timelines, task, paths["model"], report=lambda epoch, loss: say(f"    epoch {epoch}: {loss:.4f}"))
+
+    def report(epoch: int, loss: float) -> None:
+        say(f"    epoch {epoch}: tuning loss {loss:.4f}")
+
+    model = fit_model(timelines, task, paths["model"], report=report)
     say("4/6 forecasting the others at the task's prediction times")
     seen = pl.Series(model.seen_in_training(timelines.subjects["subject_id"].to_numpy()))
     others = timelines.select(timelines.subjects["subject_id"].filter(~seen))

@@ -123,7 +123,9 @@ class ProgressionModel:
         self._check_fitted()
         if task is None and self.times_withheld_:
             raise EvaluationError(
-                "prediction times", "a model whose table of them was withheld (it names patients)", "give the task again"
+                "prediction times",
+                "a model whose table of them was withheld (it names patients)",
+                "give the task again",
             )
         task = self.task_ if task is None else self._same_outcomes(task)
         timelines = as_timelines(timelines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # Okabe and Ito's palette, which people with any common colour blindness can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -13,9 +14,10 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 def style() -> Iterator[None]:
     """Apply ehrseq's plot style inside the block, and leave the user's own settings alone."""
     import matplotlib as mpl
+    from cycler import cycler
 
-    settings = {
-        "axes.prop_cycle": mpl.rcsetup.cycler(color=COLOURS),
+    settings: dict[Any, Any] = {
+        "axes.prop_cycle": cycler(color=COLOURS),
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,

@@ -51,9 +51,12 @@ def test_contract(reference):
         assert ((x >= 0) & (x <= 1)).all()
     np.testing.assert_allclose(p + c + free, 1, atol=1e-12)
     keys = ["subject_id", "prediction_time", "outcome"]
-    assert reference.sort(*keys, "horizon_days").group_by(keys).agg(
-        pl.col("probability").diff().min() >= 0
-    )["probability"].all()
+    assert (
+        reference.sort(*keys, "horizon_days")
+        .group_by(keys)
+        .agg(pl.col("probability").diff().min() >= 0)["probability"]
+        .all()
+    )
     assert not reference.select(*keys, "horizon_days").is_duplicated().any()
     assert (reference.filter(pl.col("outcome") == "death")["competing"] == 0).all()
 
@@ -74,7 +77,9 @@ codes = st.sampled_from(["LOINC//a", "LOINC//b", "RXNORM//x", "ICD10CM//y", "SNO
 @FEW
 @given(
     st.lists(
-        st.tuples(st.integers(1, 240), st.floats(-2000, 2000), codes, st.none() | st.floats(-50, 50), st.floats(0, 900)),
+        st.tuples(
+            st.integers(1, 240), st.floats(-2000, 2000), codes, st.none() | st.floats(-50, 50), st.floats(0, 900)
+        ),
         min_size=1, max_size=40,
     )
 )  # fmt: skip
@@ -88,8 +93,10 @@ def test_what_becomes_known_later_changes_nothing(model, timelines, reference, d
 
 
 def test_a_back_dated_diagnosis_between_two_old_events_changes_nothing(model, timelines, reference):
-    first = timelines.events.filter(pl.col("time").is_between(day(0), day(800))).group_by("subject_id").agg(
-        pl.col("time").min()
+    first = (
+        timelines.events.filter(pl.col("time").is_between(day(0), day(800)))
+        .group_by("subject_id")
+        .agg(pl.col("time").min())
     )
     rows = [(i, t + timedelta(days=1), "ICD10CM//y", None, AT + timedelta(days=3)) for i, t in first.iter_rows()]
     same(model.forecast(append(timelines, rows), AT).risk, reference)
@@ -174,7 +181,7 @@ def test_a_changed_byte_is_refused(model, tmp_path, name):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ArtifactError, match="expected .* found"):
+    with pytest.raises(ArtifactError, match=r"expected .* found"):
         load_model(tmp_path / "model")
 
 

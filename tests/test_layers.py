@@ -69,9 +69,7 @@ def breaches(source: str, module: str) -> list[str]:
     room, found = module.split(".")[1], imports(tree, module)
     if room not in RANK:
         return [f"{room} has no rank"]
-    targets = {
-        name.split(".")[1] if "." in name else "__init__" for name in found if within(name, {"ehrseq"})
-    }
+    targets = {name.split(".")[1] if "." in name else "__init__" for name in found if within(name, {"ehrseq"})}
     # A public name taken from `ehrseq` itself hides which room it comes from; its version has no room.
     rooms = {t if t in RANK else "__init__" for t in targets - {"__version__", room}}
     told = [f"{room} imports {t}" for t in rooms if RANK[t] >= RANK[room]]
@@ -93,9 +91,7 @@ def pickling(tree: ast.AST) -> list[str]:
     forbidden = {f"{name}.{verb}" for name in torch for verb in ("load", "save")}
     attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
     told = [ast.unparse(a) for a in attributes if a.attr in PICKLED or ast.unparse(a) in forbidden]
-    options = [
-        node for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "allow_pickle"
-    ]
+    options = [node for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "allow_pickle"]
     return told + ["allow_pickle" for option in options if ast.unparse(option.value) != "False"]
 
 

@@ -180,9 +180,13 @@ def _measures(cell: Cell, state: State, drawn: FloatArray, undefined: dict[str, 
 def _censoring_weights(cell: Cell, state: State, drawn: FloatArray) -> FloatArray:
     if cell.g_event is not None and cell.g_horizon is not None:
         return censoring_weights(state, cell.g_event, cell.g_horizon)[:, None]
-    own = kaplan_meier_censoring(cell.days, cell.cause, drawn, at=cell.days)
     times, row = np.unique(cell.horizon, return_inverse=True)
-    return censoring_weights(state, own, kaplan_meier_censoring(cell.days, cell.cause, drawn, at=times)[row])
+    happened = state.case | state.competing
+    at = np.concatenate([times, cell.days[happened]])
+    g = kaplan_meier_censoring(cell.days, cell.cause, drawn, at=at)
+    own = np.ones_like(drawn)
+    own[happened] = g[len(times) :]
+    return censoring_weights(state, own, g[row])
 
 
 def _differences(found: dict[str, Replicates], reasons: dict[str, str]) -> list[dict[str, Any]]:

@@ -87,21 +87,24 @@ def auc(score: ArrayLike, case: ArrayLike, weights: ArrayLike, strata: ArrayLike
     )
     if not len(score):
         return np.full(weights.shape[1:], np.nan)
-    stratum = np.zeros(len(score), dtype=np.int64) if strata is None else np.asarray(strata)
-    order = np.lexsort((score, stratum))
-    score, case, stratum = score[order], case[order], stratum[order]
-    sorted_weights = weights[order].reshape(len(score), -1)
-    new_stratum = np.r_[True, stratum[1:] != stratum[:-1]]
-    tied = np.flatnonzero(new_stratum | np.r_[True, score[1:] != score[:-1]])
-    cases = np.add.reduceat(sorted_weights * case[:, None], tied, axis=0)
-    controls = np.add.reduceat(sorted_weights * ~case[:, None], tied, axis=0)
-    below = np.cumsum(controls, axis=0)
-    first = np.flatnonzero(new_stratum[tied])
-    size = np.diff(np.r_[first, len(tied)])
-    # controls of earlier strata are no opponents
-    earlier = np.repeat(below[first] - controls[first], size, axis=0)
-    won = (cases * (below - earlier - controls / 2)).sum(0)
-    pairs = (np.add.reduceat(cases, first, axis=0) * np.add.reduceat(controls, first, axis=0)).sum(0)
+    stratum = np.zeros(len(score), dtype=np.int64) if strata is None else np.unique(strata, return_inverse=True)[1]
+    level = np.unique(score, return_inverse=True)[1]
+    span = level.max() + 1
+    key = stratum * span + level
+    order = np.flatnonzero(~case)[np.argsort(key[~case], kind="stable")]
+    controls = weights.reshape(len(score), -1)[order]
+    summed = np.vstack([np.zeros((1, controls.shape[1])), np.cumsum(controls, axis=0)])
+
+    def weight_before(keys: NDArray[np.int64]) -> FloatArray:
+        """The weight of the controls whose key is smaller, for each case."""
+        return np.asarray(summed[np.searchsorted(key[order], keys)])
+
+    # controls of other strata are no opponents
+    first = stratum[case] * span
+    below, tied = weight_before(key[case]), weight_before(key[case] + 1)
+    own = weights.reshape(len(score), -1)[case]
+    won = (own * ((below + tied) / 2 - weight_before(first))).sum(0)
+    pairs = (own * (weight_before(first + span) - weight_before(first))).sum(0)
     result = np.divide(won, pairs, out=np.full_like(won, np.nan), where=pairs > 0)
     return np.asarray(result.reshape(weights.shape[1:]))
 

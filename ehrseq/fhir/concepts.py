@@ -9,6 +9,7 @@ from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.resource import Concept, Period
 from ehrseq.fhir.rows import Pool
 
+EVENTS = Reason.EVENTS  # a member of an enumeration is slow to look up, once a record
 Statuses = dict[str | None, Reason]
 """Why records of some status give no event."""
 BAD_STATUS: Statuses = {

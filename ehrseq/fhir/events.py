@@ -1,7 +1,7 @@
 """One function for each resource type: the events of a record, appended to columns.
 
 Each takes a decoded resource and the number of its record, and returns the reason why no event came of it
-(`Reason.EVENTS` where one did). It never looks at another record: references are resolved later, all at once.
+(`EVENTS` where one did). It never looks at another record: references are resolved later, all at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ehrseq.fhir.codes import (
     PROCEDURE_ORDER,
     VACCINE_ORDER,
 )
-from ehrseq.fhir.concepts import BAD_STATUS, CodePool, concept_code, refutation, span
+from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, concept_code, refutation, span
 from ehrseq.fhir.demographics import us_core
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.medications import MedicationEmitters
@@ -140,17 +140,18 @@ class Emitters:
                 identifiers=[f"{i.system or ''}|{i.value}" for i in r.identifier or () if i.value],
             )
         )
-        return Reason.EVENTS if static or r.birth_date or r.deceased_date_time else Reason.NO_FACTS
+        return EVENTS if static or r.birth_date or r.deceased_date_time else Reason.NO_FACTS
 
     def encounter(self, r: Encounter, record: int) -> int:
         """Admission and discharge, and one event for each type at the start."""
         rows, times = self.rows, self.rows.times
         period = r.period or Period()
-        rows.encounters.append((record, r.id or "", period.start, period.end))
         if (reason := _ENCOUNTER_STATUS.get(r.status)) is not None:
             return reason
         if r.modifier_extension:
             return Reason.MODIFIER_EXTENSION
+        # one that was planned, cancelled or an error dates nothing else either: it is not kept
+        rows.encounters.append((record, r.id or "", period.start, period.end))
         if not period.start and not period.end:
             return Reason.NO_TIME
         name = _class_name(r.class_)
@@ -162,7 +163,7 @@ class Emitters:
                     rows.add(record, code, start, 0, PERIOD)
         if period.end:
             rows.add(record, rows.codes[f"ENCOUNTER//{name}/discharge"], times[period.end], 0, PERIOD)
-        return Reason.EVENTS
+        return EVENTS
 
     def condition(self, r: Condition, record: int) -> int:
         """The diagnosis at its onset; where dated, its end as a code of its own."""
@@ -188,7 +189,7 @@ class Emitters:
             number = times[abated]
             # the number as `known`: an abatement is dated after the record of the diagnosis, and known by itself
             rows.add(record, concept_code(r.code, self.abatements), number, number, ABATEMENT)
-        return Reason.EVENTS
+        return EVENTS
 
     def observation(self, r: Observation, record: int) -> int:
         """The value, and each component's under its own code."""
@@ -221,11 +222,11 @@ class Emitters:
                     )
             # a panel's own code says nothing beside its parts, unless it has a value too
             if parts and number != number and text is None and modifier is None:
-                return Reason.EVENTS
+                return EVENTS
         if code:
             rows.add(record, code, time, known, source, number, texts[text], texts[modifier], texts[unit])
-            return Reason.EVENTS
-        return Reason.EVENTS if parts else Reason.NO_CODE
+            return EVENTS
+        return EVENTS if parts else Reason.NO_CODE
 
     def diagnostic_report(self, r: DiagnosticReport, record: int) -> int:
         """That the report was made; its results are Observations of their own."""
@@ -245,7 +246,7 @@ class Emitters:
             self.rows.add(record, code, times[time], times[until], EFFECTIVE)
         else:
             self.rows.add(record, code, times[r.issued], times[r.issued], ISSUED if r.issued else ENCOUNTER)
-        return Reason.EVENTS
+        return EVENTS
 
     def procedure(self, r: Procedure, record: int) -> int:
         """The procedure at its start, known at its end."""
@@ -312,7 +313,7 @@ class Emitters:
             return Reason.NO_CODE
         times = self.rows.times
         self.rows.add(record, code, times[time], times[known], source if time else ENCOUNTER)
-        return Reason.EVENTS
+        return EVENTS
 
 
 def _class_name(value: EncounterClass | list[EncounterClass] | str | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from ehrseq.fhir.codes import MEDICATION_ORDER
-from ehrseq.fhir.concepts import BAD_STATUS, CodePool, Statuses, concept_code, span
+from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, Statuses, concept_code, span
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.resource import (
     Medication,
@@ -122,20 +122,26 @@ class MedicationEmitters:
     ) -> int:
         if r.modifier_extension:
             return Reason.MODIFIER_EXTENSION
-        rows, times = self.rows, self.rows.times
-        codes = self._medication_codes(r)
+        rows = self.rows
+        happened, certain = rows.times[time], rows.times[known]
+        if not happened:
+            source = ENCOUNTER
+        concept = r.medication_codeable_concept
+        if concept is not None:
+            code = concept_code(concept, self.codes)
+            if not code:
+                return Reason.NO_CODE
+            rows.add(record, code, happened, certain, source, number, 0, 0, rows.texts[unit])
+            return EVENTS
+        codes = self._referenced_codes(r)
+        if len(codes) > 1:
+            number, unit = NAN, None  # the dose of a mixture is nobody's dose
         for code in codes:
-            rows.add(
-                record, code, times[time], times[known], source if time else ENCOUNTER,
-                number if len(codes) == 1 else NAN, 0, 0, rows.texts[unit],
-            )  # fmt: skip
-        return Reason.EVENTS if codes else Reason.NO_CODE
+            rows.add(record, code, happened, certain, source, number, 0, 0, rows.texts[unit])
+        return EVENTS if codes else Reason.NO_CODE
 
-    def _medication_codes(self, r: MedicationUse) -> list[int]:
-        """Code numbers of a medication; a reference to another record as a negative number."""
-        if r.medication_codeable_concept is not None:
-            code = concept_code(r.medication_codeable_concept, self.codes)
-            return [code] if code else []
+    def _referenced_codes(self, r: MedicationUse) -> list[int]:
+        """Code numbers of a referenced medication; a reference to another record as a negative number."""
         if r.medication_reference is None or not r.medication_reference.reference:
             return []
         reference = r.medication_reference.reference

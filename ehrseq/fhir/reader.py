@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,13 @@ from ehrseq.fhir.events import Emitters
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.resource import BUNDLE_DECODER, DECODERS, HEAD_DECODER, Reference, Resource
 from ehrseq.fhir.rows import TYPE_NUMBER, Rows
-from ehrseq.fhir.source import DamagedFile, holds_json, is_line_file, read_bytes, whole_lines
-from ehrseq.fhir.types import reason_for_type
+from ehrseq.fhir.skipped import reason_for_type
+from ehrseq.fhir.source import DamagedFile, Progress, count_lines, holds_json, is_line_file, read_bytes, whole_lines
 
 MEMORY = Path("(in memory)")
 _TYPE_FIRST = re.compile(rb'\s*\{\s*"resourceType"\s*:\s*"([A-Za-z]+)"')
 _DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _MAX_NESTING = 10  # bundles in bundles
-Progress = Callable[[int], None]
 
 
 class Reader:
@@ -40,22 +39,25 @@ class Reader:
         self._file = 0
         self._waiting: dict[str, list[Resource]] = {}
 
-    def read_file(self, path: Path, number: int, progress: Progress | None = None) -> None:
-        """Read one file; what is wrong with it goes to the quarantine."""
+    def read_file(self, path: Path, number: int, progress: Progress | None = None, asked_for: bool = False) -> None:
+        """Read one file; what is wrong with it goes to the quarantine.
+
+        A file that was only found in a folder is passed over where its name is not one of FHIR data.
+        """
         self._file = number
-        if not holds_json(path):
+        if not asked_for and not holds_json(path):
             self._count("", Reason.NOT_FHIR)
             return
         line = 0
         try:
-            lines = whole_lines(_watched(read_bytes(path), progress))
+            lines = whole_lines(read_bytes(path, progress))
             first = next(lines, b"")
             if not is_line_file(path) and not _looks_like_lines(first):
                 self._read_document(first + b"".join(lines))
                 return
             while first:
                 self._read_lines(first, line)
-                line += first.count(b"\n")
+                line += count_lines(first)
                 first = next(lines, b"")
         except DamagedFile as damage:
             reason = Reason.TRUNCATED_FILE if damage.truncated else Reason.DAMAGED_FILE
@@ -167,7 +169,9 @@ class Reader:
         rows.record_id.extend([r.id for r in batch])
         rows.record_kind.frombytes(bytes([TYPE_NUMBER[kind]]) * size)
         rows.record_file.extend(array("i", [self._file]) * size)
-        rows.record_updated.extend([0 if (m := r.meta) is None else times[m.last_updated] for r in batch])
+        rows.record_updated.extend(
+            [0 if (m := r.meta) is None or (u := m.last_updated) is None else times[u] for r in batch]
+        )
         if kind in ("Patient", "Encounter"):
             own = array("i", [references[f"{kind}/{r.id}"] for r in batch])
         if kind == "Patient":
@@ -198,13 +202,6 @@ class Reader:
         self.rows.quarantine.append((self._file, line, reason))
 
 
-def _watched(blocks: Iterator[bytes], progress: Progress | None) -> Iterator[bytes]:
-    for block in blocks:
-        yield block
-        if progress is not None:
-            progress(len(block))
-
-
 def _type_of(raw: bytes) -> str:
     """The resource type of (the first of) some JSON; empty where there is none."""
     if match := _TYPE_FIRST.match(raw):
@@ -219,9 +216,9 @@ def _type_of(raw: bytes) -> str:
 
 
 def _looks_like_lines(block: bytes) -> bool:
-    """Whether one of the first two lines is a whole JSON object, as in NDJSON."""
-    lines = [line for line in block[: 1 << 24].split(b"\n", 8) if line.strip()][:2]
-    return len(lines) > 1 and any(_is_object(line) for line in lines)
+    """Whether one of the first two lines is a whole resource, as in NDJSON."""
+    lines = [line for line in block.split(b"\n", 8) if line.strip()][:2]
+    return any(_type_of(line) for line in lines)
 
 
 def _is_object(raw: bytes) -> bool:

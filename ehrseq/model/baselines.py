@@ -111,9 +111,7 @@ class HazardBaseline:
         _check(kind, edges, follow_up, causes, weights)
         # To mean 1, so that the half event and the ridge are in units of rows whatever the weights' unit.
         events, exposure = _person_intervals(edges, follow_up, causes, weights / weights.mean())
-        base_rate = np.array(
-            [_interval_rates(events[k].sum(0), exposure.sum(0), needed=k == 0) for k in (0, 1)]
-        )
+        base_rate = np.array([_interval_rates(events[k].sum(0), exposure.sum(0), needed=k == 0) for k in (0, 1)])
         nothing = np.zeros(0)
         model = cls(kind, edges, base_rate, nothing, nothing, nothing, (), np.zeros((2, 0)))
         if kind == "null":
@@ -212,9 +210,9 @@ def _poisson(design: FloatArray, events: FloatArray, expected: FloatArray) -> Fl
     row, interval = np.nonzero(used)
     features = np.hstack([design[row], np.eye(intervals)[interval]])
     exposure = expected[used]
-    regression = PoissonRegressor(
-        alpha=RIDGE / exposure.sum(), solver="newton-cholesky", tol=1e-8, max_iter=200
-    ).fit(features, events[used] / exposure, sample_weight=exposure)
+    regression = PoissonRegressor(alpha=RIDGE / exposure.sum(), solver="newton-cholesky", tol=1e-8, max_iter=200).fit(
+        features, events[used] / exposure, sample_weight=exposure
+    )
     return np.append(regression.coef_, regression.intercept_).astype(np.float64)
 
 
@@ -262,12 +260,8 @@ def _check(kind: str, edges: FloatArray, days: FloatArray, cause: NDArray[Any], 
     if edges.ndim != 1 or len(edges) < 2 or edges[0] != 0 or not (np.diff(edges) > 0).all():
         raise UserError("edges in days rising from 0", "other edges", "check the intervals")
     if days.ndim != 1 or cause.shape != days.shape or weight.shape != days.shape:
-        raise UserError(
-            "days, cause and weight of one length", "several lengths", "pass one value of each a row"
-        )
+        raise UserError("days, cause and weight of one length", "several lengths", "pass one value of each a row")
     if not (np.isfinite(days).all() and (days > 0).all() and np.isin(cause, (0, 1, 2)).all()):
         raise UserError("days above 0 and causes 0, 1 or 2", "others among them", "pass only rows at risk")
     if not (np.isfinite(weight).all() and (weight >= 0).all() and weight.sum() > 0):
-        raise UserError(
-            "weights that are not negative and not all 0", "others", "check the rows passed to fit"
-        )
+        raise UserError("weights that are not negative and not all 0", "others", "check the rows passed to fit")

@@ -33,7 +33,7 @@ def model_card(
         "",
         "## Limits",
         "- Judge it on your own data (`ehrseq evaluate`) before anybody reads a number.",
-        "- A forecast says what happened to people with such records where it was fitted: not what a treatment would do.",
+        "- A forecast says what happened to people with such records where it was fitted, not what treatment would do.",
         "- It knows what was recorded and when it was known, nothing else.",
         "- Research use: not a medical device.",
         "",

@@ -16,6 +16,7 @@ from ehrseq.config import ModelConfig
 from ehrseq.errors import TaskError, TimelineError
 from ehrseq.model.baselines import HazardBaseline
 from ehrseq.model.heads import HazardName, base_log_hazard, hazard_names, interval_edges
+from ehrseq.model.inference import predict_hazards
 from ehrseq.model.landmarks import Targets, draw_landmarks, targets
 from ehrseq.model.module import LandmarkBatches, ProgressionModule, train
 from ehrseq.model.network import ProgressionNetwork
@@ -30,6 +31,7 @@ Index = NDArray[np.int64]
 Float = NDArray[np.float64]
 Report = Callable[[int, float], None]
 BASELINE_LANDMARKS = 8
+LEVEL_PRIOR = 100
 MIN_BATCHES = 24  # an epoch of a small data set still takes this many optimiser steps
 
 
@@ -86,9 +88,7 @@ def fit_model(
         )
     hazards = hazard_names(learnable)
     edges = interval_edges(task.max_horizon_days + 2, config.network.intervals)
-    label = partial(
-        targets, occurrences=happened, subjects=timelines.subjects, task=task, hazards=hazards, edges=edges
-    )
+    label = partial(targets, occurrences=happened, subjects=timelines.subjects, task=task, hazards=hazards, edges=edges)
     rng = np.random.default_rng([config.seed, 1])
     sample = train_part.draw(rng, per_subject=BASELINE_LANDMARKS, label=label)
     networks, history = [], []
@@ -160,7 +160,40 @@ def _fit_member(
         n_batches = max(1.0, tokens / tokens_per_batch)
         module = ProgressionModule(network, settings, years / n_batches, n_batches)
         train(module, passes[0], passes[1], report)
+        _set_level(network, [(training, label), (tuning, label)], n_summary, config)
     return network, module.history
+
+
+def _set_level(
+    network: ProgressionNetwork, parts: list[tuple[_Part, Callable[[Index, Index, Float], Targets]]], n_summary: int,
+    config: ModelConfig,
+) -> None:  # fmt: skip
+    """Shift each log hazard so that expected events equal observed ones over the training and tuning follow-up.
+
+    Dropout makes the network noisy while it is fitted, and the mean of exp(score + noise) is above exp(score): with
+    the noise gone, the fitted network forecasts too little. The shift is the maximum-likelihood intercept of the
+    hazard, and of each of its intervals, drawn to the former by LEVEL_PRIOR landmarks with an event.
+    """
+    observed = np.zeros(tuple(network.head.base.shape))
+    expected = np.zeros_like(observed)
+    weight, landmarks = 0.0, 0
+    for part, label in parts:
+        rng = np.random.default_rng([config.seed, 2])
+        row, time, target = part.draw(rng, per_subject=BASELINE_LANDMARKS, label=label)
+        hazard = predict_hazards(
+            [network], part.encoded, row, time, max_events=config.network.max_events, n_summary_codes=n_summary
+        )[0]
+        expected += np.einsum("q,qhi,qhi->hi", target.weight, hazard, target.exposure)
+        for h in range(len(observed)):
+            happened = target.event[:, h] >= 0
+            interval = target.event[happened, h]
+            observed[h] += np.bincount(interval, target.weight[happened], minlength=observed.shape[1])
+        weight, landmarks = weight + target.weight.sum(), landmarks + len(row)
+    some = observed.sum(1, keepdims=True) > 0
+    level = np.where(some, observed.sum(1, keepdims=True), 1) / np.where(some, expected.sum(1, keepdims=True), 1)
+    prior = LEVEL_PRIOR * weight / max(landmarks, 1)
+    shift = np.log(level) + np.where(some, np.log((observed + prior) / (level * expected + prior)), 0)
+    network.head.base += torch.from_numpy(shift).float()
 
 
 def _set_base_rates(network: ProgressionNetwork, sample: Targets, edges: Float) -> None:
@@ -185,7 +218,7 @@ def _fit_baselines(
         own = hazards.index(HazardName(name))
         other = hazards.index(HazardName(name, True)) if HazardName(name, True) in hazards else own
         exposure = target.exposure[:, own]
-        days = exposure.sum(1).astype(np.float64)
+        days = np.minimum(exposure.sum(1).astype(np.float64), edges[-1])  # float32 sums may end a hair beyond
         cause = np.where(target.event[:, own] >= 0, 1, 0)
         if other != own:
             cause = np.where(target.event[:, other] >= 0, 2, cause)

@@ -55,7 +55,8 @@ class HazardHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Log hazards (..., H, I) from features (..., width)."""
         shape = self.linear(x).unflatten(-1, (-1, SHAPE_TERMS))
-        return self.base + self.offset + shape @ self.terms
+        log_hazard: Tensor = self.base + self.offset + shape @ self.terms
+        return log_hazard
 
 
 def exposure_and_interval(

@@ -43,7 +43,7 @@ class Block(nn.Module):
         return hidden
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class ProgressionNetwork(nn.Module):
@@ -53,9 +53,7 @@ class ProgressionNetwork(nn.Module):
     knots, and its times. The query's embedding is the sum of its times and of the summary of what is visible.
     """
 
-    def __init__(
-        self, vocabulary: Vocabulary, config: NetworkConfig, n_hazards: int, edges: NDArray[float64]
-    ) -> None:
+    def __init__(self, vocabulary: Vocabulary, config: NetworkConfig, n_hazards: int, edges: NDArray[float64]) -> None:
         super().__init__()
         width = config.width
         self.code = nn.Embedding(vocabulary.n_codes, width, padding_idx=0)
@@ -93,8 +91,9 @@ class ProgressionNetwork(nn.Module):
         """(B, E, width)."""
         below, above = self.knot(batch.knot), self.knot(batch.knot + (batch.knot > 0))
         value = below + batch.fraction.unsqueeze(-1) * (above - below)
-        out: Tensor = self.code(batch.code) + self.coded_value(batch.coded_value) + value
-        return out + self.event_times(batch.event_features)
+        code, times = self.code(batch.code), self.event_times(batch.event_features)
+        out: Tensor = code + self.coded_value(batch.coded_value) + value + times
+        return out
 
     def embed_queries(self, batch: Batch) -> Tensor:
         """(B, K, width)."""

@@ -206,10 +206,12 @@ class SimulationConfig:
         return disease
 
 
-def validate(config: SimulationConfig, n_subjects: int) -> None:
+def validate(config: SimulationConfig, n_subjects: int, seed: int) -> None:
     """Raise UserError where a simulation cannot be run; changes nothing."""
     if n_subjects < 1:
         raise UserError("at least one subject", str(n_subjects), "ask for more subjects")
+    if seed < 0:
+        raise UserError("a seed from 0", str(seed), "choose another seed")
     if not config.landmarks or not config.horizons or min(*config.landmarks, *config.horizons) < 1:
         raise UserError("landmarks and horizons of whole years from 1", "others", "change the configuration")
     if max(config.landmarks) >= config.years:

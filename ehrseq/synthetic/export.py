@@ -54,7 +54,7 @@ def simulate(n_subjects: int, *, seed: int = 0, config: SimulationConfig | None 
     'sim-0000001'
     """
     config = config or SimulationConfig()
-    validate(config, n_subjects)
+    validate(config, n_subjects, seed)
     blocks = list(_blocks(n_subjects, seed, config))
     return Simulation(
         tables={kind: pl.concat([b.tables[kind] for b in blocks]) for kind in BUILDERS},
@@ -78,7 +78,7 @@ def write_simulation(
     number of subjects but for the truth. An existing folder is replaced only if it is empty or was written by ehrseq.
     """
     config = config or SimulationConfig()
-    validate(config, n_subjects)
+    validate(config, n_subjects, seed)
     encoder = msgspec.json.Encoder()
     truth = []
     with atomic_folder(out) as folder:

@@ -20,10 +20,10 @@ from ehrseq.fhir.ledger import (
     ledger_frame,
     quarantine_frame,
 )
-from ehrseq.fhir.reader import MEMORY, Progress, Reader
+from ehrseq.fhir.reader import MEMORY, Reader
 from ehrseq.fhir.references import Resolver
 from ehrseq.fhir.rows import TYPES, PatientFacts, RecordColumns, Rows
-from ehrseq.fhir.source import find_files
+from ehrseq.fhir.source import Progress, find_files
 from ehrseq.timeline.follow_up import follow_up
 from ehrseq.timeline.link import Linked, link, settle_duplicates, source_names
 from ehrseq.timeline.schema import DEATH_CODE, EVENT_SCHEMA, SUBJECT_SCHEMA, TIME, as_instant, sort_events
@@ -232,10 +232,12 @@ def _read(reader: Reader, source: Source, progress: bool) -> list[Path]:
             reader.read_objects(_chain(first, items))
             return [MEMORY]
         source = [first, *items]
-    paths = find_files(source)
+    asked_for = [source] if isinstance(source, str | Path) else source
+    named = {Path(path) for path in asked_for if isinstance(path, str | Path)}
+    paths = find_files(asked_for)
     with _bar(paths, progress) as advance:
         for number, path in enumerate(paths):
-            reader.read_file(path, number, advance)
+            reader.read_file(path, number, advance, path in named)
     return paths
 
 

@@ -118,27 +118,37 @@ def settle_duplicates(rows: Rows) -> None:
 
 
 def _content(rows: Rows, records: RecordColumns, suspects: Ints) -> pl.Series:
-    """What the events of each suspect say, as text that does not depend on how things were numbered."""
+    """What each suspect says, as text that does not depend on how things were numbered."""
     events = concatenate(rows.event_stretches, EventColumns)
-    mine = np.isin(events.record, suspects)
-    codes, texts = list(rows.codes), list(rows.texts)
-    lines = pl.DataFrame(
-        {
-            "row": events.record[mine],
-            "line": [
-                f"{codes[c] if c >= 0 else 'medication'}|{s}|{k}|{n}|{texts[t]}|{texts[m]}|{texts[u]}"
-                for c, s, k, n, t, m, u in zip(
-                    events.code[mine].tolist(), events.start[mine].tolist(), events.known[mine].tolist(),
-                    events.number[mine].tolist(), events.text[mine].tolist(), events.modifier[mine].tolist(),
-                    events.unit[mine].tolist(), strict=True,
-                )
-            ],
-        },
-        {"row": pl.Int64, "line": pl.String},
-    )  # fmt: skip
-    content = lines.group_by("row").agg(pl.col("line").sort().str.join("\n"))
-    rows_wanted = pl.DataFrame({"row": suspects}, {"row": pl.Int64})
-    return rows_wanted.join(content, on="row", how="left", maintain_order="left")["line"].fill_null("")
+    events = _keep(events, np.isin(events.record, suspects))
+    codes, texts, references = list(rows.codes), list(rows.texts), list(rows.references)
+
+    def name(code: int) -> str | None:
+        return codes[code] if code >= 0 else references[-1 - code]
+
+    said = [
+        (record, f"{name(code)}|{start}|{known}|{number}|{texts[text]}|{texts[modifier]}|{texts[unit]}")
+        for record, code, start, known, number, text, modifier, unit in zip(
+            events.record.tolist(), events.code.tolist(), events.start.tolist(), events.known.tolist(),
+            events.number.tolist(), events.text.tolist(), events.modifier.tolist(), events.unit.tolist(),
+            strict=True,
+        )
+    ]  # fmt: skip
+    said += [(p.record, repr(replace(p, record=0))) for p in rows.patients]
+    said += [(e[0], repr(e[1:])) for e in rows.encounters]
+    said += [
+        (m.record, f"{name(m.code)}|{[name(c) for c in m.ingredient_codes]}|{m.ingredient_references}")
+        for m in rows.medications
+    ]
+    said += [(r[0], f"{references[r[1]]}|{r[2:]}") for r in rows.research_subjects]
+    said += [(int(row), f"{references[records.subject[row]]}|{references[records.encounter[row]]}") for row in suspects]
+    content = (
+        pl.DataFrame(said, {"row": pl.Int64, "line": pl.String}, orient="row")
+        .group_by("row")
+        .agg(pl.col("line").sort().str.join("\n"))
+    )
+    wanted = pl.DataFrame({"row": suspects}, {"row": pl.Int64})
+    return wanted.join(content, on="row", how="left", maintain_order="left")["line"]
 
 
 def _patients_of(references: list[str | None], patients: pl.DataFrame) -> Ints:

@@ -220,7 +220,7 @@ def pack(sequences: Sequences, tokens_per_batch: int, rng: np.random.Generator |
     if start < len(order):
         batches.append(order[start:])
     if rng is not None:
-        rng.shuffle(batches)  # type: ignore[arg-type]
+        rng.shuffle(batches)
     return batches
 
 

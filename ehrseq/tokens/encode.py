@@ -66,9 +66,7 @@ def encode(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Vocabulary)
     tokens = _look_up(tokens, vocabulary)
     knot, fraction, value = _encode_values(tokens, vocabulary)
     subject_id = subjects["subject_id"].to_numpy()
-    counts = np.bincount(
-        np.searchsorted(subject_id, tokens["subject_id"].to_numpy()), minlength=len(subject_id)
-    )
+    counts = np.bincount(np.searchsorted(subject_id, tokens["subject_id"].to_numpy()), minlength=len(subject_id))
     return EncodedTimelines(
         subject_id=subject_id,
         birth=subjects["birth_time"].dt.epoch("us").to_numpy(),
@@ -129,4 +127,5 @@ def _interpolate(x: NDArray[Any], knots: NDArray[np.float64]) -> NDArray[np.floa
     >>> _interpolate(np.array([0.0, 1.5, 9.0]), np.array([1.0, 2.0])).tolist()
     [0.0, 0.5, 1.0]
     """
-    return np.interp(x, knots, np.arange(len(knots), dtype=np.float64))
+    position: NDArray[np.float64] = np.interp(x, knots, np.arange(len(knots), dtype=np.float64))
+    return position

@@ -93,9 +93,7 @@ class Vocabulary:
     def from_dict(cls, content: dict[str, Any]) -> Vocabulary:
         """The vocabulary that `to_dict` wrote."""
         scales = tuple(from_mapping(ValueScale, {**s, "knots": tuple(s["knots"])}) for s in content["scales"])
-        return cls(
-            tuple(content["codes"]), tuple(content["coded_values"]), scales, tuple(content["summary_codes"])
-        )
+        return cls(tuple(content["codes"]), tuple(content["coded_values"]), scales, tuple(content["summary_codes"]))
 
 
 def model_events(events: pl.DataFrame) -> pl.DataFrame:

@@ -65,6 +65,7 @@ def test_the_truth_is_calibrated_and_beats_a_constant():
     for row in found.table.filter(model="truth").iter_rows(named=True):
         assert row["observed_expected_lower"] < 1 < row["observed_expected_upper"]
         assert row["observed_lower"] < row["observed"] < row["observed_upper"]
+        assert row["mean_predicted_lower"] < row["mean_predicted"] < row["mean_predicted_upper"]
         assert row["auc_lower"] > 0.6
         assert row["scaled_brier_lower"] > 0
     for row in found.table.filter(model="constant").iter_rows(named=True):
@@ -77,6 +78,8 @@ def test_the_truth_is_calibrated_and_beats_a_constant():
 
 def test_estimates_are_those_of_the_functions():
     labels, truth = simulate(400)
+    # whole months, so that events and censoring share days
+    labels = labels.with_columns(days=(pl.col("days") / 30).ceil() * 30)
     found = evaluate_forecasts(table(labels, truth), labels, HORIZONS, n_bootstrap=0)
     days, cause = labels["days"].to_numpy(), labels["cause"].to_numpy()
     for horizon, (t, p) in zip(HORIZONS, truth.items(), strict=True):
@@ -232,6 +235,15 @@ def test_what_is_not_defined_is_null_with_a_reason(change, expected, undefined, 
     assert expected in differences["reason"][0]
     assert "NaN" not in found.to_json()
     assert expected in found.summary()
+
+
+def test_competing_events_are_controls():
+    labels, truth = simulate(60)
+    labels = labels.with_columns(days=pl.lit(100.0), cause=pl.Series([1, 2] * 30, dtype=pl.Int8))
+    row = evaluate_forecasts(table(labels, truth), labels, HORIZONS, n_bootstrap=0).table.row(0, named=True)
+    case = labels["cause"].to_numpy() == 1
+    assert row["reason"] is None
+    assert row["auc"] == pytest.approx(float(auc(truth[365.0], case, np.ones(60))), rel=1e-12)
 
 
 def test_nothing_scored_or_at_risk_is_said():

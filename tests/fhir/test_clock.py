@@ -35,9 +35,7 @@ def test_imprecise_times_stand_for_intervals(
     assert parsed.offset[0] == (NO_OFFSET if offset is None else offset)
 
 
-@given(
-    st.datetimes(datetime(1800, 1, 1), datetime(2300, 1, 1)), st.integers(-14 * 60, 14 * 60), st.booleans()
-)
+@given(st.datetimes(datetime(1800, 1, 1), datetime(2300, 1, 1)), st.integers(-14 * 60, 14 * 60), st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_exact_times_agree_with_the_standard_library(moment: datetime, minutes: int, fraction: bool) -> None:
     moment = moment if fraction else moment.replace(microsecond=0)

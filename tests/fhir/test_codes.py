@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ehrseq.fhir.codes import (
@@ -62,3 +64,10 @@ def test_preference_then_named_then_order_in_the_record() -> None:
     assert preferred_code([local, ("urn:other", "8")], MEDICATION_ORDER) == "urn:local//7"
     assert preferred_code([(None, None)], MEDICATION_ORDER) is None
     assert preferred_code([], MEDICATION_ORDER) is None
+
+
+def test_the_docs_list_every_system() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "timeline.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    for uri, name in SYSTEMS.items():
+        assert any(f"`{uri}`" in row and row.endswith(f"| `{name}` |") for row in rows)

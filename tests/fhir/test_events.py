@@ -52,12 +52,8 @@ CODED = {
     "MedicationAdministration": make(
         "MedicationAdministration", medicationCodeableConcept=concept("1"), effectiveDateTime=DAY
     ),
-    "MedicationDispense": make(
-        "MedicationDispense", medicationCodeableConcept=concept("1"), whenHandedOver=DAY
-    ),
-    "MedicationStatement": make(
-        "MedicationStatement", medicationCodeableConcept=concept("1"), effectiveDateTime=DAY
-    ),
+    "MedicationDispense": make("MedicationDispense", medicationCodeableConcept=concept("1"), whenHandedOver=DAY),
+    "MedicationStatement": make("MedicationStatement", medicationCodeableConcept=concept("1"), effectiveDateTime=DAY),
     "Procedure": make("Procedure", status="completed", code=concept("1"), performedDateTime=DAY),
     "Immunization": make("Immunization", vaccineCode=concept("1"), occurrenceDateTime=DAY),
     "AllergyIntolerance": make("AllergyIntolerance", code=concept("1"), onsetDateTime=DAY),
@@ -265,3 +261,32 @@ def test_race_and_ethnicity_of_us_core() -> None:
     ]  # fmt: skip
     assert timelines.events["time"].null_count() == timelines.events["known_time"].null_count() == 4
     assert timelines.subjects.row(0, named=True)["race"] == "asian;white"
+
+
+ODD: list[Any] = [
+    None,
+    "",
+    "x",
+    3,
+    1e300,
+    True,
+    [],
+    [None],
+    ["x"],
+    {},
+    {"coding": [{}]},
+    {"coding": "x"},
+    {"reference": ""},
+]
+
+
+@pytest.mark.parametrize("kind", CODED)
+def test_no_odd_field_breaks_reading(kind: str) -> None:
+    good = CODED[kind] | {"component": [{"code": concept("2")}], "meta": {"lastUpdated": DAY}, "class": {"code": "IMP"}}
+    records = [good | {field: odd, "id": f"{field}-{i}"} for field in good for i, odd in enumerate(ODD)]
+    records += [{k: v for k, v in good.items() if k != field} for field in good if field != "resourceType"]
+    timelines = read_fhir([PATIENT, *records])
+    assert timelines.ledger is not None
+    assert timelines.ledger["count"].sum() == len(records) + 1
+    assert timelines.events.filter(timelines.events["resource_id"] == "meta-3").is_empty()  # 3 is no Meta
+    assert timelines.events.height > 0

@@ -38,6 +38,7 @@ SHAPES = {
     "blank.ndjson": "\n\n" + lines(patient("a"), end="\n \n") + json.dumps(patient("b")),
     "bom.ndjson": "\ufeff" + lines(patient("a"), patient("b")),
     "lines.json": lines(patient("a"), patient("b")),
+    "long-lines.json": lines(patient("a", text={"div": "x" * 600_000}), patient("b")),
     "list.json": json.dumps([patient("a"), patient("b")], indent=1),
     "bundle.json": json.dumps(
         {"resourceType": "Bundle", "entry": [{"resource": patient("a")}, {}, {"resource": patient("b")}]}

@@ -42,9 +42,7 @@ def test_matches_numerical_integration():
     outcome, competing = rng.gamma(1.0, 5e-4, (6, 4)), rng.gamma(1.0, 3e-4, (6, 4))
     horizons = np.array([0.0, 10.0, 30.0, 31.5, 400.0, 1826.0, 4000.0])
     got = cumulative_incidence(outcome, competing, EDGES, horizons)
-    expected = np.array(
-        [[by_integration(o, c, t) for t in horizons] for o, c in zip(outcome, competing, strict=True)]
-    )
+    expected = np.array([[by_integration(o, c, t) for t in horizons] for o, c in zip(outcome, competing, strict=True)])
     np.testing.assert_allclose(got[0], expected[..., 0], rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(got[1], expected[..., 1], rtol=1e-10, atol=1e-12)
 
@@ -73,9 +71,7 @@ def test_zero_and_huge_hazards():
     for p, expected in zip(cumulative_incidence(zero, zero, EDGES, [1826.0]), (0.0, 0.0, 1.0), strict=True):
         assert p.item() == expected
     huge = np.full((1, 4), 1e306)
-    for p, expected in zip(
-        cumulative_incidence(huge, 3 * huge, EDGES, [1826.0]), (0.25, 0.75, 0.0), strict=True
-    ):
+    for p, expected in zip(cumulative_incidence(huge, 3 * huge, EDGES, [1826.0]), (0.25, 0.75, 0.0), strict=True):
         assert p.item() == expected
     tiny = np.full((1, 4), 1e-300)
     assert cumulative_incidence(tiny, zero, EDGES, [1e3])[0].item() == pytest.approx(1e-297, rel=1e-12)

@@ -60,9 +60,7 @@ def test_age_sex_recovers_known_hazards():
     got_outcome, got_competing = model.hazards(grid, who)
     truth = outcome(grid, who)[:, None]
     np.testing.assert_allclose(got_outcome[:, 1:], np.repeat(truth, 2, 1), rtol=0.12)
-    np.testing.assert_allclose(
-        got_competing[:, 1:], np.repeat(competing(grid, who)[:, None], 2, 1), rtol=0.15
-    )
+    np.testing.assert_allclose(got_competing[:, 1:], np.repeat(competing(grid, who)[:, None], 2, 1), rtol=0.15)
 
 
 def test_age_sex_keeps_the_number_of_events():
@@ -71,9 +69,7 @@ def test_age_sex_keeps_the_number_of_events():
     exposure = np.clip(days[:, None] - EDGES[:-1], 0, np.diff(EDGES))
     for k, hazard in enumerate(model.hazards(age, sex)):
         # the constant is not penalised, so the Poisson score equation holds for the total
-        assert (hazard * exposure).sum() == pytest.approx(
-            ((cause == k + 1) & (days <= EDGES[-1])).sum(), rel=1e-5
-        )
+        assert (hazard * exposure).sum() == pytest.approx(((cause == k + 1) & (days <= EDGES[-1])).sum(), rel=1e-5)
 
 
 def test_constant_weights_change_nothing_and_doubling_rows_equals_weight_two():

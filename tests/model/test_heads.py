@@ -37,9 +37,7 @@ def test_likelihood_of_exponential_data_is_least_at_the_true_rate():
 
     def mean_loss(rate: float) -> float:
         log_hazard = torch.full((1, 5), np.log(rate))
-        return float(
-            poisson_negative_log_likelihood(log_hazard, torch.tensor(exposure), torch.tensor(happened)).mean()
-        )
+        return float(poisson_negative_log_likelihood(log_hazard, torch.tensor(exposure), torch.tensor(happened)).mean())
 
     assert min((0.003, 0.004, 0.005, 0.006, 0.008), key=mean_loss) == 0.005
 

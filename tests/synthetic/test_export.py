@@ -107,6 +107,8 @@ def test_someone_elses_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="output folder"):
         write_simulation(tmp_path / "mine", 5)
+    with pytest.raises(UserError, match="seed"):
+        write_simulation(tmp_path / "sim", 5, seed=-1)
     write_simulation(tmp_path / "sim", 5)
     write_simulation(tmp_path / "sim", 6)
     assert read_manifest(tmp_path / "sim", "simulation", 1)["subjects"] == 6

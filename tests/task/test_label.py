@@ -181,7 +181,9 @@ def test_bad_queries_are_refused(make_timelines, make_task, at):
         ([], {"follow_up_rule": "last_contact"}, 100, "no_history"),
         (
             [(1, -9, "MEDS_BIRTH"), (1, None, "SEX//female"), (1, 101, VISIT)],
-            {"follow_up_rule": "last_contact"}, 100, "no_history",
+            {"follow_up_rule": "last_contact"},
+            100,
+            "no_history",
         ),
         # an observation period that has begun is a history, one that begins later is not
         ([], {"follow_up_start": 100, "follow_up_rule": "observation_period"}, 100, None),

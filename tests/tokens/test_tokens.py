@@ -84,9 +84,7 @@ def test_interpolation_between_knots_gives_the_value_back(vocabulary, encoded, t
     rows = np.flatnonzero(encoded.code == code + FIRST_CODE)
     value = np.interp(encoded.knot[rows] - first + encoded.fraction[rows], range(len(scale.knots)), scale.knots)
     wanted = timelines.events.filter(pl.col("code") == "LOINC//a")["numeric_value"].to_numpy()
-    np.testing.assert_allclose(
-        np.sort(value), np.sort(np.clip(wanted, scale.knots[0], scale.knots[-1])), rtol=1e-5
-    )
+    np.testing.assert_allclose(np.sort(value), np.sort(np.clip(wanted, scale.knots[0], scale.knots[-1])), rtol=1e-5)
 
 
 def test_visible_end_is_the_visibility_rule(encoded):
