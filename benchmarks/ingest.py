@@ -1,11 +1,13 @@
 """How fast FHIR becomes timelines, as a ratio to `orjson.loads` over the same uncompressed lines in the same run.
 
-    python benchmarks/ingest.py --data DATA [--gigabytes 1] [--repeat 1]
+    python benchmarks/ingest.py --data DATA [--gigabytes 1] [--repeat 1] [--sample 2000]
 
-Replicates the MIMIC-IV demo (DATA/mimic_iv_fhir_demo, or the folder in EHRSEQ_DATA) with new ids, then measures the
-CPU time of all of ingest (decode, events, link, frame, sort, Parquet), imports aside, and of its stages. CPU time is
-that of all threads. Prints one JSON object. The copies repeat the demo's codes and times, so that looking these up is
-as cheap as in one large export of one hospital, and a little cheaper than in many small ones.
+Replicates the MIMIC-IV demo (DATA/mimic_iv_fhir_demo, or the folder in EHRSEQ_DATA) with new ids, then measures, in
+this process alone, the CPU time of all of ingest (decode, events, chunks, survey, link, frame, units, sort, Parquet),
+imports aside, and of its stages. CPU time is that of all threads. Then the wall time with one worker and with two, and
+the CPU time of `fhir.resources` (R4B models) over a sample of lines. Prints one JSON object. The copies repeat the
+demo's codes and times, so that looking these up is as cheap as in one large export of one hospital, and a little
+cheaper than in many small ones.
 """
 
 from __future__ import annotations
@@ -24,20 +26,24 @@ from typing import Any
 
 import orjson
 
+from ehrseq.fhir import chunk, reader
 from ehrseq.fhir.resource import DECODERS, HEAD_DECODER
-from ehrseq.timeline import build, meds
+from ehrseq.timeline import build, ingest, meds
 
 # MIMIC's ids are version 5 UUIDs: the version digit and the one after it are free for the number of the copy
 IDENTIFIER = re.compile(rb"([0-9a-f]{8}-[0-9a-f]{4}-)5[0-9a-f]([0-9a-f]{2}-)")
 STAGES = {
-    "decode and emit": (build, "_read"),
-    "duplicates": (build, "settle_duplicates"),
+    "decode and emit": (reader, "walk"),
+    "decode and emit (pieces)": (reader.Reader, "read_span"),
+    "chunks: pack": (build, "pack"),
+    "chunks: write": (chunk.Chunk, "save"),
+    "survey (duplicates, patients, encounters)": (ingest, "survey"),
     "link": (build, "link"),
     "frame": (build, "event_frame"),
+    "units": (build, "normalise_units"),
     "sort": (build, "sort_events"),
     "subjects and follow-up": (build, "_subject_frame"),
-    "ledger": (build, "_ledger"),
-    "Parquet": (meds, "write_dataset"),
+    "Parquet": (meds, "_write"),
 }
 
 
@@ -87,45 +93,74 @@ def timed(seconds: dict[str, float], stage: str, function: Callable[..., Any]) -
     return measured
 
 
+def validation_ratio(folder: Path, sample: int) -> float | None:
+    """How many times as long `fhir.resources` takes as `orjson.loads`, over a sample of every type's lines."""
+    try:
+        from fhir.resources.R4B import get_fhir_model_class
+    except ImportError:
+        return None
+    plain = models = 0.0
+    files = sorted(folder.iterdir())[: len(STAGES) * 3]
+    for path in files:
+        lines = path.read_bytes().splitlines()[: max(1, sample // len(files))]
+        start = time.process_time()
+        resources = [orjson.loads(line) for line in lines]
+        plain += time.process_time() - start
+        model = get_fhir_model_class(resources[0]["resourceType"])
+        start = time.process_time()
+        for resource in resources:
+            try:
+                model.model_validate(resource)
+            except ValueError:
+                continue
+        models += time.process_time() - start
+    return models / plain
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default=os.environ.get("EHRSEQ_DATA"), help="default: EHRSEQ_DATA")
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--sample", type=int, default=2000, help="lines that fhir.resources validates")
     options = parser.parse_args()
     if not options.data:
         parser.error("give --data, or set EHRSEQ_DATA")
-    for module, name in STAGES.values():
-        stage = next(s for s, place in STAGES.items() if place == (module, name))
-        setattr(module, name, timed(spent, stage, getattr(module, name)))
+    for stage, (place, name) in STAGES.items():
+        setattr(place, name, timed(spent, stage, getattr(place, name)))
     with tempfile.TemporaryDirectory() as scratch:
-        export = Path(scratch) / "export"
+        export, out = Path(scratch) / "export", Path(scratch) / "timelines"
         export.mkdir()
-        size, lines = replicate(Path(options.data) / "mimic_iv_fhir_demo", export, int(options.gigabytes * 1e9))
+        demo = Path(options.data) / "mimic_iv_fhir_demo"
+        size, lines = replicate(demo, export, int(options.gigabytes * 1e9))
+        ingest.ingest(demo, out, workers=1)  # imports
+        validation = validation_ratio(export, options.sample)
         for run in range(options.repeat):
             spent.clear()
             plain, typed = parse_seconds(export)
             start, wall = time.process_time(), time.perf_counter()
-            timelines = build.ingest(export, Path(scratch) / "timelines")
+            done = ingest.ingest(export, out, workers=1)
             total, wall = time.process_time() - start, time.perf_counter() - wall
-            spent["frame"] -= spent["sort"]
-            print(
-                json.dumps(
-                    {
-                        "run": run,
-                        "bytes": size,
-                        "lines": lines,
-                        "events": timelines.events.height,
-                        "orjson_seconds": round(plain, 3),
-                        "ingest_seconds": round(total, 3),
-                        "ingest_wall_seconds": round(wall, 3),
-                        "ratio": round(plain / total, 4),
-                        "typed_decode_ratio": round(plain / typed, 4),
-                        "stage_seconds": {stage: round(s, 3) for stage, s in spent.items()},
-                    },
-                    indent=1,
-                )
-            )
+            stages = {stage: round(s, 3) for stage, s in spent.items()}
+            two = time.perf_counter()
+            ingest.ingest(export, out, workers=2)
+            two = time.perf_counter() - two
+            facts = {
+                "run": run,
+                "bytes": size,
+                "lines": lines,
+                "events": done.events,
+                "orjson_seconds": round(plain, 3),
+                "ingest_seconds": round(total, 3),
+                "ratio": round(plain / total, 4),
+                "typed_decode_ratio": round(plain / typed, 4),
+                "one_worker_wall_seconds": round(wall, 3),
+                "two_workers_wall_seconds": round(two, 3),
+                "two_workers_are_faster": round(wall / two, 3),
+                "faster_than_fhir_resources": validation and round(validation * plain / total, 1),
+                "stage_seconds": stages,
+            }
+            print(json.dumps(facts, indent=1))
 
 
 spent: dict[str, float] = defaultdict(float)

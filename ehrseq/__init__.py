@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from ehrseq.task.cohort import Cohort as Cohort
     from ehrseq.task.cohort import build_cohort as build_cohort
     from ehrseq.task.definition import Task as Task
-    from ehrseq.timeline.build import ingest as ingest
     from ehrseq.timeline.build import read_fhir as read_fhir
+    from ehrseq.timeline.ingest import ingest as ingest
     from ehrseq.timeline.store import Timelines as Timelines
 
 __version__ = "0.1.0"
@@ -71,7 +71,7 @@ _HOME = {
     "build_cohort": "ehrseq.task.cohort",
     "evaluate_export": "ehrseq.score",
     "fit_model": "ehrseq.score",
-    "ingest": "ehrseq.timeline.build",
+    "ingest": "ehrseq.timeline.ingest",
     "inspect": "ehrseq.score",
     "load_model": "ehrseq.estimator",
     "read_fhir": "ehrseq.timeline.build",

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ehrseq.errors import EhrseqError
+from ehrseq.errors import EhrseqError, SourceError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,15 +35,41 @@ def options(
 
 @app.command("ingest")
 def ingest_verb(
-    sources: Annotated[list[Path], typer.Argument(help="FHIR files or folders.", metavar="SOURCE...")],
+    sources: Annotated[
+        list[Path], typer.Argument(help="FHIR files, folders, archives; - is standard input.", metavar="SOURCE...")
+    ],
     out: Out,
     data_cut: Annotated[str | None, typer.Option(help="The date up to which the data are complete.")] = None,
+    update: Annotated[bool, typer.Option("--update", help="Fold the sources into the timelines there.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail where a record cannot be read.")] = False,
+    validate: Annotated[
+        bool, typer.Option("--validate", help="First check every record against FHIR's models, and report.")
+    ] = False,
+    sample: Annotated[int | None, typer.Option(help="With --validate: check this many records alone.")] = None,
+    version: Annotated[
+        str | None, typer.Option(help="With --validate: R4, R4B, STU3 or R5. Default: what fits each record.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="How many processes read. Default: one a core.")] = None,
 ) -> None:
-    """Read a FHIR export into a timelines folder."""
-    from ehrseq.timeline.build import ingest
+    """Read a FHIR export into a timelines folder. Interrupted, the same command goes on where it was."""
+    from ehrseq.timeline.ingest import ingest
 
-    timelines = ingest(sources, out, data_cut=data_cut, progress=console.is_terminal)
-    show(timelines.summary())
+    if validate:
+        from ehrseq.fhir.validate import summary, validate_source
+
+        if Path("-") in sources:
+            raise SourceError("files or folders to validate", "standard input, which is read once", "pass its path")
+        show(summary(validate_source(sources, sample=sample, version=version)))
+    done = ingest(
+        sources,
+        out,
+        data_cut=data_cut,
+        update=update,
+        strict=strict,
+        workers=workers,
+        progress=console.is_terminal,
+    )
+    show(done.summary())
     console.print(f"timelines: {out}")
 
 

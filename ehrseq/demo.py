@@ -14,7 +14,7 @@ from ehrseq.forecast.table import Forecast
 from ehrseq.score import evaluate_export, fit_model, score_export
 from ehrseq.synthetic import write_simulation
 from ehrseq.task.definition import Task
-from ehrseq.timeline.build import ingest
+from ehrseq.timeline.ingest import ingest
 
 PLOTTED = 6
 
@@ -33,7 +33,7 @@ def run_demo(
     say(f"1/6 simulating a FHIR export of {n_subjects:,} people whose true risks are known")
     write_simulation(paths["simulation"], n_subjects, seed=seed)
     say("2/6 reading the export into timelines")
-    timelines = ingest(paths["simulation"] / "export", paths["timelines"])
+    timelines = ingest(paths["simulation"] / "export", paths["timelines"]).load()
     say(f"    {timelines}")
     task = Task.from_toml(paths["simulation"] / "task.toml")
     say("3/6 fitting the transformer on the training subjects")

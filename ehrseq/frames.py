@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -36,6 +37,26 @@ def to_polars(frame: Any) -> pl.DataFrame:
         f"an object of type {type(frame).__name__}",
         "convert it to one of these",
     )
+
+
+def read_pairs(source: Any, first: str, second: str, error: type[UserError] = UserError) -> pl.DataFrame:
+    """Two text columns of a table: a CSV or Parquet file, or a frame; rows in order, without repeats or gaps.
+
+    >>> read_pairs({"code": ["A//1", "A//1", None], "parent": ["A//0", "A//0", "A//0"]}, "code", "parent").rows()
+    [('A//1', 'A//0')]
+    """
+    what = f"a table with the columns {first} and {second}"
+    if isinstance(source, str | Path):
+        try:
+            parquet = Path(source).suffix.lower() == ".parquet"
+            source = pl.read_parquet(source) if parquet else pl.read_csv(source, infer_schema=False)
+        except (OSError, pl.exceptions.PolarsError) as problem:
+            raise error(f"{what}, in CSV or Parquet", type(problem).__name__, "check the file") from None
+    table = to_polars(source)
+    if not {first, second} <= set(table.columns):
+        raise error(what, "other columns", "rename the columns")
+    columns = (pl.col(first).cast(pl.String).str.strip_chars(), pl.col(second).cast(pl.String).str.strip_chars())
+    return table.select(columns).filter(~pl.any_horizontal(pl.all().fill_null("") == "")).unique(maintain_order=True)
 
 
 def _converted(frame: Any) -> Any:

@@ -31,7 +31,7 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
     ['a.txt']
     """
     target = Path(target)
-    if target.exists() and not _replaceable(target):
+    if target.exists() and not is_replaceable(target):
         raise UserError(
             "an output folder that is new, empty or written by ehrseq",
             "an existing folder or file with other content",
@@ -53,7 +53,8 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _replaceable(target: Path) -> bool:
+def is_replaceable(target: Path) -> bool:
+    """Whether a folder is empty or one of ours, so that it may be written anew."""
     if not target.is_dir():
         return False
     return (

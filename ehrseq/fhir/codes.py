@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
+
+import polars as pl
+
+from ehrseq.errors import SourceError, nearest
 
 # URI (lower case, without a trailing slash) -> name. Anything else keeps its URI.
 SYSTEMS = {
@@ -44,6 +49,16 @@ SYSTEMS = {
     "http://varnomen.hgvs.org": "HGVS",
     "http://www.ncbi.nlm.nih.gov/clinvar": "CLINVAR",
     "http://www.ncbi.nlm.nih.gov/snp": "DBSNP",
+    "http://www.ncbi.nlm.nih.gov/projects/snp": "DBSNP",
+    "http://www.ncbi.nlm.nih.gov/refseq": "REFSEQ",
+    "http://www.sequenceontology.org": "SO",
+    "https://iscn.karger.com": "ISCN",
+    "http://www.pharmvar.org": "PHARMVAR",
+    "http://www.ebi.ac.uk/ipd/imgt/hla": "HLA",
+    "http://cancer.sanger.ac.uk/cancergenome/projects/cosmic": "COSMIC",
+    "http://dicom.nema.org/resources/ontology/dcm": "DCM",
+    "http://terminology.hl7.org/codesystem/v3-rolecode": "ROLECODE",
+    "http://hl7.org/fhir/v3/rolecode": "ROLECODE",
     "http://unitsofmeasure.org": "UCUM",
     "http://fdasis.nlm.nih.gov": "UNII",
     "http://human-phenotype-ontology.org": "HPO",
@@ -65,6 +80,7 @@ SYSTEMS = {
 }
 _MIMIC = "http://mimic.mit.edu/fhir/mimic/codesystem/mimic-"
 NO_SYSTEM = "UNKNOWN"
+NAMES = tuple(dict.fromkeys(SYSTEMS.values()))
 
 # Systems whose codes say only that something is not known.
 _NULLS = (
@@ -84,6 +100,45 @@ ALLERGY_ORDER = ("SNOMED", "RXNORM", "UNII", "NDC")
 
 Coding = tuple[str | None, str | None]
 """(system URI, code)"""
+
+SEPARATOR = "\x1f"  # ASCII's unit separator; no code may hold a control character
+
+
+@dataclass(frozen=True)
+class CodingPreference:
+    """Which coding of a concept gives an event its code, and what codes of a concept map say besides.
+
+    Each field but the last names code systems (`SNOMED`, `LOINC`, or a system's URI), first to last; named systems
+    that it leaves out follow, then unknown ones. The others become the event's `other_codes`. `concept_map` gives
+    further codes for a code (see `read_concept_map`): they count as codings of the concept, after its own, so one of
+    a preferred system becomes the event's code.
+
+    >>> CodingPreference(diagnosis=("ICD10CM", "SNOMED")).order("diagnosis")
+    ('ICD10CM', 'SNOMED')
+    """
+
+    diagnosis: tuple[str, ...] = DIAGNOSIS_ORDER
+    measurement: tuple[str, ...] = MEASUREMENT_ORDER
+    medication: tuple[str, ...] = MEDICATION_ORDER
+    procedure: tuple[str, ...] = PROCEDURE_ORDER
+    vaccine: tuple[str, ...] = VACCINE_ORDER
+    allergy: tuple[str, ...] = ALLERGY_ORDER
+    concept_map: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for kind in (f.name for f in fields(self) if f.name != "concept_map"):
+            order = getattr(self, kind)
+            if isinstance(order, str) or not all(isinstance(name, str) for name in order):
+                raise SourceError(f"a list of code systems for {kind}", type(order).__name__, "write ('SNOMED', ...)")
+            unknown = [name for name in order if not (":" in name or name in NAMES or name.startswith("MIMIC_"))]
+            if unknown:
+                raise SourceError(f"names or URIs of code systems for {kind}", unknown[0], nearest(unknown[0], NAMES))
+            object.__setattr__(self, kind, tuple(order))
+
+    def order(self, kind: str) -> tuple[str, ...]:
+        """The order for a kind of concept: the name of a field."""
+        order: tuple[str, ...] = getattr(self, kind)
+        return order
 
 
 def system_name(uri: str | None) -> str | None:
@@ -116,7 +171,8 @@ def event_code(coding: Coding, procedure: bool = False) -> str | None:
     """
     uri, code = coding
     system = system_name(uri)
-    code = code.strip() if code else None
+    # also takes away the separator of codes, wherever in the code it stands
+    code = code.replace(SEPARATOR, "").strip() if code else None
     if system is None or not code:
         return None
     if procedure and system == "ICD9CM":
@@ -125,6 +181,8 @@ def event_code(coding: Coding, procedure: bool = False) -> str | None:
 
 
 def _dotted(system: str, code: str) -> str:
+    if system == "HGNC":
+        return code.removeprefix("HGNC:")
     if "." in code or not code.isalnum():
         return code
     if system in ("ICD10CM", "ICD10"):
@@ -146,8 +204,41 @@ def preferred_code(codings: Sequence[Coding], order: Sequence[str], procedure: b
     >>> preferred_code([("urn:local", "7"), ("http://loinc.org", "718-7")], MEASUREMENT_ORDER)
     'LOINC//718-7'
     """
+    return next(iter(ranked_codes(codings, order, procedure)), None)
+
+
+def ranked_codes(
+    codings: Sequence[Coding],
+    order: Sequence[str],
+    procedure: bool = False,
+    concept_map: Mapping[str, tuple[str, ...]] | None = None,
+) -> list[str]:
+    """All event codes of a concept and of their concept map: the preferred one, then the others, sorted, each once.
+
+    >>> codings = [("urn:local", "7"), ("http://loinc.org", "718-7"), ("http://snomed.info/sct", "38082009")]
+    >>> ranked_codes(codings, MEASUREMENT_ORDER)
+    ['LOINC//718-7', 'SNOMED//38082009', 'urn:local//7']
+    """
     codes = [code for coding in codings if (code := event_code(coding, procedure)) is not None]
-    return min(codes, key=lambda code: _rank(code, order), default=None)
+    if concept_map:
+        codes += [target for code in codes for target in concept_map.get(code, ())]
+    if len(codes) < 2:
+        return codes
+    first = min(codes, key=lambda code: _rank(code, order))
+    return [first, *sorted(set(codes) - {first})]
+
+
+def split_codes(names: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Of names as `CodePool` makes them: the codes, and the lists of other codes (null where there is none).
+
+    >>> code, others = split_codes(pl.Series(["SNOMED//44054006\x1fICD10CM//E11.9", "SEX//female", None]))
+    >>> code.to_list(), others.to_list()
+    (['SNOMED//44054006', 'SEX//female', None], [['ICD10CM//E11.9'], None, None])
+    """
+    parts = names.cast(pl.String).str.split(SEPARATOR)
+    others = parts.list.slice(1)
+    several = pl.select(pl.when(others.list.len() > 0).then(others)).to_series()
+    return parts.list.first().rename("code"), several.rename("other_codes")
 
 
 def _rank(code: str, order: Sequence[str]) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from ehrseq.fhir.codes import Coding, event_code, preferred_code
+from ehrseq.fhir.codes import SEPARATOR, Coding, ranked_codes
+from ehrseq.fhir.datatypes import Concept
 from ehrseq.fhir.ledger import Reason
-from ehrseq.fhir.resource import Concept, Period
-from ehrseq.fhir.rows import Pool
+from ehrseq.fhir.rows import Pool, Rows
 
 EVENTS = Reason.EVENTS  # a member of an enumeration is slow to look up, once a record
 Statuses = dict[str | None, Reason]
@@ -21,25 +22,36 @@ VERIFICATION = {"refuted": Reason.REFUTED, "entered-in-error": Reason.ENTERED_IN
 
 
 class CodePool(dict[Any, int]):
-    """The number of a concept's event code in `names`; 0 where it has none.
+    """The number of a concept's codes in `names`; 0 where it has none.
 
-    Keys are tuples of (system, code): one coding's, or several codings' one after the other.
+    Keys are tuples of (system, code): one coding's, or several codings' one after the other. A name holds the
+    preferred code and then the others, with `SEPARATOR` between them: concepts that differ in any code differ in
+    number, and an event needs to carry no more than that number.
     """
 
     def __init__(
-        self, names: Pool[str | None], order: tuple[str, ...], prefix: str = "", procedure: bool = False
+        self,
+        names: Pool[str | None],
+        order: tuple[str, ...],
+        prefix: str = "",
+        procedure: bool = False,
+        concept_map: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
         super().__init__()
         self.names, self.order, self.prefix, self.procedure = names, order, prefix, procedure
+        self.concept_map = concept_map
 
     def __missing__(self, key: Any) -> int:
-        if len(key) == 2:
-            code = event_code(key, self.procedure)
-        else:
-            codings: list[Coding] = list(zip(key[::2], key[1::2], strict=True))
-            code = preferred_code(codings, self.order, self.procedure)
-        number = self[key] = 0 if code is None else self.names[self.prefix + code]
+        codings: list[Coding] = list(zip(key[::2], key[1::2], strict=True))
+        codes = ranked_codes(codings, self.order, self.procedure, self.concept_map)
+        number = self[key] = self.names[SEPARATOR.join(self.prefix + code for code in codes)] if codes else 0
         return number
+
+
+def code_pool(rows: Rows, kind: str, prefix: str = "", procedure: bool = False) -> CodePool:
+    """The pool for one kind of concept (a field of `CodingPreference`), as the rows' preference has it."""
+    coding = rows.coding
+    return CodePool(rows.codes, coding.order(kind), prefix, procedure, coding.concept_map)
 
 
 def concept_code(concept: Concept | None, pool: CodePool) -> int:
@@ -53,11 +65,9 @@ def concept_code(concept: Concept | None, pool: CodePool) -> int:
     return pool[tuple(part for coding in codings for part in (coding.system, coding.code))]
 
 
-def span(when: str | None, period: Period | None) -> tuple[str | None, str | None]:
-    """The start of a date or period, and the end of a period."""
-    if when or period is None:
-        return when, None
-    return period.start or period.end, period.end
+def coded_pairs(concept: Concept | None) -> list[Coding]:
+    """(system, code) of each coding of a concept."""
+    return [(c.system, c.code) for c in concept.coding or ()] if concept is not None else []
 
 
 def refutation(status: Concept | str | None) -> Reason | None:

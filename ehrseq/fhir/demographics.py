@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ehrseq.fhir.resource import Coding, Extension
+from ehrseq.fhir.datatypes import Coding, Extension
 
 US_CORE = "http://hl7.org/fhir/us/core/structuredefinition/us-core-"
 RACES = {

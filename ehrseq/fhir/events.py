@@ -9,78 +9,95 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ehrseq.fhir.codes import (
-    ALLERGY_ORDER,
-    DIAGNOSIS_ORDER,
-    MEASUREMENT_ORDER,
-    PROCEDURE_ORDER,
-    VACCINE_ORDER,
-)
-from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, concept_code, refutation, span
+import msgspec
+
+from ehrseq.fhir import care, findings
+from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, Statuses, code_pool, concept_code, refutation
+from ehrseq.fhir.datatypes import Period
+from ehrseq.fhir.dating import POLICY, dated, dater
 from ehrseq.fhir.demographics import us_core
+from ehrseq.fhir.encounters import class_name
+from ehrseq.fhir.facts import Said, Scheme
+from ehrseq.fhir.genomics import EXTENSION, finding_kind, genomic_findings, is_present
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.medications import MedicationEmitters
+from ehrseq.fhir.references import named_target
 from ehrseq.fhir.resource import (
     AllergyIntolerance,
     Condition,
+    Coverage,
     DiagnosticReport,
     Encounter,
-    EncounterClass,
+    EpisodeOfCare,
     Immunization,
     Observation,
     Patient,
-    Period,
     Procedure,
     ResearchSubject,
 )
+from ehrseq.fhir.resource_care import Device
 from ehrseq.fhir.rows import (
     ABATEMENT,
     BIRTH_DATE,
     DECEASED,
-    EFFECTIVE,
-    ENCOUNTER,
-    ISSUED,
-    OCCURRENCE,
-    ONSET,
-    PERFORMED,
     PERIOD,
-    RECORDED,
     STATIC,
+    MedicationFacts,
     PatientFacts,
     Rows,
 )
+from ehrseq.fhir.statuses import EVENT_STATUS, RESULT_STATUS
 from ehrseq.fhir.values import read_value
 
 BIRTH_CODE = "MEDS_BIRTH"
 DEATH_CODE = "MEDS_DEATH"
 
-# Encounter class codes of HL7 v3 (R4, STU3) and of DSTU2 -> one name
-ENCOUNTER_CLASSES = {
-    "IMP": "inpatient",
-    "ACUTE": "inpatient",
-    "NONAC": "inpatient",
-    "INPATIENT": "inpatient",
-    "EMER": "emergency",
-    "EMERGENCY": "emergency",
-    "AMB": "ambulatory",
-    "AMBULATORY": "ambulatory",
-    "OUTPATIENT": "ambulatory",
-    "OBSENC": "observation",
-    "SS": "short_stay",
-    "DAYTIME": "short_stay",
-    "HH": "home",
-    "HOME": "home",
-    "VR": "virtual",
-    "VIRTUAL": "virtual",
-    "FLD": "field",
-    "FIELD": "field",
-    "PRENC": "pre_admission",
-    "WELLNESS": "wellness",
-    "URGENTCARE": "urgent_care",
-}
-_OBSERVATION_STATUS = BAD_STATUS | {"registered": Reason.NOT_DONE}
 _ENCOUNTER_STATUS = BAD_STATUS | {"planned": Reason.PLANNED}
-_PROCEDURE_STATUS = BAD_STATUS | {"preparation": Reason.PLANNED}
+_FOLLOW_UP_STATUS: Statuses = {
+    "entered-in-error": Reason.ENTERED_IN_ERROR,
+    "cancelled": Reason.NOT_DONE,
+    "draft": Reason.PLANNED,
+    "planned": Reason.PLANNED,
+    "waitlist": Reason.PLANNED,
+}
+_WHEN = {kind: dater(kind) for kind in ("Observation", "DiagnosticReport", "Procedure", "Immunization",
+                                        "AllergyIntolerance")}  # fmt: skip
+_DEVICE_KINDS = {care.DEVICE: "Device", care.ORDER: "DeviceOrdered", care.SUPPLY: "DeviceSupplied"}
+# A pure function (see `facts`) for each type that needs nothing but its own record
+READERS: dict[str, Callable[[Any], Said]] = {
+    "CarePlan": care.care_plan,
+    "ServiceRequest": care.service_request,
+    "ProcedureRequest": care.procedure_request,
+    "ReferralRequest": care.referral_request,
+    "DiagnosticOrder": care.diagnostic_order,
+    "DeviceRequest": care.device_request,
+    "DeviceUseRequest": care.device_use_request,
+    "NutritionOrder": care.nutrition_order,
+    "VisionPrescription": care.vision_prescription,
+    "Goal": care.goal,
+    "DocumentReference": care.document_reference,
+    "Composition": care.composition,
+    "ImagingStudy": care.imaging_study,
+    "Media": care.media,
+    "Specimen": care.specimen,
+    "DeviceUseStatement": care.device_use,
+    "DeviceUsage": care.device_use,
+    "DeviceDispense": care.device_dispense,
+    "NutritionIntake": care.nutrition_intake,
+    "SupplyDelivery": care.supply_delivery,
+    "FamilyMemberHistory": findings.family_member_history,
+    "Flag": findings.flag,
+    "RiskAssessment": findings.risk_assessment,
+    "AdverseEvent": findings.adverse_event,
+    "DetectedIssue": findings.detected_issue,
+    "ClinicalImpression": findings.clinical_impression,
+    "QuestionnaireResponse": findings.questionnaire_response,
+    "Claim": findings.claim,
+    "ExplanationOfBenefit": findings.explanation_of_benefit,
+    "ChargeItem": findings.charge_item,
+    "MolecularSequence": findings.molecular_sequence,
+    "Sequence": findings.molecular_sequence,
+}
 
 
 class Emitters:
@@ -90,15 +107,15 @@ class Emitters:
         self.rows = rows
         self.birth = rows.codes[BIRTH_CODE]
         self.death = rows.codes[DEATH_CODE]
-        self.diagnoses = CodePool(rows.codes, DIAGNOSIS_ORDER)
-        self.measurements = CodePool(rows.codes, MEASUREMENT_ORDER)
+        self.diagnoses = code_pool(rows, "diagnosis")
+        self.measurements = code_pool(rows, "measurement")
         medications = MedicationEmitters(rows)
-        self.procedures = CodePool(rows.codes, PROCEDURE_ORDER, procedure=True)
-        self.vaccines = CodePool(rows.codes, VACCINE_ORDER)
-        self.allergies = CodePool(rows.codes, ALLERGY_ORDER, prefix="ALLERGY//")
-        self.abatements = CodePool(rows.codes, DIAGNOSIS_ORDER, prefix="ABATEMENT//")
-        self.encounter_types = CodePool(rows.codes, PROCEDURE_ORDER)
-        self.by_type: dict[str, Callable[[Any, int], int]] = {
+        self.procedures = code_pool(rows, "procedure", procedure=True)
+        self.vaccines = code_pool(rows, "vaccine")
+        self.allergies = code_pool(rows, "allergy", prefix="ALLERGY//")
+        self.abatements = code_pool(rows, "diagnosis", prefix="ABATEMENT//")
+        self.encounter_types = code_pool(rows, "procedure")
+        core: dict[str, Callable[[Any, int], int]] = {
             "Patient": self.patient,
             "Encounter": self.encounter,
             "Condition": self.condition,
@@ -114,7 +131,14 @@ class Emitters:
             "AllergyIntolerance": self.allergy_intolerance,
             "DiagnosticReport": self.diagnostic_report,
             "ResearchSubject": self.research_subject,
+            "EpisodeOfCare": self.period_of_follow_up,
+            "Coverage": self.period_of_follow_up,
+            "MedicationUsage": medications.medication_statement,
+            "Device": self.device,
         }
+        self.by_type = core | {kind: self._facts_of(read) for kind, read in READERS.items()}
+        self.genomic: dict[int, bool] = {}  # of the number of a code: asked of every Observation, so remembered
+        self.pools: dict[Scheme, CodePool] = {}
 
     def patient(self, r: Patient, record: int) -> int:
         """Sex, race and ethnicity as static facts; birth; death."""
@@ -145,7 +169,7 @@ class Emitters:
     def encounter(self, r: Encounter, record: int) -> int:
         """Admission and discharge, and one event for each type at the start."""
         rows, times = self.rows, self.rows.times
-        period = r.period or Period()
+        period = r.period or r.actual_period or Period()
         if (reason := _ENCOUNTER_STATUS.get(r.status)) is not None:
             return reason
         if r.modifier_extension:
@@ -154,7 +178,7 @@ class Emitters:
         rows.encounters.append((record, r.id or "", period.start, period.end))
         if not period.start and not period.end:
             return Reason.NO_TIME
-        name = _class_name(r.class_)
+        name = class_name(r.class_)
         if period.start:
             start = times[period.start]
             rows.add(record, rows.codes[f"ENCOUNTER//{name}/admission"], start, 0, PERIOD)
@@ -175,15 +199,8 @@ class Emitters:
         code = concept_code(r.code, self.diagnoses)
         if not code:
             return Reason.NO_CODE
-        recorded = r.recorded_date or r.asserted_date
-        if r.onset_date_time:
-            rows.add(record, code, times[r.onset_date_time], times[recorded], ONSET)
-        elif r.onset_period is not None and r.onset_period.start:
-            rows.add(record, code, times[r.onset_period.start], times[recorded], ONSET)
-        elif recorded:
-            rows.add(record, code, times[recorded], times[recorded], RECORDED)
-        else:
-            rows.add(record, code, 0, 0, ENCOUNTER)
+        time, known, source = dated(r, POLICY["Condition"])
+        rows.add(record, code, times[time], times[known], source)
         abated = r.abatement_date_time or (r.abatement_period and r.abatement_period.end)
         if abated:
             number = times[abated]
@@ -192,21 +209,27 @@ class Emitters:
         return EVENTS
 
     def observation(self, r: Observation, record: int) -> int:
-        """The value, and each component's under its own code."""
+        """The value, and each component's under its own code; what a genomic one found besides."""
         rows = self.rows
-        if r.status in _OBSERVATION_STATUS:
-            return _OBSERVATION_STATUS[r.status]
+        if r.status in RESULT_STATUS:
+            return RESULT_STATUS[r.status]
         if r.modifier_extension:
             return Reason.MODIFIER_EXTENSION
-        time, known, source = self._effective(r)
-        number, text, modifier, unit = read_value(r)
         code = concept_code(r.code, self.measurements)
+        genomic = self.genomic.get(code)
+        if genomic is None:
+            genomic = self.genomic[code] = finding_kind(r.code) is not None
+        if r.extension is not None:
+            genomic = genomic or _has_genomic_extension(r)
+        when = dated(r, POLICY["Observation (genomic)"]) if genomic else _WHEN["Observation"](r)
+        time, known, source = rows.times[when[0]], rows.times[when[1]], when[2]
+        number, text, modifier, unit = read_value(r)
         texts = rows.texts
         parts = 0
-        if r.component:
+        if r.component and not (genomic and not is_present(r)):
             for part in r.component:
                 part_code = concept_code(part.code, self.measurements)
-                if part_code:
+                if part_code and not part.modifier_extension:
                     parts += 1
                     amount, words, why, measure = read_value(part)
                     rows.add(
@@ -220,9 +243,11 @@ class Emitters:
                         texts[why],
                         texts[measure],
                     )
-            # a panel's own code says nothing beside its parts, unless it has a value too
-            if parts and number != number and text is None and modifier is None:
-                return EVENTS
+        if genomic:
+            parts += self._add(genomic_findings(r), record)
+        # a panel's own code says nothing beside its parts, unless it has a value too
+        if parts and number != number and text is None and modifier is None:
+            return EVENTS
         if code:
             rows.add(record, code, time, known, source, number, texts[text], texts[modifier], texts[unit])
             return EVENTS
@@ -230,55 +255,47 @@ class Emitters:
 
     def diagnostic_report(self, r: DiagnosticReport, record: int) -> int:
         """That the report was made; its results are Observations of their own."""
-        if r.status in _OBSERVATION_STATUS:
-            return _OBSERVATION_STATUS[r.status]
-        if r.modifier_extension:
-            return Reason.MODIFIER_EXTENSION
-        code = concept_code(r.code, self.measurements)
-        if not code:
-            return Reason.NO_CODE
-        times = self.rows.times
-        time, period = r.effective_date_time, r.effective_period
-        until = r.issued
-        if time is None and period is not None:
-            time, until = period.start, until or period.end
-        if time:
-            self.rows.add(record, code, times[time], times[until], EFFECTIVE)
-        else:
-            self.rows.add(record, code, times[r.issued], times[r.issued], ISSUED if r.issued else ENCOUNTER)
-        return EVENTS
+        if r.status in RESULT_STATUS:
+            return RESULT_STATUS[r.status]
+        time, known, _ = _WHEN["DiagnosticReport"](r)
+        if time and r.result and not r.modifier_extension:
+            # results without a date of their own take the report's
+            names = [self.rows.references.in_scope(result.reference) for result in r.result if result.reference]
+            targets = [target for target in map(named_target, names) if target and target.startswith("Observation/")]
+            self.rows.results += [(record, target, time, known or time) for target in targets]
+        return self._coded(r, record, concept_code(r.code, self.measurements), "DiagnosticReport")
 
     def procedure(self, r: Procedure, record: int) -> int:
         """The procedure at its start, known at its end."""
-        if (reason := _PROCEDURE_STATUS.get(r.status)) is not None:
+        if (reason := EVENT_STATUS.get(r.status)) is not None:
             return reason
-        if r.not_done:
+        if r.not_done or r.not_performed:
             return Reason.NOT_DONE
-        time, until = span(r.performed_date_time, r.performed_period)
-        return self._coded(r, record, concept_code(r.code, self.procedures), time, until, PERFORMED)
+        return self._coded(r, record, concept_code(r.code, self.procedures), "Procedure")
 
     def immunization(self, r: Immunization, record: int) -> int:
         """The vaccine given."""
         if (reason := BAD_STATUS.get(r.status)) is not None:
             return reason
-        if r.not_given:
+        if r.not_given or r.was_not_given:
             return Reason.NOT_DONE
-        code = concept_code(r.vaccine_code, self.vaccines)
-        time = r.occurrence_date_time or r.date
-        if time or not r.recorded:
-            return self._coded(r, record, code, time, r.recorded, OCCURRENCE)
-        return self._coded(r, record, code, r.recorded, r.recorded, RECORDED)
+        return self._coded(r, record, concept_code(r.vaccine_code, self.vaccines), "Immunization")
 
     def allergy_intolerance(self, r: AllergyIntolerance, record: int) -> int:
         """The allergy, under `ALLERGY//`: to be allergic to a drug is not to take it."""
-        if (reason := refutation(r.verification_status)) is not None:
+        # DSTU2 keeps the verification among the statuses
+        if (reason := refutation(r.verification_status) or refutation(r.status)) is not None:
             return reason
-        code = concept_code(r.code, self.allergies)
-        recorded = r.recorded_date or r.asserted_date
-        onset = r.onset_date_time or (r.onset_period.start if r.onset_period is not None else None)
-        if onset:
-            return self._coded(r, record, code, onset, recorded, ONSET)
-        return self._coded(r, record, code, recorded, recorded, RECORDED)
+        return self._coded(r, record, concept_code(r.code or r.substance, self.allergies), "AllergyIntolerance")
+
+    def device(self, r: Device, record: int) -> int:
+        """No event: what uses, orders or delivers it refers to it, as to a Medication."""
+        concept = care.device_concept(r)
+        for scheme, kind in _DEVICE_KINDS.items():
+            self.rows.medications.append(
+                MedicationFacts(record, r.id or "", concept_code(concept, self._pool(scheme)), [], [], kind)
+            )
+        return Reason.REFERENCE_DATA
 
     def research_subject(self, r: ResearchSubject, record: int) -> int:
         """No event: the observation period."""
@@ -291,37 +308,87 @@ class Emitters:
         self.rows.research_subjects.append((record, self.rows.references[person.reference], period.start, period.end))
         return Reason.FOLLOW_UP
 
-    def _effective(self, r: Observation) -> tuple[int, int, int]:
-        """Numbers of an observation's time and of when it was known, and the time's source."""
-        times = self.rows.times
-        if (when := r.effective_date_time or r.effective_instant) is not None:
-            return times[when], times[r.issued], EFFECTIVE
-        if (period := r.effective_period) is not None and period.start:
-            return times[period.start], times[r.issued or period.end], EFFECTIVE
-        if r.effective_timing is not None and r.effective_timing.event:
-            moments = r.effective_timing.event
-            return times[min(moments)], times[r.issued or max(moments)], EFFECTIVE
-        if r.issued:
-            return times[r.issued], times[r.issued], ISSUED
-        return 0, 0, ENCOUNTER
+    def period_of_follow_up(self, r: EpisodeOfCare | Coverage, record: int) -> int:
+        """No event: when the subject was under care or insured, and so watched."""
+        if (reason := _FOLLOW_UP_STATUS.get(r.status)) is not None:
+            return reason
+        person = r.subject or r.patient
+        if person is None or person.reference is None:
+            return Reason.NO_SUBJECT
+        if r.period is not None and not r.modifier_extension:
+            number = self.rows.references[person.reference]
+            self.rows.research_subjects.append((record, number, r.period.start, r.period.end))
+        return Reason.FOLLOW_UP
 
-    def _coded(self, r: Any, record: int, code: int, time: str | None, known: str | None, source: int) -> int:
+    def _coded(self, r: Any, record: int, code: int, kind: str) -> int:
         """One event without a value."""
         if r.modifier_extension:
             return Reason.MODIFIER_EXTENSION
         if not code:
             return Reason.NO_CODE
         times = self.rows.times
-        self.rows.add(record, code, times[time], times[known], source if time else ENCOUNTER)
+        time, known, source = _WHEN[kind](r)
+        self.rows.add(record, code, times[time], times[known], source)
         return EVENTS
 
+    def _facts_of(self, read: Callable[[Any], Said]) -> Callable[[Any, int], int]:
+        """A pure function's facts, put into the columns."""
 
-def _class_name(value: EncounterClass | list[EncounterClass] | str | None) -> str:
-    """The name of an encounter's class, from a Coding (R4, STU3), a code (DSTU2) or concepts (R5)."""
-    if isinstance(value, list):
-        value = value[0] if value else None
-    if isinstance(value, EncounterClass):
-        value = value.code or next((c.code for c in value.coding or () if c.code), None)
-    if not value:
-        return "unknown"
-    return ENCOUNTER_CLASSES.get(value.upper(), value.strip().lower().replace(" ", "_"))
+        def emit(r: Any, record: int) -> int:
+            said = read(r)
+            if isinstance(said, Reason):
+                return said
+            if r.modifier_extension:
+                return Reason.MODIFIER_EXTENSION
+            return EVENTS if self._add(said, record, r) else Reason.NO_CODE
+
+        return emit
+
+    def _add(self, said: Said, record: int, r: Any = None) -> int:
+        """Add facts; how many had a code."""
+        if isinstance(said, Reason):
+            return 0
+        rows, count = self.rows, 0
+        for fact in said:
+            if fact.device is not None:
+                code = self._device_code(fact.device, fact.scheme, r)
+            elif isinstance(fact.concept, str):
+                code = rows.codes[fact.concept]
+            else:
+                code = concept_code(fact.concept, self._pool(fact.scheme))
+            if code:
+                count += 1
+                time, known, source = fact.moment
+                texts = rows.texts
+                rows.add(
+                    record, code, rows.times[time], rows.times[known], source,
+                    fact.number, texts[fact.text], texts[fact.modifier], texts[fact.unit],
+                )  # fmt: skip
+        return count
+
+    def _pool(self, scheme: Scheme) -> CodePool:
+        pool = self.pools.get(scheme)
+        if pool is None:
+            pool = self.pools[scheme] = code_pool(self.rows, scheme.kind, scheme.prefix, scheme.procedure)
+        return pool
+
+    def _device_code(self, reference: str, scheme: Scheme, r: Any) -> int:
+        """The code of a device that is referred to: a contained one's, or minus one minus the reference's number."""
+        if not reference.startswith("#"):
+            target = named_target(self.rows.references.in_scope(reference)) or ""
+            if not target.startswith("Device/"):
+                return 0
+            # what is ordered has another code than what is used, so it goes by another name
+            return -1 - self.rows.references[f"{_DEVICE_KINDS[scheme]}/{target.removeprefix('Device/')}"]
+        for raw in r.contained:
+            try:
+                device = msgspec.json.decode(raw, type=Device)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                continue
+            if device.id == reference[1:]:
+                return concept_code(care.device_concept(device), self._pool(scheme))
+        return 0
+
+
+def _has_genomic_extension(r: Observation) -> bool:
+    return any((e.url or "").startswith(EXTENSION) for e in r.extension or ())

@@ -8,7 +8,7 @@ counts add up to the input exactly.
 from __future__ import annotations
 
 from collections import Counter
-from enum import IntEnum
+from enum import IntEnum, unique
 
 import polars as pl
 
@@ -21,12 +21,14 @@ LEDGER_SCHEMA = {
 }
 QUARANTINE_SCHEMA = {
     "file_number": pl.Int32,
-    "line": pl.Int64,  # of the file, from 1; in a document or bundle: the entry's number
+    "member": pl.Int32,  # of an archive, from 1 in the order in which they are stored; 0 where the file is none
+    "line": pl.Int64,  # of the file or member, from 1; in a document or bundle: the entry's number
     "reason": pl.String,
 }
 SOURCE_SCHEMA = {"file_number": pl.Int32, "path": pl.String}
 
 
+@unique
 class Reason(IntEnum):
     """Why a record gave no event. `docs/timeline.md` says what each means."""
 
@@ -57,12 +59,22 @@ class Reason(IntEnum):
     INFRASTRUCTURE = 21
     TYPE_NOT_READ = 22
     NOT_FHIR = 23
+    DELETED = 24
+    MERGED = 40  # a patient merged into another
+    RESTATED = 41
+    ADMINISTRATIVE = 42
     # quarantined
-    MALFORMED_JSON = 24
-    INVALID_FIELD = 25
-    NO_RESOURCE_TYPE = 26
-    TRUNCATED_FILE = 27
-    DAMAGED_FILE = 28
+    MALFORMED_JSON = 64
+    INVALID_FIELD = 65
+    NO_RESOURCE_TYPE = 66
+    TRUNCATED_FILE = 67
+    DAMAGED_FILE = 68
+    TOO_DEEP = 69
+    TOO_LARGE = 70
+    EXPANDS_TOO_FAR = 71
+    TOO_MANY_MEMBERS = 72
+    NESTED_ARCHIVE = 73
+    UNSUPPORTED_ARCHIVE = 74
 
     @property
     def label(self) -> str:
@@ -92,7 +104,7 @@ def ledger_frame(counts: Counter[tuple[int, str, int]]) -> pl.DataFrame:
     return frame.sort("file_number", "resource_type", "fate", "reason")
 
 
-def quarantine_frame(entries: list[tuple[int, int, int]]) -> pl.DataFrame:
-    """One row for each quarantined record from (file number, line, reason number), sorted."""
-    rows = [(f, line, Reason(r).label) for f, line, r in entries]
-    return pl.DataFrame(rows, QUARANTINE_SCHEMA, orient="row").sort("file_number", "line", "reason")
+def quarantine_frame(entries: list[tuple[int, int, int, int]]) -> pl.DataFrame:
+    """One row for each quarantined record from (file number, member, line, reason number), sorted."""
+    rows = [(f, member, line, Reason(r).label) for f, member, line, r in entries]
+    return pl.DataFrame(rows, QUARANTINE_SCHEMA, orient="row").sort("file_number", "member", "line", "reason")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from ehrseq.fhir.codes import MEDICATION_ORDER
-from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, Statuses, concept_code, span
+from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, code_pool, concept_code
+from ehrseq.fhir.datatypes import CodeableReference, Reference
+from ehrseq.fhir.dating import dater
+from ehrseq.fhir.facts import concept_of
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.resource import (
     Medication,
@@ -16,26 +18,19 @@ from ehrseq.fhir.resource import (
     MedicationStatement,
     MedicationUse,
 )
-from ehrseq.fhir.rows import (
-    ASSERTED,
-    AUTHORED,
-    EFFECTIVE,
-    ENCOUNTER,
-    HANDED_OVER,
-    PREPARED,
-    MedicationFacts,
-    Rows,
-)
+from ehrseq.fhir.rows import MedicationFacts, Rows
+from ehrseq.fhir.statuses import DISPENSE_STATUS, ORDER_INTENT, ORDER_STATUS, USE_STATUS
 from ehrseq.fhir.values import NAN, as_number
 
-# An order that was later withdrawn was still given when it was: `cancelled` says how it ended and is not looked at.
-_REQUEST_STATUS: Statuses = {"entered-in-error": Reason.ENTERED_IN_ERROR, "draft": Reason.PLANNED}
-_REQUEST_INTENT: Statuses = {"proposal": Reason.PLANNED, "plan": Reason.PLANNED, "option": Reason.PLANNED}
-_DISPENSE_STATUS = BAD_STATUS | {"declined": Reason.NOT_DONE, "preparation": Reason.PLANNED}
-_STATEMENT_STATUS: Statuses = {
-    "entered-in-error": Reason.ENTERED_IN_ERROR,
-    "not-taken": Reason.NOT_DONE,
-    "intended": Reason.PLANNED,
+_WHEN = {
+    kind: dater(kind)
+    for kind in (
+        "MedicationRequest",
+        "MedicationOrder",
+        "MedicationAdministration",
+        "MedicationDispense",
+        "MedicationStatement",
+    )
 }
 _DEPTH = 3  # of medications made of medications
 
@@ -45,57 +40,51 @@ class MedicationEmitters:
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
-        self.codes = CodePool(rows.codes, MEDICATION_ORDER)
+        self.codes = code_pool(rows, "medication")
 
     def medication_request(self, r: MedicationRequest, record: int) -> int:
         """The order, when it was written."""
-        reason = _REQUEST_STATUS.get(r.status) or _REQUEST_INTENT.get(r.intent)
+        reason = ORDER_STATUS.get(r.status) or ORDER_INTENT.get(r.intent)
         if reason is not None:
             return reason
         if r.do_not_perform:
             return Reason.NOT_DONE
-        return self._medication_use(r, record, r.authored_on, r.authored_on, AUTHORED)
+        return self._medication_use(r, record, "MedicationRequest")
 
     def medication_order(self, r: MedicationOrder, record: int) -> int:
         """The order of DSTU2, when it was written."""
-        if (reason := _REQUEST_STATUS.get(r.status)) is not None:
+        if (reason := ORDER_STATUS.get(r.status)) is not None:
             return reason
-        return self._medication_use(r, record, r.date_written, r.date_written, AUTHORED)
+        return self._medication_use(r, record, "MedicationOrder")
 
     def medication_administration(self, r: MedicationAdministration, record: int) -> int:
         """A dose given; its amount is the value."""
         if (reason := BAD_STATUS.get(r.status)) is not None:
             return reason
-        if r.not_given:
+        if r.not_given or r.was_not_given:
             return Reason.NOT_DONE
-        time, until = span(r.effective_date_time, r.effective_period)
-        dose = r.dosage.dose if r.dosage is not None else None
+        dose = (r.dosage.dose or r.dosage.quantity) if r.dosage is not None else None
         if dose is None:
-            return self._medication_use(r, record, time, until, EFFECTIVE)
+            return self._medication_use(r, record, "MedicationAdministration")
         value = dose.value
         number = value if type(value) is float else as_number(value)
-        return self._medication_use(r, record, time, until, EFFECTIVE, number, dose.code or dose.unit)
+        return self._medication_use(r, record, "MedicationAdministration", number, dose.code or dose.unit)
 
     def medication_dispense(self, r: MedicationDispense, record: int) -> int:
         """A medication handed over or, failing that, prepared."""
-        if (reason := _DISPENSE_STATUS.get(r.status)) is not None:
+        if (reason := DISPENSE_STATUS.get(r.status)) is not None:
             return reason
         if r.not_done:
             return Reason.NOT_DONE
-        if r.when_handed_over:
-            return self._medication_use(r, record, r.when_handed_over, None, HANDED_OVER)
-        return self._medication_use(r, record, r.when_prepared, None, PREPARED)
+        return self._medication_use(r, record, "MedicationDispense")
 
     def medication_statement(self, r: MedicationStatement, record: int) -> int:
         """A medication somebody says is taken."""
-        if (reason := _STATEMENT_STATUS.get(r.status)) is not None:
+        if (reason := USE_STATUS.get(r.status)) is not None:
             return reason
-        if r.taken == "n":
+        if r.taken == "n" or r.was_not_taken:
             return Reason.NOT_DONE
-        time, until = span(r.effective_date_time, r.effective_period)
-        if time:
-            return self._medication_use(r, record, time, r.date_asserted or until, EFFECTIVE)
-        return self._medication_use(r, record, r.date_asserted, r.date_asserted, ASSERTED)
+        return self._medication_use(r, record, "MedicationStatement")
 
     def medication(self, r: Medication, record: int) -> int:
         """No event: other records refer to it."""
@@ -114,19 +103,18 @@ class MedicationEmitters:
         self,
         r: MedicationUse,
         record: int,
-        time: str | None,
-        known: str | None,
-        source: int,
+        kind: str,
         number: float = NAN,
         unit: str | None = None,
     ) -> int:
         if r.modifier_extension:
             return Reason.MODIFIER_EXTENSION
         rows = self.rows
+        time, known, source = _WHEN[kind](r)
         happened, certain = rows.times[time], rows.times[known]
-        if not happened:
-            source = ENCOUNTER
         concept = r.medication_codeable_concept
+        if concept is None and r.medication is not None:
+            concept = concept_of(r.medication)
         if concept is not None:
             code = concept_code(concept, self.codes)
             if not code:
@@ -142,9 +130,9 @@ class MedicationEmitters:
 
     def _referenced_codes(self, r: MedicationUse) -> list[int]:
         """Code numbers of a referenced medication; a reference to another record as a negative number."""
-        if r.medication_reference is None or not r.medication_reference.reference:
+        reference = _target(r.medication_reference) or _target(r.medication)
+        if reference is None:
             return []
-        reference = r.medication_reference.reference
         if not reference.startswith("#"):
             return [-1 - self.rows.references[reference]]
         contained = self._contained(r.contained)
@@ -169,9 +157,9 @@ class MedicationEmitters:
         return {m.id or "": self._facts(m) for m in contained_medications(resources)}
 
     def _facts(self, r: Medication, record: int = -1) -> MedicationFacts:
-        items = r.ingredient or []
-        codes = [concept_code(item.item_codeable_concept, self.codes) for item in items]
-        references = [item.item_reference.reference for item in items if item.item_reference]
+        items = r.ingredient or (r.product.ingredient if r.product is not None else None) or []
+        codes = [concept_code(item.item_codeable_concept or concept_of(item.item), self.codes) for item in items]
+        references = [_target(item.item_reference) or _target(item.item) for item in items]
         return MedicationFacts(
             record,
             r.id or "",
@@ -179,6 +167,12 @@ class MedicationEmitters:
             [code for code in codes if code],
             [reference for reference in references if reference],
         )
+
+
+def _target(reference: Reference | CodeableReference | None) -> str | None:
+    """Where a reference of any version leads, as written."""
+    written = reference.reference if reference is not None else None
+    return written.reference if isinstance(written, Reference) else written or None
 
 
 def contained_medications(contained: list[msgspec.Raw]) -> list[Medication]:

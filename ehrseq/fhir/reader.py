@@ -6,10 +6,9 @@ is bad, so that a bad record costs itself alone.
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -17,27 +16,45 @@ from typing import Any
 import msgspec
 
 from ehrseq.errors import SourceError
+from ehrseq.fhir.codes import CodingPreference
+from ehrseq.fhir.datatypes import Reference, Resource
+from ehrseq.fhir.dating import POLICY, dated
 from ehrseq.fhir.events import Emitters
 from ehrseq.fhir.ledger import Reason
-from ehrseq.fhir.resource import BUNDLE_DECODER, DECODERS, HEAD_DECODER, Reference, Resource
+from ehrseq.fhir.limits import DEFAULT_LIMITS, Limits
+from ehrseq.fhir.resource import BUNDLE_DECODER, DECODERS, HEAD_DECODER, Bundle, BundleEntry
 from ehrseq.fhir.rows import TYPE_NUMBER, Rows
 from ehrseq.fhir.skipped import reason_for_type
-from ehrseq.fhir.source import DamagedFile, Progress, count_lines, holds_json, is_line_file, read_bytes, whole_lines
+from ehrseq.fhir.source import Progress, count_lines
+from ehrseq.fhir.walk import DECODE_ERRORS, type_of, walk, walk_lines, walk_pieces
 
 MEMORY = Path("(in memory)")
-_TYPE_FIRST = re.compile(rb'\s*\{\s*"resourceType"\s*:\s*"([A-Za-z]+)"')
-_DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_MAX_NESTING = 10  # bundles in bundles
+OBSERVATION = POLICY["Observation"]
+BLOCK = 1 << 18
+FULL = 1 << 16  # records gathered before they are handed over
+ENTRY_DECODER = msgspec.json.Decoder(BundleEntry)
 
 
 class Reader:
     """Reads files or objects into `rows`."""
 
-    def __init__(self) -> None:
-        self.rows = Rows()
+    def __init__(
+        self,
+        coding: CodingPreference | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+        on_full: Callable[[Rows], None] | None = None,
+        full: int | None = None,
+    ) -> None:
+        self.rows = Rows(coding)
+        self._coding, self._on_full = coding, on_full
+        self._full = FULL if full is None else full
         self._emitters = Emitters(self.rows)
+        self._limits = limits
         self._file = 0
+        self._member = 0
+        self._salvaging = 0  # bundles within bundles that are being read in pieces
         self._waiting: dict[str, list[Resource]] = {}
+        self._names: dict[str, str] = {}  # of the bundle being read: as its entries are called -> Type/id
 
     def read_file(self, path: Path, number: int, progress: Progress | None = None, asked_for: bool = False) -> None:
         """Read one file; what is wrong with it goes to the quarantine.
@@ -45,23 +62,22 @@ class Reader:
         A file that was only found in a folder is passed over where its name is not one of FHIR data.
         """
         self._file = number
-        if not asked_for and not holds_json(path):
-            self._count("", Reason.NOT_FHIR)
-            return
-        line = 0
-        try:
-            lines = whole_lines(read_bytes(path, progress))
-            first = next(lines, b"")
-            if not is_line_file(path) and not _looks_like_lines(first):
-                self._read_document(first + b"".join(lines))
-                return
-            while first:
-                self._read_lines(first, line)
-                line += count_lines(first)
-                first = next(lines, b"")
-        except DamagedFile as damage:
-            reason = Reason.TRUNCATED_FILE if damage.truncated else Reason.DAMAGED_FILE
-            self._reject("", reason, line + 1)
+        walk(path, self, self._limits, progress, asked_for)
+
+    def read_span(self, path: Path, number: int, start: int, stop: int, progress: Progress | None = None) -> int:
+        """Read the lines of a file that begin in a span of its bytes; how many they were."""
+        self._file = number
+        self.member(0)
+        lines = 0
+
+        def counted() -> Iterator[bytes]:
+            nonlocal lines
+            for block in span_blocks(path, start, stop, progress):
+                lines += count_lines(block)
+                yield block
+
+        walk_lines(counted(), self, self._limits)
+        return lines
 
     def read_objects(self, objects: Iterable[Any], number: int = 0) -> None:
         """Read resources held in memory: dicts, or objects of fhir.resources."""
@@ -70,28 +86,66 @@ class Reader:
             self._route(_as_json(item), position)
             if position % 1000 == 0:
                 self._take_waiting()
+                self._cut()
         self._take_waiting()
 
-    def _read_document(self, document: bytes) -> None:
-        """A file that is one JSON document: a resource, a bundle or a list of them."""
-        if document.lstrip()[:1] == b"[":
-            try:
-                items = msgspec.json.decode(document, type=list[msgspec.Raw])
-            except _DECODE_ERRORS:
-                self._reject("", Reason.MALFORMED_JSON, 1)
-                return
-            for position, item in enumerate(items, 1):
-                self._route(bytes(item), position)
-        elif document.strip():
-            self._route(document, 1, whole_file=True)
-        self._take_waiting()
+    def member(self, number: int) -> None:
+        """What follows is in this member of the file."""
+        self._member = number
 
-    def _read_lines(self, block: bytes, lines_before: int) -> None:
-        kind = _type_of(block)
+    def document(self, raw: bytes) -> bool:
+        """Read a whole document: a resource, a bundle or a list of them; False where it is not one."""
+        try:
+            if type_of(raw):
+                self._read_one(raw, 1)
+            elif raw.lstrip()[:1] == b"[":
+                self._read_items(raw)
+            elif is_object(raw):
+                self.count("", Reason.NOT_FHIR)
+            else:
+                return False
+        except DECODE_ERRORS:
+            return False
+        return True
+
+    def resource(self, raw: bytes, line: int) -> None:
+        """Read a resource that was cut out of something larger."""
+        self._route(raw, line, whole=False)
+
+    def entry(self, raw: bytes, line: int) -> None:
+        """Read one entry of a bundle."""
+        try:
+            self._read_entry(ENTRY_DECODER.decode(raw), line, None, 0)
+        except DECODE_ERRORS as error:
+            self.reject("", _reason(error), line)
+
+    def bundle(self, raw: bytes, line: int) -> None:
+        """Count a bundle whose entries have been read."""
+        try:
+            kind = HEAD_DECODER.decode(raw).resource_type
+        except DECODE_ERRORS as error:
+            self.reject("", _reason(error), line)
+        else:
+            self.count(kind, Reason.CONTAINER if kind == "Bundle" else reason_for_type(kind))
+        self._take_waiting()
+        self._names = {}
+
+    def flush(self) -> None:
+        """Take what has been gathered."""
+        self._take_waiting()
+        self._cut()
+
+    def _read_items(self, raw: bytes) -> None:
+        for position, item in enumerate(msgspec.json.decode(raw, type=list[msgspec.Raw]), 1):
+            self._route(bytes(item), position)
+
+    def lines(self, block: bytes, lines_before: int) -> None:
+        """Read whole lines, all at once where they are of one type."""
+        kind = type_of(block)
         decoder = DECODERS.get(kind, HEAD_DECODER)
         try:
             batch: list[Any] = decoder.decode_lines(block)
-        except _DECODE_ERRORS:
+        except DECODE_ERRORS:
             self._read_one_by_one(block, lines_before)
             return
         if decoder is HEAD_DECODER:
@@ -100,9 +154,10 @@ class Reader:
                 self._read_one_by_one(block, lines_before)
                 return
             for name, count in types.items():
-                self._count(name, reason_for_type(name), count)
+                self.count(name, reason_for_type(name), count)
         elif None not in [r.id for r in batch]:
             self._take(kind, batch)
+            self._cut()
         else:
             self._read_one_by_one(block, lines_before)
 
@@ -111,55 +166,98 @@ class Reader:
             if line.strip():
                 self._route(line, number)
         self._take_waiting()
+        self._cut()
 
-    def _route(
-        self, raw: bytes, line: int, full_url: str | None = None, depth: int = 0, whole_file: bool = False
-    ) -> None:
-        """Decode one resource by its type and put it with others of that type, or settle its fate."""
-        kind = _type_of(raw)
+    def _route(self, raw: bytes, line: int, full_url: str | None = None, depth: int = 0, whole: bool = True) -> None:
+        """Read one resource, or say why it cannot be read; of a broken bundle (in `whole`), what can be."""
         try:
-            if kind == "Bundle":
-                self._open_bundle(raw, line, depth)
-            elif (decoder := DECODERS.get(kind)) is not None:
-                resource = decoder.decode(raw)
-                if resource.id is None:
-                    resource.id = _own_id(raw, full_url)
-                if full_url:
-                    self._remember(full_url, kind, resource.id)
-                self._waiting.setdefault(kind, []).append(resource)
-            elif kind:
-                HEAD_DECODER.decode(raw)
-                self._count(kind, reason_for_type(kind))
-            elif whole_file and _is_object(raw):
-                self._count("", Reason.NOT_FHIR)
+            self._read_one(raw, line, full_url, depth)
+        except DECODE_ERRORS as error:
+            kind = type_of(raw)
+            if kind == "Bundle" and whole and self._salvaging < self._limits.bundle_levels:
+                self._salvaging += 1
+                walk_pieces(iter([raw]), self, self._limits, line - 1)
+                self._salvaging -= 1
             else:
-                self._reject("", _fault(raw), line)
-        except msgspec.ValidationError:
-            self._reject(kind, Reason.INVALID_FIELD, line)
-        except _DECODE_ERRORS:
-            self._reject(kind, Reason.MALFORMED_JSON, line)
+                self.reject(kind, _reason(error), line)
+
+    def _read_one(self, raw: bytes, line: int, full_url: str | None = None, depth: int = 0) -> None:
+        """Decode one resource by its type and put it with others of that type, or settle its fate."""
+        kind = type_of(raw)
+        if kind == "Bundle":
+            self._open_bundle(raw, line, depth)
+        elif (decoder := DECODERS.get(kind)) is not None:
+            resource = decoder.decode(raw)
+            if resource.id is None:
+                resource.id = _own_id(raw, full_url)
+            if full_url:
+                self._remember(full_url, kind, resource.id)
+            self._waiting.setdefault(kind, []).append(resource)
+        elif kind:
+            HEAD_DECODER.decode(raw)
+            self.count(kind, reason_for_type(kind))
+        else:
+            self.reject("", _fault(raw), line)
 
     def _open_bundle(self, raw: bytes, line: int, depth: int) -> None:
-        if depth > _MAX_NESTING:
-            self._reject("Bundle", Reason.INVALID_FIELD, line)
+        if depth > self._limits.bundle_levels:
+            self.reject("Bundle", Reason.TOO_DEEP, line)
             return
         bundle = BUNDLE_DECODER.decode(raw)
-        self._count("Bundle", Reason.CONTAINER)
+        self.count("Bundle", Reason.CONTAINER)
+        self._take_waiting()
+        outside = self._names
+        self._names = dict(outside)
         for position, entry in enumerate(bundle.entry or (), 1):
-            if resource := bytes(entry.resource):
-                self._route(resource, position, entry.full_url, depth + 1)
+            self._read_entry(entry, position, bundle, depth)
+        self._take_waiting()
+        self._names = outside
+
+    def _read_entry(self, entry: BundleEntry, position: int, bundle: Bundle | None, depth: int) -> None:
+        if (request := entry.request) is not None and request.method == "DELETE":
+            self._delete(bundle, entry, request.url or entry.full_url or "")
+        elif resource := bytes(entry.resource):
+            self._route(resource, position, entry.full_url, depth + 1)
+
+    def _delete(self, bundle: Bundle | None, entry: BundleEntry, url: str) -> None:
+        """A record's end: an entry of a history, or of the `deleted` bundles of a bulk export.
+
+        It takes its place among the record's versions. Where nothing says when, it is the last word.
+        """
+        kind, _, name = url.partition("?")[0].partition("/_history/")[0].rpartition("/")
+        kind = kind.rpartition("/")[2]
+        if kind not in TYPE_NUMBER or not name:
+            self.count(kind if kind.isalpha() else "", Reason.DELETED)
+            return
+        when = entry.response.last_modified if entry.response is not None else None
+        if bundle is not None:
+            when = when or bundle.timestamp or (bundle.meta.last_updated if bundle.meta is not None else None)
+        self.rows.add_record(name, TYPE_NUMBER[kind], self._file, Reason.DELETED, when)
 
     def _remember(self, full_url: str, kind: str, resource_id: str | None) -> None:
         """Keep what a bundle's name for an entry stands for, where a reference could not tell by itself."""
         target = f"{kind}/{resource_id}"
-        if not full_url.endswith("/" + target):
+        if full_url.endswith("/" + target):
+            return
+        self._names[full_url] = target
+        if full_url.rsplit(":", 1)[-1] != resource_id:
             known = self.rows.full_urls.setdefault(full_url, target)
             if known != target:
                 self.rows.full_urls[full_url] = ""
 
+    def _cut(self) -> None:
+        """Hand over what has been gathered, once it is much; what comes next is gathered anew."""
+        if self._on_full is not None and self.rows.records >= self._full:
+            self._on_full(self.rows)
+            self.rows = Rows(self._coding)
+            self._emitters = Emitters(self.rows)
+
     def _take_waiting(self) -> None:
-        for kind, batch in self._waiting.items():
-            self._take(kind, batch)
+        if not self._waiting:
+            return
+        with self.rows.references.scope(self._names):
+            for kind, batch in self._waiting.items():
+                self._take(kind, batch)
         self._waiting = {}
 
     def _take(self, kind: str, batch: list[Any]) -> None:
@@ -172,9 +270,13 @@ class Reader:
         rows.record_updated.extend(
             [0 if (m := r.meta) is None or (u := m.last_updated) is None else times[u] for r in batch]
         )
+        rows.record_version.extend(
+            [-1 if (m := r.meta) is None or (v := m.version_id) is None else _version(v) for r in batch]
+        )
         if kind in ("Patient", "Encounter"):
             own = array("i", [references[f"{kind}/{r.id}"] for r in batch])
         if kind == "Patient":
+            self._remember_links(batch, start)
             rows.record_subject.extend(own)
             rows.record_encounter.extend(array("i", [0]) * size)
         elif kind in ("Medication", "ResearchSubject"):
@@ -182,11 +284,13 @@ class Reader:
             rows.record_encounter.extend(array("i", [0]) * size)
         else:
             rows.record_subject.extend(
-                [0 if (s := r.subject) is None else references[s.reference or _logical(s)] for r in batch]
+                [0 if (s := r.subject or r.patient) is None else references[s.reference or _logical(s)] for r in batch]
             )
             rows.record_encounter.extend(
                 own
                 if kind == "Encounter"
+                else self._results(batch)
+                if kind == "Observation"
                 else [0 if (e := r.encounter or r.context) is None else references[e.reference] for r in batch]
             )
         emit = self._emitters.by_type[kind]
@@ -194,43 +298,60 @@ class Reader:
         rows.records += size
         rows.flush()
 
-    def _count(self, kind: str, reason: Reason, count: int = 1) -> None:
+    def _results(self, batch: list[Any]) -> list[int]:
+        """Of Observations: the reference to the encounter; where there is none, and no date, their own name, by which
+        the report whose results they are can date them."""
+        references = self.rows.references
+        return [
+            references[e.reference]
+            if (e := r.encounter or r.context) is not None
+            else 0
+            if r.effective_date_time or r.issued or dated(r, OBSERVATION)[0]
+            else references[f"Observation/{r.id}"]
+            for r in batch
+        ]
+
+    def _remember_links(self, patients: list[Any], start: int) -> None:
+        """Keep which patients were merged into which."""
+        references = self.rows.references
+        for record, patient in enumerate(patients, start):
+            for link in patient.link or ():
+                if link.type in ("replaced-by", "replace", "replaces") and link.other and link.other.reference:
+                    own, other = f"Patient/{patient.id}", references.names[references[link.other.reference]]
+                    self.rows.links.append((record, link.type, own, other or ""))
+
+    def count(self, kind: str, reason: Reason, count: int = 1) -> None:
+        """Count what gives no record of its own in the columns."""
         self.rows.counts[self._file, kind, reason] += count
 
-    def _reject(self, kind: str, reason: Reason, line: int) -> None:
-        self._count(kind, reason)
-        self.rows.quarantine.append((self._file, line, reason))
+    def reject(self, kind: str, reason: Reason, line: int) -> None:
+        """Put something that cannot be read into the quarantine."""
+        self.count(kind, reason)
+        self.rows.quarantine.append((self._file, self._member, line, reason))
 
 
-def _type_of(raw: bytes) -> str:
-    """The resource type of (the first of) some JSON; empty where there is none."""
-    if match := _TYPE_FIRST.match(raw):
-        return match[1].decode()
-    end = raw.find(b"\n")
-    for candidate in (raw[:end], raw) if end > 0 else (raw,):
-        try:
-            return HEAD_DECODER.decode(candidate).resource_type
-        except _DECODE_ERRORS:
-            continue
-    return ""
+def _version(written: str) -> int:
+    """The number of a version, -1 where it is not one."""
+    return int(written) if written.isdecimal() and written.isascii() and len(written) < 18 else -1
 
 
-def _looks_like_lines(block: bytes) -> bool:
-    """Whether one of the first two lines is a whole resource, as in NDJSON."""
-    lines = [line for line in block.split(b"\n", 8) if line.strip()][:2]
-    return any(_type_of(line) for line in lines)
-
-
-def _is_object(raw: bytes) -> bool:
+def is_object(raw: bytes) -> bool:
+    """Whether some bytes are a JSON object."""
     try:
         return isinstance(msgspec.json.decode(raw), dict)
-    except _DECODE_ERRORS:
+    except DECODE_ERRORS:
         return False
 
 
 def _fault(raw: bytes) -> Reason:
     """Why JSON without a resource type cannot be read."""
-    return Reason.NO_RESOURCE_TYPE if _is_object(raw) else Reason.MALFORMED_JSON
+    return Reason.NO_RESOURCE_TYPE if is_object(raw) else Reason.MALFORMED_JSON
+
+
+def _reason(error: Exception) -> Reason:
+    if isinstance(error, msgspec.ValidationError):
+        return Reason.INVALID_FIELD
+    return Reason.TOO_DEEP if isinstance(error, RecursionError) else Reason.MALFORMED_JSON
 
 
 def _own_id(raw: bytes, full_url: str | None) -> str:
@@ -247,6 +368,27 @@ def _logical(reference: Reference) -> str | None:
     if identifier is None or not identifier.value:
         return None
     return f"Patient?identifier={identifier.system or ''}|{identifier.value}"
+
+
+def span_blocks(path: Path, start: int, stop: int, progress: Progress | None = None) -> Iterator[bytes]:
+    """The bytes of the lines that begin in a span of a file."""
+    with path.open("rb") as file:
+        if start:
+            file.seek(start - 1)
+            file.readline()
+        elif file.read(3) != b"\xef\xbb\xbf":
+            file.seek(0)
+        at = file.tell()
+        while at < stop:
+            block = file.read(min(BLOCK, stop - at))
+            if not block:
+                break
+            at += len(block)
+            if at >= stop and not block.endswith(b"\n"):
+                block += file.readline()
+            if progress is not None:
+                progress(len(block))
+            yield block
 
 
 _ENCODER = msgspec.json.Encoder(decimal_format="number")

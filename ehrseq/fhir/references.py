@@ -1,64 +1,96 @@
-"""What the references of a source stand for, looked up once each."""
+"""What the references of a source stand for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
 from urllib.parse import parse_qs
 
-from ehrseq.fhir.rows import MedicationFacts, PatientFacts
+
+def subject_number(identity: str) -> int:
+    """The `subject_id` of a FHIR identity: 63 bits of its hash, never 0.
+
+    >>> subject_number("Patient/p") == subject_number("Patient/p") > 0
+    True
+    """
+    return (int.from_bytes(blake2b(identity.encode(), digest_size=8).digest(), "big") >> 1) or 1
+
+
+def named_target(reference: str) -> str | None:
+    """`Type/id` where a reference says it itself: relative, absolute (the server is not looked at), versioned.
+
+    >>> named_target("http://x.org/fhir/Encounter/9/_history/2"), named_target("Patient/7")
+    ('Encounter/9', 'Patient/7')
+    >>> named_target("#p1"), named_target("urn:uuid:1"), named_target("Patient?identifier=x|7")
+    (None, None, None)
+    """
+    if reference.startswith(("#", "urn:")) or "?" in reference:
+        return None
+    parts = reference.partition("/_history/")[0].rsplit("/", 2)
+    if len(parts) < 2 or not parts[-1] or not parts[-2].isalpha():
+        return None
+    return f"{parts[-2]}/{parts[-1]}"
+
+
+def wanted_identifier(reference: str) -> str | None:
+    """The identifier that a conditional reference asks for, as `system|value`, or the value alone.
+
+    >>> wanted_identifier("Patient?identifier=http://x.org|7"), wanted_identifier("Patient?identifier=|7")
+    ('http://x.org|7', '7')
+    """
+    if "?" not in reference:
+        return None
+    wanted = parse_qs(reference.partition("?")[2]).get("identifier", [""])[0]
+    return wanted.removeprefix("|") or None
 
 
 class Resolver:
     """Turns a reference as written into `Type/id`.
 
-    Relative (`Patient/7`), absolute (`https://.../Patient/7`, whose server is not looked at), versioned
-    (`.../_history/2`), by the name of a bundle's entry (`urn:uuid:...`), and conditional (`Patient?identifier=...`,
-    where one patient alone has the identifier).
+    What the reference does not say itself (see `named_target`) is looked up: the name of a bundle's entry
+    (`urn:uuid:...`), or, where it is conditional (`Patient?identifier=...`), the one patient with the identifier.
     """
 
-    def __init__(self, full_urls: dict[str, str], patients: Iterable[PatientFacts]) -> None:
-        self.full_urls = full_urls
+    def __init__(self, names: Mapping[str, str], identifiers: Iterable[tuple[str, str]]) -> None:
+        self.names = names  # of bundle entries -> Type/id, empty where it is not one thing
         self.identifiers: dict[str, str | None] = {}
-        for patient in patients:
-            target = f"Patient/{patient.id}"
-            for identifier in patient.identifiers:
-                for key in {identifier, identifier.partition("|")[2]}:
-                    known = self.identifiers.setdefault(key, target)
-                    if known != target:
-                        self.identifiers[key] = None
+        for identifier, target in identifiers:
+            for key in {identifier, identifier.partition("|")[2]}:
+                if self.identifiers.setdefault(key, target) != target:
+                    self.identifiers[key] = None
 
     def __call__(self, reference: str) -> str | None:
         """`Type/id`, or None for what cannot be resolved.
 
-        >>> resolve = Resolver({"urn:uuid:1-2": "Patient/a"}, [])
-        >>> resolve("urn:uuid:1-2"), resolve("http://x.org/fhir/Encounter/9/_history/2"), resolve("#p1")
-        ('Patient/a', 'Encounter/9', None)
+        >>> resolve = Resolver({"urn:uuid:1-2": "Patient/a"}, [("http://x.org|7", "Patient/b")])
+        >>> resolve("urn:uuid:1-2"), resolve("Patient?identifier=http://x.org|7"), resolve("#p1")
+        ('Patient/a', 'Patient/b', None)
         """
-        target = self.full_urls.get(reference)
+        target = self.names.get(reference)
         if target is not None:
             return target or None
-        if reference.startswith(("#", "urn:")):
-            return None
-        if "?" in reference:
-            wanted = parse_qs(reference.partition("?")[2]).get("identifier", [""])[0]
-            return self.identifiers.get(wanted.lstrip("|") if wanted.startswith("|") else wanted)
-        parts = reference.partition("/_history/")[0].rsplit("/", 2)
-        if len(parts) < 2 or not parts[-1] or not parts[-2].isalpha():
-            return None
-        return f"{parts[-2]}/{parts[-1]}"
+        if (wanted := wanted_identifier(reference)) is not None:
+            return self.identifiers.get(wanted)
+        return named_target(reference)
 
 
-def medication_codes(medications: list[MedicationFacts], resolve: Resolver) -> dict[str, list[int]]:
-    """The code numbers of each Medication by `Medication/id`: its own, else its ingredients' (three steps deep)."""
-    facts = {f"Medication/{m.id}": m for m in medications}
+def medication_codes(
+    medications: Mapping[str, tuple[str | None, list[str], list[str]]], resolve: Resolver
+) -> dict[str, list[str]]:
+    """The codes of each Medication by `Medication/id`: its own, else its ingredients' (three steps deep).
 
-    def codes(target: str | None, depth: int) -> list[int]:
-        medication = facts.get(target or "")
-        if medication is None or not depth:
+    >>> made_of = {"Medication/m": (None, ["A//1"], ["Medication/n"]), "Medication/n": ("A//2", [], [])}
+    >>> medication_codes(made_of, Resolver({}, []))
+    {'Medication/m': ['A//1', 'A//2'], 'Medication/n': ['A//2']}
+    """
+
+    def codes(target: str | None, depth: int) -> list[str]:
+        code, ingredients, references = medications.get(target or "", (None, [], []))
+        if not depth:
             return []
-        if medication.code:
-            return [medication.code]
-        found = [c for r in medication.ingredient_references for c in codes(resolve(r), depth - 1)]
-        return list(dict.fromkeys(medication.ingredient_codes + found))
+        if code is not None:
+            return [code]
+        found = [c for r in references for c in codes(resolve(r), depth - 1)]
+        return list(dict.fromkeys(ingredients + found))
 
-    return {target: codes(target, 4) for target in facts}
+    return {target: codes(target, 4) for target in medications}

@@ -1,106 +1,49 @@
-"""One lenient typed view of the resources that events are made from, over FHIR R4 and STU3.
+"""One lenient typed view of the resources that events are made from, over FHIR DSTU2, STU3, R4, R4B and R5.
 
-Fields of both versions stand side by side; fields that are not listed are never built. Where versions name the same
-thing differently, one attribute reads both (`subject` is `patient` in an Immunization) or the later code reads the
-one that is there (`encounter`, `context`).
+Fields of all versions stand side by side; fields that are not listed are never built. The version of a record is
+never asked for: where versions name the same thing differently the later code reads the one that is there
+(`encounter`, `context`).
 """
 
 # ruff: noqa: D101 - the classes are FHIR's own; its specification describes them
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import field
+
+from ehrseq.fhir.datatypes import (
+    Clinical,
+    CodeableReference,
+    Coding,
+    Concept,
+    Element,
+    Extension,
+    Identifier,
+    Period,
+    Present,
+    Quantity,
+    Range,
+    Ratio,
+    Reference,
+    Resource,
+    ResourceMeta,
+    Timing,
+)
+from ehrseq.fhir.resource_care import CARE_TYPES
+from ehrseq.fhir.resource_findings import FINDING_TYPES
 
 
-class Element(Struct, rename="camel", gc=False):
-    """Base of everything decoded. Resources hold no cycles, so the collector need not track them."""
-
-
-class Present(Element):
-    """Something of which only its being there matters."""
-
-
-class Identifier(Element):
-    system: str | None = None
-    value: str | None = None
-
-
-class Reference(Element):
-    reference: str | None = None
-    identifier: Identifier | None = None
-
-
-class Coding(Element):
-    system: str | None = None
-    code: str | None = None
-
-
-class Concept(Element):
-    """A CodeableConcept."""
-
-    coding: list[Coding] | None = None
-    text: str | None = None
-
-
-class Period(Element):
-    start: str | None = None
-    end: str | None = None
-
-
-class Timing(Element):
-    event: list[str] | None = None
-
-
-class Quantity(Element):
-    value: float | str | None = None
-    comparator: str | None = None
-    unit: str | None = None
-    code: str | None = None
-
-
-class Range(Element):
-    low: Quantity | None = None
-    high: Quantity | None = None
-
-
-class Ratio(Element):
-    numerator: Quantity | None = None
-    denominator: Quantity | None = None
-
-
-class ResourceMeta(Element):
-    last_updated: str | None = None
-
-
-class Resource(Element):
-    """What every resource has."""
-
-    id: Annotated[str, Meta(min_length=1)] | None = None
-    meta: ResourceMeta | None = None
-
-
-class Clinical(Resource):
-    """What every resource that gives events has (some under another name, see the class)."""
-
-    subject: Reference | None = None
-    encounter: Reference | None = None
-    context: Reference | None = None
-    status: str | None = None
-    modifier_extension: list[Present] | None = None
-
-
-class Extension(Element):
-    url: str | None = None
-    extension: list[Extension] | None = None
-    value_coding: Coding | None = None
-    value_codeable_concept: Concept | None = None
+class PatientLink(Element):
+    other: Reference | None = None
+    type: str | None = None
 
 
 class Patient(Resource, kw_only=True):
     resource_type: Literal["Patient"]
+    link: list[PatientLink] | None = None
     identifier: list[Identifier] | None = None
     gender: str | None = None
     birth_date: str | None = None
@@ -120,6 +63,7 @@ class Encounter(Clinical, kw_only=True):
     class_: EncounterClass | list[EncounterClass] | str | None = field(default=None, name="class")
     type: list[Concept] | None = None
     period: Period | None = None
+    actual_period: Period | None = None  # R5
 
 
 class Condition(Clinical, kw_only=True):
@@ -132,6 +76,7 @@ class Condition(Clinical, kw_only=True):
     abatement_period: Period | None = None
     recorded_date: str | None = None
     asserted_date: str | None = None  # STU3
+    date_recorded: str | None = None  # DSTU2
 
 
 class Measured(Clinical):
@@ -162,14 +107,16 @@ class Observation(Measured, kw_only=True):
     effective_timing: Timing | None = None
     issued: str | None = None
     component: list[Measured] | None = None
+    extension: list[Extension] | None = None
 
 
 class MedicationUse(Clinical):
     """What the five ways of recording a medication share; the medication is a concept or a reference."""
 
+    medication: CodeableReference | None = None  # R5
     medication_codeable_concept: Concept | None = None
     medication_reference: Reference | None = None
-    contained: list[msgspec.Raw] = []
+    contained: list[msgspec.Raw] = field(default_factory=list)
 
 
 class MedicationRequest(MedicationUse, kw_only=True):
@@ -183,19 +130,27 @@ class MedicationOrder(MedicationUse, kw_only=True):
     """DSTU2's MedicationRequest."""
 
     resource_type: Literal["MedicationOrder"]
-    subject: Reference | None = field(default=None, name="patient")
     date_written: str | None = None
 
 
 class Dosage(Element):
     dose: Quantity | None = None
+    quantity: Quantity | None = None  # DSTU2
 
 
 class MedicationAdministration(MedicationUse, kw_only=True):
     resource_type: Literal["MedicationAdministration"]
     not_given: bool | None = None  # STU3
+    was_not_given: bool | None = None  # DSTU2
     effective_date_time: str | None = None
     effective_period: Period | None = None
+    effective_time_date_time: str | None = None  # DSTU2
+    effective_time_period: Period | None = None  # DSTU2
+    occurrence_date_time: str | None = None  # R5, which also writes it with one r
+    occurrence_period: Period | None = None
+    occurence_date_time: str | None = None
+    occurence_period: Period | None = None
+    recorded: str | None = None  # R5
     dosage: Dosage | None = None
 
 
@@ -207,37 +162,54 @@ class MedicationDispense(MedicationUse, kw_only=True):
 
 
 class MedicationStatement(MedicationUse, kw_only=True):
-    resource_type: Literal["MedicationStatement"]
+    resource_type: Literal["MedicationStatement", "MedicationUsage"]
     taken: str | None = None  # STU3: y, n, unk, na
+    was_not_taken: bool | None = None  # DSTU2
     effective_date_time: str | None = None
     effective_period: Period | None = None
     date_asserted: str | None = None
 
 
+class MedicationUsage(MedicationStatement, kw_only=True):
+    """The MedicationStatement of R5's ballots."""
+
+    resource_type: Literal["MedicationUsage"]
+
+
 class Ingredient(Element):
     item_codeable_concept: Concept | None = None
     item_reference: Reference | None = None
+    item: CodeableReference | None = None  # DSTU2 (a reference), R5
+
+
+class Product(Element):
+    ingredient: list[Ingredient] | None = None
 
 
 class Medication(Resource, kw_only=True):
     resource_type: Literal["Medication"]
     code: Concept | None = None
     ingredient: list[Ingredient] | None = None
-    contained: list[msgspec.Raw] = []
+    product: Product | None = None  # DSTU2
+    contained: list[msgspec.Raw] = field(default_factory=list)
 
 
 class Procedure(Clinical, kw_only=True):
     resource_type: Literal["Procedure"]
     not_done: bool | None = None  # STU3
+    not_performed: bool | None = None  # DSTU2
     code: Concept | None = None
     performed_date_time: str | None = None
     performed_period: Period | None = None
+    occurrence_date_time: str | None = None  # R5
+    occurrence_period: Period | None = None  # R5
+    recorded: str | None = None  # R5
 
 
 class Immunization(Clinical, kw_only=True):
     resource_type: Literal["Immunization"]
-    subject: Reference | None = field(default=None, name="patient")
     not_given: bool | None = None  # STU3
+    was_not_given: bool | None = None  # DSTU2
     vaccine_code: Concept | None = None
     occurrence_date_time: str | None = None
     date: str | None = None  # STU3
@@ -246,9 +218,10 @@ class Immunization(Clinical, kw_only=True):
 
 class AllergyIntolerance(Clinical, kw_only=True):
     resource_type: Literal["AllergyIntolerance"]
-    subject: Reference | None = field(default=None, name="patient")
     verification_status: Concept | str | None = None
     code: Concept | None = None
+    substance: Concept | None = None  # DSTU2
+    onset: str | None = None  # DSTU2
     onset_date_time: str | None = None
     onset_period: Period | None = None
     recorded_date: str | None = None
@@ -261,23 +234,46 @@ class DiagnosticReport(Clinical, kw_only=True):
     effective_date_time: str | None = None
     effective_period: Period | None = None
     issued: str | None = None
+    result: list[Reference] | None = None
 
 
-class ResearchSubject(Resource, kw_only=True):
+class ResearchSubject(Clinical, kw_only=True):
     resource_type: Literal["ResearchSubject"]
-    individual: Reference | None = None
-    subject: Reference | None = None  # R5
-    status: str | None = None
+    individual: Reference | None = None  # R4, STU3; `subject` in R5
     period: Period | None = None
+
+
+class EpisodeOfCare(Clinical, kw_only=True):
+    resource_type: Literal["EpisodeOfCare"]
+    period: Period | None = None
+
+
+class Coverage(Clinical, kw_only=True):
+    resource_type: Literal["Coverage"]
+    subject: Reference | None = field(default=None, name="beneficiary")
+    period: Period | None = None
+
+
+class EntryRequest(Element):
+    method: str | None = None
+    url: str | None = None
+
+
+class EntryResponse(Element):
+    last_modified: str | None = None
 
 
 class BundleEntry(Element):
     full_url: str | None = None
     resource: msgspec.Raw = msgspec.Raw()  # empty where there is none
+    request: EntryRequest | None = None
+    response: EntryResponse | None = None
 
 
 class Bundle(Element, kw_only=True):
     resource_type: Literal["Bundle"]
+    meta: ResourceMeta | None = None
+    timestamp: str | None = None
     entry: list[BundleEntry] | None = None
 
 
@@ -287,26 +283,27 @@ class Head(Element, kw_only=True):
     resource_type: str
 
 
-READ_TYPES: dict[str, type[Resource]] = {
-    cls.__name__: cls
-    for cls in (
-        Patient,
-        Encounter,
-        Condition,
-        Observation,
-        MedicationRequest,
-        MedicationOrder,
-        MedicationAdministration,
-        MedicationDispense,
-        MedicationStatement,
-        Medication,
-        Procedure,
-        Immunization,
-        AllergyIntolerance,
-        DiagnosticReport,
-        ResearchSubject,
-    )
-}
+CORE_TYPES: tuple[type[Resource], ...] = (
+    Patient,
+    Encounter,
+    Condition,
+    Observation,
+    MedicationRequest,
+    MedicationOrder,
+    MedicationAdministration,
+    MedicationDispense,
+    MedicationStatement,
+    MedicationUsage,
+    Medication,
+    Procedure,
+    Immunization,
+    AllergyIntolerance,
+    DiagnosticReport,
+    ResearchSubject,
+    EpisodeOfCare,
+    Coverage,
+)
+READ_TYPES = {cls.__name__: cls for cls in CORE_TYPES + CARE_TYPES + FINDING_TYPES}
 DECODERS = {name: msgspec.json.Decoder(cls) for name, cls in READ_TYPES.items()}
 HEAD_DECODER = msgspec.json.Decoder(Head)
 BUNDLE_DECODER = msgspec.json.Decoder(Bundle)

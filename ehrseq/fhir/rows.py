@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from struct import Struct
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from ehrseq.fhir.clock import parse_times
+from ehrseq.fhir.codes import CodingPreference
 from ehrseq.fhir.resource import READ_TYPES
 
 Key = TypeVar("Key", bound=Hashable)
@@ -39,10 +41,12 @@ _EVENT_FIELDS = np.dtype(
 TIME_SOURCES = (
     "", "effective", "issued", "onset", "abatement", "recorded", "period", "authored", "handed_over", "prepared",
     "asserted", "performed", "occurrence", "birth_date", "deceased", "encounter",
+    "billed", "collected", "created", "identified", "received", "started", "used", "report",
 )  # fmt: skip
 (
     STATIC, EFFECTIVE, ISSUED, ONSET, ABATEMENT, RECORDED, PERIOD, AUTHORED, HANDED_OVER, PREPARED,
     ASSERTED, PERFORMED, OCCURRENCE, BIRTH_DATE, DECEASED, ENCOUNTER,
+    BILLED, COLLECTED, CREATED, IDENTIFIED, RECEIVED, STARTED, USED, REPORT,
 ) = range(len(TIME_SOURCES))  # fmt: skip
 
 TYPES = tuple(READ_TYPES)
@@ -63,6 +67,53 @@ class Pool(dict[Key, int], Generic[Key]):
     def __missing__(self, thing: Key) -> int:
         number = self[thing] = len(self)
         return number
+
+
+class ReferencePool(Pool[str | None]):
+    """References by number of first appearance; inside a bundle, what its entries are called stands for them.
+
+    A bundle's own names come first, and end with it: the same `urn:uuid:` may mean another thing in another bundle.
+
+    >>> pool = ReferencePool()
+    >>> with pool.scope({"urn:uuid:1": "Patient/a"}):
+    ...     pool["urn:uuid:1"], pool["Patient/a"]
+    (1, 1)
+    >>> pool["urn:uuid:1"], pool.names
+    (2, [None, 'Patient/a', 'urn:uuid:1'])
+    """
+
+    def __init__(self) -> None:
+        super().__init__([None])
+        self.names: list[str | None] = [None]  # by number
+        self._scope: dict[str, str] = {}
+
+    def __missing__(self, thing: str | None) -> int:
+        target = self._scope.get(thing or "")
+        if target is not None and target != thing:
+            number = self[thing] = self[target]
+            return number
+        number = self[thing] = len(self.names)
+        self.names.append(thing)
+        return number
+
+    def in_scope(self, written: str) -> str:
+        """What a reference stands for in the bundle being read, without giving it a number."""
+        return self._scope.get(written, written)
+
+    @contextmanager
+    def scope(self, names: dict[str, str]) -> Iterator[None]:
+        """Let `names` (as written -> `Type/id`) stand for what they name, for a while."""
+        # a name already known from outside keeps its number, but means something else in here
+        outside = {name: self.pop(name) for name in names if name in self and names[name] != name}
+        before, self._scope = self._scope, names
+        try:
+            yield
+        finally:
+            self._scope = before
+            for name, target in names.items():
+                if name != target:
+                    self.pop(name, None)
+            self.update(outside)
 
 
 @dataclass(frozen=True)
@@ -95,6 +146,10 @@ class RecordColumns:
     kind: npt.NDArray[np.uint8]  # index into TYPES
     file: npt.NDArray[np.int32]
     updated: npt.NDArray[np.int64]
+    version: npt.NDArray[np.int64]  # meta.versionId where it is a number, else -1
+
+
+Stretch = TypeVar("Stretch", EventColumns, RecordColumns)
 
 
 @dataclass
@@ -120,16 +175,18 @@ class MedicationFacts:
     code: int
     ingredient_codes: list[int]
     ingredient_references: list[str]
+    kind: str = "Medication"  # or Device, DeviceOrdered, DeviceSupplied, of which others speak in the same way
 
 
 class Rows:
     """Everything that reading fills. Events go in through `add`, records through the lists of the same name."""
 
-    def __init__(self) -> None:
+    def __init__(self, coding: CodingPreference | None = None) -> None:
+        self.coding = coding or CodingPreference()
         self.times: Pool[str | None] = Pool([None])  # of the current stretch only
         self.texts: Pool[str | None] = Pool([None])  # values, modifiers, units
         self.codes: Pool[str | None] = Pool([None])
-        self.references: Pool[str | None] = Pool([None])
+        self.references = ReferencePool()
         self.record_id: list[str] = []
         self.record_subject = array("i")
         self.record_encounter = array("i")
@@ -137,19 +194,34 @@ class Rows:
         self.record_kind = array("B")
         self.record_file = array("i")
         self.record_updated = array("i")
+        self.record_version = array("q")
         self.records = 0
         self.event_stretches: list[EventColumns] = []
         self.record_stretches: list[RecordColumns] = []
         self.patients: list[PatientFacts] = []
         self.encounters: list[tuple[int, str, str | None, str | None]] = []  # record, id, start, end
         self.medications: list[MedicationFacts] = []
+        self.results: list[tuple[int, str, str, str]] = []  # report's record, its result's Type/id, time, known
         # record, reference, start, end
         self.research_subjects: list[tuple[int, int, str | None, str | None]] = []
         self.full_urls: dict[str, str] = {}  # of bundle entries -> Type/id, empty where it is not one thing
+        self.links: list[tuple[int, str, str, str]] = []  # of patients: record, replaced-by or replaces, own, other
         self.counts: Counter[tuple[int, str, int]] = Counter()  # fates settled while reading
-        self.quarantine: list[tuple[int, int, int]] = []
+        self.quarantine: list[tuple[int, int, int, int]] = []  # file, member, line, reason
         self._events = bytearray()
         self.add = _adder(self._events)
+
+    def add_record(self, name: str, kind: int, file: int, reason: int, updated: str | None) -> None:
+        """A record that has no events and names nobody: a deletion."""
+        self.record_id.append(name)
+        self.record_subject.append(0)
+        self.record_encounter.append(0)
+        self.record_reason.append(reason)
+        self.record_kind.append(kind)
+        self.record_file.append(file)
+        self.record_updated.append(self.times[updated] if updated else -1)
+        self.record_version.append(-1)
+        self.records += 1
 
     def flush(self, force: bool = False) -> None:
         """Turn what has been gathered into numpy columns, once it is long enough."""
@@ -178,7 +250,8 @@ class Rows:
                 reason=np.array(self.record_reason),
                 kind=np.array(self.record_kind),
                 file=np.array(self.record_file),
-                updated=instants.end[np.array(self.record_updated)],
+                updated=_last_updated(instants.end, np.array(self.record_updated)),
+                version=np.array(self.record_version),
             )
         )
         self.times = Pool([None])
@@ -191,8 +264,24 @@ class Rows:
             self.record_kind,
             self.record_file,
             self.record_updated,
+            self.record_version,
         ):
             del column[:]
+
+
+def concatenate(stretches: list[Stretch], kind: type[Stretch]) -> Stretch:
+    """Stretches of columns put one after the other."""
+    columns: dict[str, Any] = {}
+    for name in (f.name for f in fields(kind)):
+        parts = [getattr(stretch, name) for stretch in stretches]
+        columns[name] = pl.concat(parts) if isinstance(parts[0], pl.Series) else np.concatenate(parts)
+    return kind(**columns)
+
+
+def _last_updated(instants: npt.NDArray[np.int64], number: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """When records were last updated; -1 stands for a deletion without a time, which is the last word."""
+    updated: npt.NDArray[np.int64] = np.where(number < 0, np.iinfo(np.int64).max, instants[np.maximum(number, 0)])
+    return updated
 
 
 def _adder(buffer: bytearray) -> Callable[..., None]:

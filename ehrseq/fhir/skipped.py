@@ -1,34 +1,59 @@
-"""Why each resource type that gives no events gives none."""
+"""Why each resource type that gives no events gives none: a timeline has no use for it."""
 
 from __future__ import annotations
 
 from ehrseq.fhir.ledger import Reason
 
+# What other records refer to: things, people and places, definitions of products
 _REFERENCE_DATA = (
-    "Organization Practitioner PractitionerRole Location Device DeviceDefinition DeviceMetric Substance "
-    "HealthcareService Endpoint OrganizationAffiliation RelatedPerson Person Group MedicationKnowledge "
-    "SubstanceDefinition ResearchStudy BodyStructure InsurancePlan CatalogEntry BiologicallyDerivedProduct"
+    "Organization Practitioner PractitionerRole Location DeviceDefinition DeviceMetric DeviceComponent "
+    "DeviceAssociation HealthcareService Endpoint OrganizationAffiliation RelatedPerson Person Group "
+    "MedicationKnowledge Substance SubstanceDefinition SubstanceSpecification SubstanceNucleicAcid SubstancePolymer "
+    "SubstanceProtein SubstanceReferenceInformation SubstanceSourceMaterial ResearchStudy BodyStructure BodySite "
+    "InsurancePlan InsuranceProduct CatalogEntry BiologicallyDerivedProduct NutritionProduct InventoryItem "
+    "PackagedProductDefinition AdministrableProductDefinition ManufacturedItemDefinition "
+    "MedicinalProductDefinition RegulatedAuthorization "
+    "ClinicalUseDefinition Ingredient MedicinalProduct MedicinalProductAuthorization MedicinalProductContraindication "
+    "MedicinalProductIndication MedicinalProductIngredient MedicinalProductInteraction MedicinalProductManufactured "
+    "MedicinalProductPackaged MedicinalProductPharmaceutical MedicinalProductUndesirableEffect"
 )
+# Money: what was asked and paid, not what was done
 _FINANCIAL = (
-    "Claim ClaimResponse ExplanationOfBenefit Coverage CoverageEligibilityRequest CoverageEligibilityResponse "
-    "Account Invoice ChargeItem ChargeItemDefinition PaymentNotice PaymentReconciliation EnrollmentRequest "
-    "EnrollmentResponse EligibilityRequest EligibilityResponse Contract"
+    "ClaimResponse CoverageEligibilityRequest CoverageEligibilityResponse Account Invoice ChargeItemDefinition "
+    "PaymentNotice PaymentReconciliation EnrollmentRequest EnrollmentResponse EligibilityRequest EligibilityResponse "
+    "Contract"
 )
+# Who cares and may see what, appointments, messages, errands: nothing that befell the patient's health
+_ADMINISTRATIVE = (
+    "CareTeam Consent Permission Appointment AppointmentResponse Schedule Slot Task Communication "
+    "CommunicationRequest SupplyRequest Transport InventoryReport EncounterHistory Order OrderResponse "
+    "ProcessRequest ProcessResponse"
+)
+# Said again of records that are there themselves
+_RESTATED = (
+    "List DocumentManifest ImmunizationEvaluation GenomicStudy ImagingSelection ImagingManifest ImagingObjectSelection"
+)
+# What might be done one day
+_PLANNED = "ImmunizationRecommendation RequestGroup RequestOrchestration GuidanceResponse"
 _INFRASTRUCTURE = (
     "OperationOutcome Parameters Binary Provenance AuditEvent MessageHeader Subscription SubscriptionStatus "
     "SubscriptionTopic StructureDefinition StructureMap ValueSet CodeSystem ConceptMap NamingSystem "
     "SearchParameter OperationDefinition CapabilityStatement Conformance CompartmentDefinition GraphDefinition "
-    "ImplementationGuide MessageDefinition TerminologyCapabilities ExampleScenario TestScript TestReport Library "
-    "Measure MeasureReport PlanDefinition ActivityDefinition Questionnaire EventDefinition ObservationDefinition "
-    "SpecimenDefinition ResearchDefinition ResearchElementDefinition Evidence EvidenceVariable "
-    "EffectEvidenceSynthesis RiskEvidenceSynthesis VerificationResult Linkage Schedule Slot Basic List Task "
-    "DataElement ExpansionProfile ServiceDefinition"
+    "ImplementationGuide MessageDefinition TerminologyCapabilities ExampleScenario TestScript TestReport TestPlan "
+    "Library Measure MeasureReport PlanDefinition ActivityDefinition Questionnaire EventDefinition "
+    "ObservationDefinition SpecimenDefinition ConditionDefinition ResearchDefinition ResearchElementDefinition "
+    "Evidence EvidenceReport EvidenceVariable EffectEvidenceSynthesis RiskEvidenceSynthesis Citation "
+    "ArtifactAssessment ActorDefinition Requirements VerificationResult Linkage Basic DataElement ExpansionProfile "
+    "ServiceDefinition FormularyItem BiologicallyDerivedProductDispense"
 )
 _REASONS = {
     name: reason
     for names, reason in (
         (_REFERENCE_DATA, Reason.REFERENCE_DATA),
         (_FINANCIAL, Reason.FINANCIAL),
+        (_ADMINISTRATIVE, Reason.ADMINISTRATIVE),
+        (_RESTATED, Reason.RESTATED),
+        (_PLANNED, Reason.PLANNED),
         (_INFRASTRUCTURE, Reason.INFRASTRUCTURE),
     )
     for name in names.split()
@@ -38,7 +63,7 @@ _REASONS = {
 def reason_for_type(name: str) -> Reason:
     """Why a resource type that is not read is skipped.
 
-    >>> reason_for_type("Claim").label, reason_for_type("CarePlan").label
-    ('financial', 'type_not_read')
+    >>> reason_for_type("Invoice").label, reason_for_type("Appointment").label, reason_for_type("Horoscope").label
+    ('financial', 'administrative', 'type_not_read')
     """
     return _REASONS.get(name, Reason.TYPE_NOT_READ)

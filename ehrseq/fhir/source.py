@@ -1,44 +1,90 @@
-"""Finding the files of a FHIR source and reading their bytes, whole lines at a time."""
+"""Finding the files of a FHIR source, and cutting their bytes into whole lines."""
 
 from __future__ import annotations
 
-import zlib
+import os
+import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
 from ehrseq.errors import SourceError
+from ehrseq.fhir.ledger import Reason
 
-SUFFIXES = (".json", ".ndjson", ".jsonl")
-CHUNK = 1 << 18  # decoding a block that fits the cache is a quarter faster than one of megabytes
 Progress = Callable[[int], None]
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+STANDARD_INPUT = Path("-")
+LINE_SUFFIXES = (".ndjson", ".jsonl")
+SUFFIXES = (".json", *LINE_SUFFIXES)
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz")
+COMPRESSED_SUFFIXES = (".gz", ".zst")
 
 
 class DamagedFile(Exception):
-    """A file ended too early (`truncated`) or its compression is broken; all before it has been yielded."""
+    """A file or member cannot be read on, for a `reason` of the ledger; all before it has been yielded."""
 
-    def __init__(self, truncated: bool) -> None:
-        super().__init__("truncated" if truncated else "damaged")
-        self.truncated = truncated
+    partial = b""  # an unfinished last line
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.label)
+        self.reason = reason
 
 
 def find_files(source: str | Path | Iterable[str | Path]) -> list[Path]:
     """Every file of a path or of several, folders searched through, in one order that the input's does not change.
 
-    Raises SourceError where a path does not exist or nothing is found.
+    Links are followed, and each real file or folder is taken once, so that a loop of links ends. `-` is standard
+    input. Raises SourceError where a path does not exist or nothing is found.
     """
     roots = [Path(source)] if isinstance(source, str | Path) else [_as_path(path) for path in source]
-    files: set[Path] = set()
+    found: set[Path] = set()
     for root in roots:
-        if not root.exists():
+        if root.is_dir():
+            found.update(_files_below(root))
+        elif root == STANDARD_INPUT or root.exists():
+            found.add(root)
+        else:
             raise SourceError("a FHIR file or folder", "no such path", "check the path of the source")
-        files.update(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else files.add(root)
-    if not files:
-        raise SourceError("FHIR files (NDJSON, bundles, .gz)", "an empty folder", "check the path of the source")
-    return sorted(files, key=lambda path: path.as_posix())
+    if not found:
+        raise SourceError("FHIR files (NDJSON, bundles, archives)", "an empty folder", "check the path of the source")
+    real: dict[str, Path] = {}
+    for path in sorted(found, key=lambda path: path.as_posix()):
+        real.setdefault(os.path.realpath(path) if path != STANDARD_INPUT else "-", path)
+    return list(real.values())
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    """Files of a folder and its folders; also a link that leads nowhere, which is then counted as damaged."""
+    seen = {os.path.realpath(root)}
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        kept = []
+        for name in sorted(subfolders):
+            target = os.path.realpath(os.path.join(folder, name))
+            if target not in seen:
+                seen.add(target)
+                kept.append(name)
+        subfolders[:] = kept
+        for name in names:
+            path = Path(folder, name)
+            if path.is_file() or path.is_symlink():
+                yield path
+
+
+def size_on_disk(path: Path) -> int:
+    """The bytes of a file; 0 for standard input and for a link that leads nowhere."""
+    return state_on_disk(path)[0]
+
+
+def state_on_disk(path: Path) -> tuple[int, int]:
+    """Size and time of change of a file, which say that it is the same; of standard input never twice the same."""
+    if path == STANDARD_INPUT:
+        return 0, time.time_ns()
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
 
 
 def _as_path(item: Any) -> Path:
@@ -47,86 +93,57 @@ def _as_path(item: Any) -> Path:
     return Path(item)
 
 
-def holds_json(path: Path) -> bool:
-    """Whether a file of a folder is to be read, by its name.
+def holds_json(path: PurePath) -> bool:
+    """Whether a file of a folder or a member of an archive is to be read, by its name.
 
-    >>> holds_json(Path("Patient.ndjson.gz")), holds_json(Path("README.md"))
-    (True, False)
+    >>> [holds_json(PurePath(name)) for name in ("Patient.ndjson.gz", "export.tar.zst", "README.md")]
+    [True, True, False]
     """
-    return path.name.lower().removesuffix(".gz").endswith(SUFFIXES) and not path.name.startswith(".")
+    return _plain_name(path).endswith(SUFFIXES + ARCHIVE_SUFFIXES) and not path.name.startswith(".")
 
 
-def is_line_file(path: Path) -> bool:
+def is_line_file(path: PurePath) -> bool:
     """Whether a file's name says that each line is a record.
 
-    >>> is_line_file(Path("a.NDJSON.gz")), is_line_file(Path("a.json"))
+    >>> is_line_file(PurePath("a.NDJSON.gz")), is_line_file(PurePath("a.json"))
     (True, False)
     """
-    return path.name.lower().removesuffix(".gz").endswith((".ndjson", ".jsonl"))
+    return _plain_name(path).endswith(LINE_SUFFIXES)
 
 
-def read_bytes(path: Path, progress: Progress | None = None) -> Iterator[bytes]:
-    """The content of a file, decompressed where it is gzip, without a byte order mark.
-
-    `progress` is called with the size of each block as it is on disk. Raises DamagedFile after the last good bytes.
-    """
-    first = True
-    for block in _decompressed(path, progress or (lambda size: None)):
-        yield block.removeprefix(_BYTE_ORDER_MARK) if first else block
-        first = False
+def _plain_name(path: PurePath) -> str:
+    name = path.name.lower()
+    for suffix in COMPRESSED_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name
 
 
-def _decompressed(path: Path, progress: Progress) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
-
-            def read() -> bytes:
-                block = file.read(CHUNK)
-                progress(len(block))
-                return block
-
-            block = read()
-            if not block.startswith(b"\x1f\x8b"):
-                while block:
-                    yield block
-                    block = read()
-                return
-            member = zlib.decompressobj(wbits=31)
-            while block:
-                out = member.decompress(block, CHUNK)
-                if out:
-                    yield out
-                if not member.eof:
-                    block = member.unconsumed_tail or read()
-                    continue
-                # a gzip file may be several, one after the other; what follows may also be padding
-                block = member.unused_data.lstrip(b"\0") or read().lstrip(b"\0")
-                if block:
-                    member = zlib.decompressobj(wbits=31)
-    except (OSError, zlib.error):
-        raise DamagedFile(truncated=False) from None
-    if not member.eof:
-        yield member.flush()
-    if not member.eof:
-        raise DamagedFile(truncated=True)
-
-
-def whole_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
+def whole_lines(blocks: Iterator[bytes], longest: int | None = None) -> Iterator[bytes]:
     r"""Blocks cut anew so that each ends with a line's end (the last one, where the file's does not, without).
 
-    A partial line before a DamagedFile is not yielded.
+    A partial line before a DamagedFile goes with it. A line of more than `longest` bytes is yielded as far as it
+    has come; what follows is then the caller's to take from `blocks`.
 
     >>> list(whole_lines(iter([b"a\nb", b"b\nc"])))
     [b'a\n', b'bb\n', b'c']
     """
     rest: list[bytes] = []
-    for block in blocks:
-        cut = block.rfind(b"\n") + 1
-        if cut:
-            yield b"".join([*rest, block[:cut]])
-            rest = [block[cut:]]
-        else:
-            rest.append(block)
+    size = 0
+    try:
+        for block in blocks:
+            cut = block.rfind(b"\n") + 1
+            if cut:
+                yield b"".join([*rest, block[:cut]])
+                rest, size = [block[cut:]], len(block) - cut
+            else:
+                rest.append(block)
+                size += len(block)
+            if longest is not None and size > longest:
+                yield b"".join(rest)
+                rest, size = [], 0
+    except DamagedFile as damage:
+        damage.partial = b"".join(rest)
+        raise
     tail = b"".join(rest)
     if tail:
         yield tail

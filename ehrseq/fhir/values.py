@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from ehrseq.fhir.codes import MEASUREMENT_ORDER, event_code, preferred_code
-from ehrseq.fhir.resource import Concept, Measured, Quantity, Range, Ratio
+from ehrseq.fhir.datatypes import Concept, Quantity, Range, Ratio
+from ehrseq.fhir.resource import Measured
 
 NAN = math.nan
 Value = tuple[float, str | None, str | None, str | None]
@@ -50,7 +51,7 @@ def _rare_value(item: Measured) -> Value:
     if item.value_boolean is not None:
         return NAN, "true" if item.value_boolean else "false", None, None
     if item.value_range is not None:
-        return _range(item.value_range)
+        return read_range(item.value_range)
     if item.value_ratio is not None:
         return _ratio(item.value_ratio)
     if item.value_time is not None:
@@ -98,7 +99,7 @@ def _amount(quantity: Quantity | None) -> tuple[float, str, str | None]:
     return number, "" if math.isnan(number) else f"{number:g}", quantity.code or quantity.unit
 
 
-def _range(value: Range) -> Value:
+def read_range(value: Range) -> Value:
     """Both ends as text, `2..4`; with one end only, a number and the comparator that says which."""
     low, low_text, low_unit = _amount(value.low)
     high, high_text, high_unit = _amount(value.high)

@@ -9,7 +9,7 @@ import polars as pl
 
 from ehrseq.task.definition import Task
 from ehrseq.task.label import REASONS, known_at_risk, label
-from ehrseq.task.outcome import all_occurrences, occurrences, unmatched_codes
+from ehrseq.task.outcome import all_occurrences, occurrences, unmatched_of_task
 from ehrseq.task.split import split_subjects
 from ehrseq.task.times import prediction_times, table_times
 from ehrseq.timeline.store import Timelines
@@ -101,13 +101,11 @@ def build_cohort(timelines: Timelines, task: Task) -> Cohort:
     rows = label(
         queries.join(splits, on="subject_id", how="left", maintain_order="left"), found, timelines.subjects, task
     )
-    code = task.prediction_times.code
-    patterns = [p for o in task.outcomes for p in o.patterns] + list(task.labs) + ([] if code is None else [code])
     return Cohort(
         rows=rows,
         attrition=_attrition(timelines, task, rows, splits),
         events=_events(rows, task),
-        unmatched_codes=unmatched_codes(timelines, patterns),
+        unmatched_codes=unmatched_of_task(timelines, task),
         outside_follow_up=_outside(timelines, task, found),
     )
 

@@ -19,9 +19,11 @@ import polars as pl
 
 from ehrseq.errors import TaskError, nearest
 from ehrseq.task.fields import check_distinct, check_keys, flag, optional_number, optional_string, strings, table_of
+from ehrseq.timeline.hierarchy import descendants, read_code_parents
+from ehrseq.timeline.measures import MEASURES
 from ehrseq.timeline.schema import DEATH_CODE
 
-DERIVED_MEASURES: tuple[str, ...] = ()  # computed quantities an outcome may name instead of a lab code
+DERIVED_MEASURES = tuple(MEASURES)  # what an outcome may name instead of a lab code
 RULES = ("landmarks", "every_encounter", "after", "table")
 NOMINAL_DAYS = {"h": 1 / 24, "d": 1.0, "w": 7.0, "m": 365.25 / 12, "y": 365.25}
 _POLARS_UNIT = {"h": "h", "d": "d", "w": "w", "m": "mo", "y": "y"}
@@ -91,13 +93,16 @@ class Confirm:
 class Outcome:
     """What is to be forecast: events by code, or a lab value beyond a bound, confirmed or not.
 
-    `codes` are exact codes or prefixes (trailing `*`); `measure` is one lab code and needs `below` or `above`.
-    `competing` names outcomes that preclude this one. People known to have an `incident` outcome are not at risk of
-    it. `event_time` says when it happens: when it is "known" or when it "occurred".
+    `codes` are exact codes or prefixes (trailing `*`); with `descendants`, what the codes are parents of counts too:
+    `descendant_codes` are those known so far. `measure` is one lab code or derived measure and needs `below` or
+    `above`. `competing` names outcomes that preclude this one. People known to have an `incident` outcome are not at
+    risk of it. `event_time` says when it happens: when it is "known" or when it "occurred".
     """
 
     name: str
     codes: tuple[str, ...] = ()
+    descendants: bool = False
+    descendant_codes: tuple[str, ...] = ()
     measure: str | None = None
     below: float | None = None
     above: float | None = None
@@ -121,8 +126,13 @@ class Outcome:
             _check_measure(self.measure, where)
             if self.below is None and self.above is None:
                 raise TaskError(f"below or above beside measure in {where}", "neither", "say which values count")
-        for code in self.patterns:
-            check_pattern(code, where)
+        if (self.descendants and not self.codes) or (self.descendant_codes and not self.descendants):
+            raise TaskError(
+                f"descendants = true beside codes in {where}", "one without the other", "add what is missing"
+            )
+        if self.measure not in DERIVED_MEASURES:
+            for code in self.patterns:
+                check_pattern(code, where)
         for bound in (self.below, self.above):
             if bound is not None and not math.isfinite(bound):
                 raise TaskError(f"a finite bound in {where}", str(bound), "write a number, or leave the bound out")
@@ -140,7 +150,14 @@ class Outcome:
     @property
     def patterns(self) -> tuple[str, ...]:
         """The codes or prefixes whose events count."""
-        return self.codes if self.measure is None else (self.measure,)
+        return (*self.codes, *self.descendant_codes) if self.measure is None else (self.measure,)
+
+    def with_descendants(self, parents: pl.DataFrame) -> Outcome:
+        """The same outcome, with what its codes are parents of in a table of `code` and `parent`."""
+        if not self.descendants:
+            return self
+        found = sorted({*self.descendant_codes, *descendants(parents, self.codes)})
+        return replace(self, descendant_codes=tuple(found))
 
 
 @dataclass(frozen=True)
@@ -232,7 +249,7 @@ class Task:
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Task:
-        """The task in a TOML file; a relative `prediction_times.table` is looked up beside that file."""
+        """The task in a TOML file; relative `prediction_times.table` and `code_parents` are looked up beside it."""
         path = Path(path)
         try:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -245,6 +262,8 @@ class Task:
             raise TaskError(
                 "a task file in TOML", f"a syntax error {at[0] if at else ''}".strip(), "correct that line"
             ) from None
+        if isinstance(parents := table.get("code_parents"), str):
+            table["code_parents"] = str(path.parent / parents)
         task = cls.from_dict(table)
         times = task.prediction_times
         if times.table is not None and not Path(times.table).is_absolute():
@@ -254,19 +273,38 @@ class Task:
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Task:
         """The task in a dictionary of the TOML file's keys."""
-        check_keys(table, ("outcomes", "horizons", "prediction_times", "labs"), "the task")
+        check_keys(table, ("outcomes", "horizons", "prediction_times", "labs", "code_parents"), "the task")
         for key in ("outcomes", "horizons", "prediction_times"):
             if key not in table:
                 raise TaskError(f"the key '{key}' in the task", "none", "add it (see the task reference in the docs)")
         outcomes = table_of(table["outcomes"], "outcomes")
         labs = table_of(table.get("labs", {}), "labs")
         check_keys(labs, ("codes",), "labs")
-        return cls(
+        task = cls(
             outcomes=tuple(_outcome(name, table_of(o, f"outcome '{name}'")) for name, o in outcomes.items()),
             horizons=_spans(table["horizons"], "horizons"),
             prediction_times=_prediction_times(table_of(table["prediction_times"], "prediction_times")),
             labs=strings(labs.get("codes", ()), "labs.codes"),
         )
+        file = optional_string(table.get("code_parents"), "code_parents")
+        if file is None:
+            return task
+        if not any(o.descendants for o in task.outcomes):
+            raise TaskError("descendants = true in an outcome beside code_parents", "none", "add it where it is meant")
+        return task.with_descendants(read_code_parents(file))
+
+    def with_descendants(self, parents: pl.DataFrame) -> Task:
+        """The same task, with the descendants of its outcomes' codes in a table of `code` and `parent`.
+
+        They stay with the task: what has been fitted is scored with the same codes, whatever table is at hand then.
+
+        >>> task = Task.from_dict({"horizons": ["1y"], "prediction_times": {"rule": "every_encounter"},
+        ...     "outcomes": {"diabetes": {"codes": ["SNOMED//73211009"], "descendants": True}}})
+        >>> parents = pl.DataFrame({"code": ["SNOMED//44054006"], "parent": ["SNOMED//73211009"]})
+        >>> task.with_descendants(parents).outcomes[0].patterns
+        ('SNOMED//73211009', 'SNOMED//44054006')
+        """
+        return replace(self, outcomes=tuple(o.with_descendants(parents) for o in self.outcomes))
 
     def to_dict(self) -> dict[str, Any]:
         """The task with every default written out, in types JSON has; `from_dict` gives the same task back."""
@@ -307,12 +345,11 @@ def check_pattern(code: Any, where: str) -> None:
 
 
 def _check_measure(measure: str, where: str) -> None:
-    if "//" not in measure:
-        known = ", ".join(DERIVED_MEASURES) or "none"
+    if "//" not in measure and measure not in DERIVED_MEASURES:
         raise TaskError(
-            f"a lab code such as 'LOINC//2160-0' or a derived measure (known: {known}) as measure of {where}",
+            f"a lab code such as 'LOINC//2160-0' or a derived measure as measure of {where}",
             repr(measure),
-            "use the code of the lab",
+            nearest(measure, DERIVED_MEASURES),
         )
     if measure.endswith("*"):
         raise TaskError(f"one exact lab code as measure of {where}", "a prefix", "list several codes under codes")
@@ -324,6 +361,8 @@ def _outcome(name: str, table: Mapping[str, Any]) -> Outcome:
     return Outcome(
         name=name,
         codes=strings(table.get("codes", ()), f"codes of {where}"),
+        descendants=flag(table.get("descendants", False), f"descendants in {where}"),
+        descendant_codes=strings(table.get("descendant_codes", ()), f"descendant_codes of {where}"),
         measure=optional_string(table.get("measure"), f"measure of {where}"),
         below=optional_number(table.get("below"), f"below in {where}"),
         above=optional_number(table.get("above"), f"above in {where}"),
@@ -347,7 +386,8 @@ def _outcome_dict(outcome: Outcome) -> dict[str, Any]:
     table = {f.name: getattr(outcome, f.name) for f in fields(Outcome) if f.name != "name"}
     if outcome.confirm is not None:
         table["confirm"] = {"times": outcome.confirm.times, "apart": outcome.confirm.apart.label}
-    return table | {"codes": list(outcome.codes), "competing": list(outcome.competing)}
+    lists = ("codes", "descendant_codes", "competing")
+    return table | {name: list(getattr(outcome, name)) for name in lists}
 
 
 def _prediction_times(table: Mapping[str, Any]) -> PredictionTimes:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
 
 import polars as pl
 
-from ehrseq.task.definition import Outcome, Task
-from ehrseq.task.predicate import code_matches, confirmed, value_matches
+from ehrseq.errors import TaskError
+from ehrseq.task.definition import DERIVED_MEASURES, Outcome, Task
+from ehrseq.task.predicate import code_matches, confirmed, event_matches, value_matches
+from ehrseq.timeline.analytes import ANALYTES
+from ehrseq.timeline.hierarchy import code_parents
+from ehrseq.timeline.measures import derive_measure
 from ehrseq.timeline.schema import DEATH_CODE, TIME
 from ehrseq.timeline.store import Timelines
+from ehrseq.timeline.units import normalise_units
 
 ALWAYS = datetime(1, 1, 1)  # the time of a static fact, which is known from the beginning
 
-_INPUT = ("subject_id", "time", "code", "numeric_value", "value_modifier", "known_time", "time_precision")
+_INPUT = (
+    "subject_id", "time", "code", "numeric_value", "value_modifier", "known_time", "time_precision",
+    "unit", "text_value", "other_codes", "unit_recorded",
+)  # fmt: skip
 _PRECISION_SPAN = {"year": "1y", "month": "1mo", "day": "1d"}
 
 
@@ -56,10 +65,36 @@ def occurrences(timelines: Timelines, task: Task) -> pl.DataFrame:
 
 def all_occurrences(timelines: Timelines, task: Task) -> pl.DataFrame:
     """As `occurrences`, but regardless of follow-up and unsorted."""
+    task = with_dataset_descendants(timelines, task)
     patterns = [p for o in task.outcomes for p in o.patterns]
-    events = timelines.events.select(_INPUT).filter(code_matches(patterns) & ~_is_death())
-    events = pl.concat([events.with_columns(_known_time()), deaths(timelines)], how="diagonal_relaxed")
+    events = timelines.events.select(_INPUT).filter(event_matches(patterns) & ~_is_death())
+    events, _ = normalise_units(events)
+    derived = [
+        derive_measure(name, timelines.events, timelines.subjects)
+        for name in dict.fromkeys(o.measure for o in task.outcomes)
+        if name in DERIVED_MEASURES
+    ]
+    parts = [events.with_columns(_known_time()), deaths(timelines), *derived]
+    events = pl.concat(parts, how="diagonal_relaxed")
     return pl.concat(_occurrences_of(events, outcome) for outcome in task.outcomes)
+
+
+def with_dataset_descendants(timelines: Timelines, task: Task) -> Task:
+    """The task with the descendants that the dataset's own table of codes (`parent_codes`) gives besides.
+
+    Raises TaskError where an outcome asks for descendants and neither the task nor the dataset knows any parent.
+    """
+    asking = [o for o in task.outcomes if o.descendants]
+    if not asking:
+        return task
+    parents = code_parents(timelines)
+    if not parents.height and not all(o.descendant_codes for o in asking):
+        raise TaskError(
+            "a table of parents where an outcome has descendants = true",
+            "neither code_parents in the task nor parent_codes in the dataset",
+            "add code_parents to the task file",
+        )
+    return task.with_descendants(parents)
 
 
 def deaths(timelines: Timelines) -> pl.DataFrame:
@@ -84,17 +119,44 @@ def deaths(timelines: Timelines) -> pl.DataFrame:
 
 
 def unmatched_codes(timelines: Timelines, patterns: Iterable[str]) -> tuple[str, ...]:
-    """The codes and prefixes that match no event, in the order given."""
-    codes = timelines.events.select(pl.col("code").unique())
+    """The codes, prefixes and derived measures that match no event, in the order given."""
+    codes = pl.concat(
+        [timelines.events.select("code"), timelines.events.select(code=pl.col("other_codes").explode()).drop_nulls()]
+    ).unique()
     if timelines.subjects["death_time"].is_not_null().any():
         codes = pl.concat([codes, pl.DataFrame({"code": [DEATH_CODE]})])
     distinct = list(dict.fromkeys(patterns))
+    if not distinct:
+        return ()
     found = codes.select(code_matches([p]).any().alias(str(i)) for i, p in enumerate(distinct)).row(0)
-    return tuple(p for p, hit in zip(distinct, found, strict=True) if not hit)
+    return tuple(
+        p
+        for p, hit in zip(distinct, found, strict=True)
+        if not (hit or (p in DERIVED_MEASURES and derive_measure(p, timelines.events, timelines.subjects).height))
+    )
+
+
+def unmatched_of_task(timelines: Timelines, task: Task) -> tuple[str, ...]:
+    """The codes of a task, as written, that match no event; a parent is matched by its descendants."""
+    prediction = task.prediction_times.code
+    plain = [p for o in task.outcomes if not o.descendants for p in o.patterns]
+    wanted = [*plain, *task.labs, *([] if prediction is None else [prediction])]
+    unmatched = list(unmatched_codes(timelines, wanted))
+    parents = code_parents(timelines)
+    for outcome in task.outcomes:
+        for code in outcome.codes if outcome.descendants else ():
+            one = replace(outcome, codes=(code,), descendant_codes=())
+            family = (*one.with_descendants(parents).patterns, *outcome.descendant_codes)
+            if len(unmatched_codes(timelines, family)) == len(set(family)):
+                unmatched.append(code)
+    return tuple(dict.fromkeys(unmatched))
 
 
 def _occurrences_of(events: pl.DataFrame, outcome: Outcome) -> pl.DataFrame:
-    matching = events.filter(code_matches(outcome.patterns) & value_matches(outcome.below, outcome.above))
+    matching = events.filter(event_matches(outcome.patterns) & value_matches(outcome.below, outcome.above))
+    if (analyte := ANALYTES.get(outcome.measure or "")) is not None:
+        # a number in a unit that does not convert is not on the bounds' scale
+        matching = matching.filter(pl.col("unit").is_null() | (pl.col("unit") == analyte.unit))
     if outcome.confirm is not None:
         matching = confirmed(matching, outcome.confirm)
     # "occurred" is never later than "known": the interval of an imprecise date may outlast the record of it

@@ -11,18 +11,32 @@ import polars as pl
 from ehrseq.task.definition import Confirm
 
 
-def code_matches(patterns: Sequence[str]) -> pl.Expr:
-    """Whether the column `code` equals one of the patterns, or starts with one that ends in `*`.
+def code_matches(patterns: Sequence[str], code: pl.Expr | None = None) -> pl.Expr:
+    """Whether a code (the column `code`) equals one of the patterns, or starts with one that ends in `*`.
 
     >>> frame = pl.DataFrame({"code": ["ICD10CM//E11.9", "ICD10CM//E11", "SNOMED//44054006", "SNOMED//440540061"]})
     >>> frame.select(code_matches(["ICD10CM//E11*", "SNOMED//44054006"])).to_series().to_list()
     [True, True, True, False]
     """
     exact = [p for p in patterns if not p.endswith("*")]
-    code = pl.col("code")
+    code = pl.col("code") if code is None else code
     tests = [code.is_in(exact)] if exact else []
     tests += [code.str.starts_with(p[:-1]) for p in patterns if p.endswith("*")]
     return reduce(or_, tests, pl.lit(False))
+
+
+def event_matches(patterns: Sequence[str]) -> pl.Expr:
+    """Whether the `code` of an event or any of its `other_codes` matches (see `code_matches`).
+
+    >>> others = [["ICD10CM//E11.9"], None, ["ICD10CM//E1", "X//1"]]
+    >>> frame = pl.DataFrame({"code": ["SNOMED//44054006", "ICD10CM//E11", "SNOMED//1"], "other_codes": others})
+    >>> frame.select(event_matches(["ICD10CM//E11*"])).to_series().to_list()
+    [True, True, False]
+    """
+    if not patterns:
+        return pl.lit(False)
+    others = pl.col("other_codes").list.eval(code_matches(patterns, pl.element())).list.any()
+    return code_matches(patterns) | others.fill_null(False)
 
 
 def value_matches(below: float | None = None, above: float | None = None) -> pl.Expr:

@@ -8,7 +8,7 @@ import polars as pl
 
 from ehrseq.errors import TaskError, UserError
 from ehrseq.task.definition import Horizon, PredictionTimes, Task
-from ehrseq.task.predicate import code_matches
+from ehrseq.task.predicate import event_matches
 from ehrseq.timeline.schema import TIME, as_instant, instants
 from ehrseq.timeline.store import Timelines
 
@@ -40,7 +40,7 @@ def prediction_times(timelines: Timelines, task: Task) -> pl.DataFrame:
         found = table_times(timelines, times).drop_nulls("subject_id")
     else:
         encounter_end = pl.col("code").str.starts_with("ENCOUNTER//") & pl.col("code").str.ends_with("/discharge")
-        matches = encounter_end if times.code is None else code_matches([times.code])
+        matches = encounter_end if times.code is None else event_matches([times.code])
         known = pl.col("known_time").is_not_null()
         found = timelines.events.filter(matches & known).select("subject_id", prediction_time="known_time")
     if "landmark" not in found.columns:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import date, datetime
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +14,34 @@ import numpy as np
 import polars as pl
 
 from ehrseq.errors import SourceError
-from ehrseq.fhir.clock import NO_OFFSET, NO_TIME, PRECISIONS, moments, parse_times
-from ehrseq.fhir.ledger import (
-    SOURCE_SCHEMA,
-    ledger_frame,
-    quarantine_frame,
-)
+from ehrseq.fhir.chunk import Chunk, pack
+from ehrseq.fhir.clock import NO_OFFSET, NO_TIME, PRECISIONS, moments
+from ehrseq.fhir.codes import CodingPreference, split_codes
+from ehrseq.fhir.ledger import SOURCE_SCHEMA, ledger_frame, quarantine_frame
 from ehrseq.fhir.reader import MEMORY, Reader
-from ehrseq.fhir.references import Resolver
-from ehrseq.fhir.rows import TYPES, PatientFacts, RecordColumns, Rows
-from ehrseq.fhir.source import Progress, find_files
+from ehrseq.fhir.references import subject_number as subject_number
+from ehrseq.fhir.rows import TYPES, Rows
+from ehrseq.fhir.source import Progress, find_files, size_on_disk
 from ehrseq.timeline.follow_up import follow_up
-from ehrseq.timeline.link import Linked, link, settle_duplicates, source_names
+from ehrseq.timeline.link import Linked, link, source_names
+from ehrseq.timeline.meds import SHARDS, shards_of
 from ehrseq.timeline.schema import DEATH_CODE, EVENT_SCHEMA, SUBJECT_SCHEMA, TIME, as_instant, sort_events
 from ehrseq.timeline.store import Timelines
+from ehrseq.timeline.survey import Survey, survey
+from ehrseq.timeline.units import merge_units, normalise_units
 
 Source = str | Path | Iterable[Any]
+Counts = Counter[tuple[int, str, int]]
 
 
-def read_fhir(source: Source, *, data_cut: str | date | datetime | None = None, progress: bool = False) -> Timelines:
-    """Timelines of a FHIR export.
+def read_fhir(
+    source: Source,
+    *,
+    data_cut: str | date | datetime | None = None,
+    coding: CodingPreference | None = None,
+    progress: bool = False,
+) -> Timelines:
+    """Timelines of a FHIR export, in memory (see `ingest` for exports that do not fit).
 
     Parameters
     ----------
@@ -43,6 +51,8 @@ def read_fhir(source: Source, *, data_cut: str | date | datetime | None = None, 
     data_cut
         The moment up to which the export is complete (a date: the end of that day); it ends everyone's follow-up who
         has no observation period in the data.
+    coding
+        Which coding of a concept names its events; the default is described in `docs/timeline.md`.
     progress
         Whether to show a progress bar.
 
@@ -62,111 +72,99 @@ def read_fhir(source: Source, *, data_cut: str | date | datetime | None = None, 
     (datetime.datetime(2020, 2, 1, 0, 0), 'LOINC//718-7', 13.10...)
     """
     cut = None if data_cut is None else as_instant(data_cut)
-    reader = Reader()
-    paths = _read(reader, source, progress)
-    rows = reader.rows
-    rows.flush(force=True)
-    settle_duplicates(rows)
-    if not rows.patients:
-        raise SourceError(
-            "a source with Patient resources",
-            f"{_records_in(rows):,} records and no readable Patient",
-            "add the patients' file, or check that this is a FHIR R4 or STU3 export",
-        )
-    resolve = Resolver(rows.full_urls, rows.patients)
-    patients = patient_table(rows.patients)
-    linked = link(rows, patients, resolve, NO_TIME if cut is None else _microseconds(cut))
-    events = event_frame(rows, linked, patients)
-    periods = _observation_periods(rows, resolve, patients)
+    chunks = _read(source, coding, progress)
+    known = survey(chunks, microseconds(cut))
+    check_patients(known, chunks)
+    part = assemble(chunks, known)
     return Timelines(
+        events=part.events,
+        subjects=part.subjects,
+        ledger=ledger_frame(part.counts + settled_counts(chunks, known)),
+        quarantine=quarantined(chunks, known),
+        sources=source_frame(known),
+        units=part.units,
+        metadata=facts(cut, part.left_out),
+    )
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """The timelines of some shards."""
+
+    events: pl.DataFrame
+    subjects: pl.DataFrame
+    units: pl.DataFrame
+    counts: Counts  # records that are read by file number, type and reason
+    left_out: Counter[str]  # events of records that kept others, by reason
+
+
+def assemble(chunks: Sequence[Chunk], known: Survey, first: int = 0, last: int = SHARDS) -> Assembled:
+    """The timelines of some shards (`first` up to, not including, `last`)."""
+    linked = link(chunks, known, first, last)
+    events = event_frame(linked, known)
+    events, units = normalise_units(events)
+    events = sort_events(events)
+    shard = shards_of(known.periods["subject_id"].to_numpy())
+    periods = known.periods.filter(pl.Series((shard >= first) & (shard < last)))
+    return Assembled(
         events=events,
-        subjects=_subject_frame(patients, events, periods, cut),
-        ledger=_ledger(rows, linked.records),
-        quarantine=quarantine_frame(rows.quarantine),
-        sources=pl.DataFrame(list(enumerate(map(str, paths))), SOURCE_SCHEMA, orient="row"),
-        metadata={
-            "source": "FHIR",
-            "data_cut": None if cut is None else cut.isoformat(),
-            "events_left_out": linked.left_out,
-        },
+        subjects=_subject_frame(linked.patients, events, periods, known.data_cut),
+        units=merge_units([units]),
+        counts=_record_counts(linked),
+        left_out=Counter(linked.left_out),
     )
 
 
-def ingest(
-    source: Source,
-    out: str | Path,
-    *,
-    data_cut: str | date | datetime | None = None,
-    progress: bool = False,
-) -> Timelines:
-    """Read a FHIR export (see `read_fhir`) and save its timelines as a MEDS dataset folder."""
-    timelines = read_fhir(source, data_cut=data_cut, progress=progress)
-    timelines.save(out)
-    return timelines
-
-
-def subject_number(identity: str) -> int:
-    """The `subject_id` of a FHIR identity: 63 bits of its hash, never 0.
-
-    >>> subject_number("Patient/p") == subject_number("Patient/p") > 0
-    True
-    """
-    return (int.from_bytes(blake2b(identity.encode(), digest_size=8).digest(), "big") >> 1) or 1
-
-
-def patient_table(patients: list[PatientFacts]) -> pl.DataFrame:
-    """One row a patient: names, facts, birth and death in microseconds (`NO_TIME`: none).
-
-    Birth is the start of its interval, death the end; `death_is_date` says that it has no clock time.
-    """
-    birth = parse_times([p.birth for p in patients])
-    death = parse_times([p.death for p in patients])
-    return pl.DataFrame(
-        {
-            "subject_id": [subject_number(f"Patient/{p.id}") for p in patients],
-            "patient": [p.id for p in patients],
-            "sex": pl.Series([p.sex for p in patients], dtype=pl.String),
-            "race": pl.Series([p.race for p in patients], dtype=pl.String),
-            "ethnicity": pl.Series([p.ethnicity for p in patients], dtype=pl.String),
-            "birth": birth.start,
-            "death": death.end,
-            "death_is_date": death.precision <= PRECISIONS.index("day"),
-        }
+def check_patients(known: Survey, chunks: Sequence[Chunk]) -> None:
+    """Raise SourceError where a source has no Patient."""
+    if len(known.subjects):
+        return
+    records = sum(chunk.record_bounds[-1] + sum(n for *_, n in chunk.counts) for chunk in chunks)
+    raise SourceError(
+        "a source with Patient resources",
+        f"{records:,} records and no readable Patient",
+        "add the patients' file, or check that this is a FHIR export",
     )
 
 
-def event_frame(rows: Rows, linked: Linked, patients: pl.DataFrame) -> pl.DataFrame:
-    """The events in the contract's columns and order."""
+def event_frame(linked: Linked, known: Survey) -> pl.DataFrame:
+    """The events in the contract's columns, in no order."""
     e, records = linked.events, linked.records
-    code = pl.Series(list(rows.codes), dtype=pl.String)
-    texts = pl.Series(list(rows.texts), dtype=pl.String)
+    code, other_codes = split_codes(pl.Series(known.codes, dtype=pl.String))
     # a death of day precision is over at the end of that day: nothing of the day comes after it
-    is_death = e.code == rows.codes[DEATH_CODE]
-    encounters = pl.Series([x[1] for x in rows.encounters] + [None], dtype=pl.String)
+    is_death = (code == DEATH_CODE).fill_null(False).to_numpy()[e.code]
     columns: dict[str, pl.Series] = {
-        "subject_id": patients["subject_id"].gather(linked.patient[e.record]),
+        "subject_id": linked.patients["subject_id"].gather(linked.patient[e.record]),
         "time": moments(np.where(is_death, e.end, e.start)),
         "code": code.gather(e.code),
-        "numeric_value": pl.Series(e.number.astype(np.float32)).fill_nan(None),
-        "text_value": texts.gather(e.text),
-        "value_modifier": texts.gather(e.modifier),
-        "unit": texts.gather(e.unit),
+        "numeric_value": _single_precision(e.number),
+        "text_value": linked.texts.gather(e.text),
+        "value_modifier": linked.texts.gather(e.modifier),
+        "unit": linked.texts.gather(e.unit),
         "known_time": moments(
             np.where(e.start == NO_TIME, NO_TIME, np.maximum(e.known, np.where(is_death, e.end, e.start)))
         ),
         "time_source": _names(source_names(), e.source),
         "time_precision": _names([p or None for p in PRECISIONS], e.precision),
         "utc_offset": _offsets(e.offset),
-        "encounter_id": encounters.gather(linked.encounter[e.record] % len(encounters)),
+        "encounter_id": linked.encounter.gather(e.record),
         "resource_type": _names(list(TYPES), records.kind[e.record], pl.String),
         "resource_id": records.id.gather(e.record),
+        "other_codes": other_codes.gather(e.code),
+        "unit_recorded": pl.repeat(None, len(e.code), dtype=pl.String, eager=True),
     }
-    frame = pl.DataFrame([columns[name].cast(kind).alias(name) for name, kind in EVENT_SCHEMA.items()])
-    return sort_events(frame)
+    return pl.DataFrame([columns[name].cast(kind).alias(name) for name, kind in EVENT_SCHEMA.items()])
 
 
 def _names(names: list[str | None] | list[str], numbers: Any, kind: Any = pl.Categorical) -> pl.Series:
     return pl.Series(names, dtype=kind).gather(numbers)
+
+
+def _single_precision(numbers: Any) -> pl.Series:
+    """Numbers as float32; null where there is none, or one too large."""
+    with np.errstate(over="ignore"):
+        narrow = numbers.astype(np.float32)
+    return pl.Series(np.where(np.isfinite(narrow), narrow, np.float32("nan"))).fill_nan(None)
 
 
 def _offsets(minutes: Any) -> pl.Series:
@@ -174,31 +172,17 @@ def _offsets(minutes: Any) -> pl.Series:
     return series.set(series == NO_OFFSET, None)
 
 
-def _microseconds(moment: datetime) -> int:
-    return int(np.datetime64(moment, "us").astype(np.int64))
+def microseconds(moment: datetime | None) -> int:
+    """A moment in microseconds since 1970; NO_TIME for none."""
+    return int(NO_TIME) if moment is None else int(np.datetime64(moment, "us").astype(np.int64))
 
 
-def _observation_periods(rows: Rows, resolve: Resolver, patients: pl.DataFrame) -> pl.DataFrame:
-    """`subject_id`, `start`, `end` of the observation periods in the data (ResearchSubject)."""
-    references: list[str | None] = list(rows.references)
-    periods = pl.DataFrame(
-        {
-            "target": [resolve(references[number] or "") for _, number, _, _ in rows.research_subjects],
-            "start": moments(parse_times([start for _, _, start, _ in rows.research_subjects]).start),
-            "end": moments(parse_times([end for _, _, _, end in rows.research_subjects]).end),
-        },
-        {"target": pl.String, "start": TIME, "end": TIME},
-    )
-    names = patients.select("subject_id", target="Patient/" + pl.col("patient"))
-    return periods.join(names, on="target").select("subject_id", "start", "end").unique().sort(pl.all())
-
-
-def _subject_frame(
-    patients: pl.DataFrame, events: pl.DataFrame, periods: pl.DataFrame, cut: datetime | None
-) -> pl.DataFrame:
+def _subject_frame(patients: pl.DataFrame, events: pl.DataFrame, periods: pl.DataFrame, data_cut: int) -> pl.DataFrame:
     table = patients.with_columns(birth_time=moments(patients["birth"].to_numpy())).with_columns(
         death_time=moments(patients["death"].to_numpy())
     )
+    periods = periods.with_columns(moments(periods[name].to_numpy()).alias(name) for name in ("start", "end"))
+    cut = pl.Series([data_cut]).cast(TIME).item() if data_cut != NO_TIME else None
     watched = follow_up(events, periods if periods.height else None, cut)
     return (
         table.join(watched, on="subject_id", how="left")
@@ -207,20 +191,99 @@ def _subject_frame(
     )
 
 
-def _ledger(rows: Rows, records: RecordColumns) -> pl.DataFrame:
-    counts: Counter[tuple[int, str, int]] = Counter(rows.counts)
+def _record_counts(linked: Linked) -> Counts:
+    records, counts = linked.records, Counts()
     keys = (records.file.astype(np.int64) << 16) + (records.kind.astype(np.int64) << 8) + records.reason
     for key, count in zip(*np.unique(keys, return_counts=True), strict=True):
         counts[int(key) >> 16, TYPES[int(key) >> 8 & 255], int(key) & 255] += int(count)
-    return ledger_frame(counts)
+    return counts
 
 
-def _records_in(rows: Rows) -> int:
-    return rows.records + sum(rows.counts.values())
+def settled_counts(chunks: Sequence[Chunk], known: Survey) -> Counts:
+    """Counts of what was settled while reading, by file number, type and reason."""
+    counts = Counts()
+    for chunk, numbers in zip(chunks, known.file_numbers, strict=True):
+        for file, kind, reason, count in chunk.counts:
+            counts[numbers[file], kind, reason] += count
+    return counts
 
 
-def _read(reader: Reader, source: Source, progress: bool) -> list[Path]:
-    """Read the whole source; the paths by file number."""
+def quarantined(chunks: Sequence[Chunk], known: Survey) -> pl.DataFrame:
+    """One row for each record that could not be read."""
+    return quarantine_frame(
+        [
+            (numbers[file], member, line + before if line else 0, reason)
+            for chunk, numbers, before in zip(chunks, known.file_numbers, known.lines_before, strict=True)
+            for file, member, line, reason in chunk.quarantine
+        ]
+    )
+
+
+def source_frame(known: Survey) -> pl.DataFrame:
+    """The paths by file number."""
+    return pl.DataFrame(list(enumerate(known.files)), SOURCE_SCHEMA, orient="row")
+
+
+def facts(cut: datetime | None, left_out: Mapping[str, int]) -> dict[str, Any]:
+    """The metadata of timelines made from FHIR."""
+    return {
+        "source": "FHIR",
+        "data_cut": None if cut is None else cut.isoformat(),
+        "events_left_out": dict(sorted(left_out.items())),
+    }
+
+
+class ChunkMaker:
+    """Turns what a reader gathers into chunks, one whenever it has enough."""
+
+    def __init__(
+        self,
+        files: list[str],
+        coding: CodingPreference | None = None,
+        folder: Path | None = None,
+        generation: int = 0,
+        piece: int = 0,
+        full: int | None = None,
+    ) -> None:
+        self.files, self.folder, self.generation, self.piece = files, folder, generation, piece
+        self.lines = 0  # of the piece
+        self.chunks: list[Chunk] = []
+        self.made = 0
+        self.reader = Reader(coding, on_full=self.take, full=full)
+
+    def take(self, rows: Rows) -> None:
+        """Make a chunk of what was gathered so far."""
+        chunk = pack(rows, self.files, SHARDS, shards_of)
+        chunk.generation, chunk.piece, chunk.part, chunk.lines = self.generation, self.piece, self.made, self.lines
+        if self.folder is None:
+            self.chunks.append(chunk)
+        else:
+            chunk.save(self.folder / f"{self.made:06d}")
+        self.made += 1
+
+    def finish(self) -> list[Chunk]:
+        """Make a chunk of the rest; all chunks, unless they went to a folder."""
+        self.take(self.reader.rows)
+        return self.chunks
+
+
+def _read(source: Source, coding: CodingPreference | None, progress: bool) -> list[Chunk]:
+    """Read a whole source into memory."""
+    found = paths_of(source)
+    if not isinstance(found, list):
+        maker = ChunkMaker([str(MEMORY)], coding)
+        maker.reader.read_objects(found)
+        return maker.finish()
+    paths, named = [path for path, _ in found], [asked_for for _, asked_for in found]
+    maker = ChunkMaker([str(path) for path in paths], coding)
+    with bar(sum(size_on_disk(path) for path in paths), progress) as advance:
+        for number, path in enumerate(paths):
+            maker.reader.read_file(path, number, advance, named[number])
+    return maker.finish()
+
+
+def paths_of(source: Source) -> list[tuple[Path, bool]] | Iterator[Any]:
+    """The files of a source in order, and whether each was asked for by name; or its resources in memory."""
     if isinstance(source, Mapping):
         source = [source]
     if not isinstance(source, str | Path):
@@ -229,16 +292,11 @@ def _read(reader: Reader, source: Source, progress: bool) -> list[Path]:
         if first is None:
             raise SourceError("a FHIR source", "an empty list", "pass a path or FHIR resources")
         if not isinstance(first, str | Path):
-            reader.read_objects(_chain(first, items))
-            return [MEMORY]
+            return _chain(first, items)
         source = [first, *items]
     asked_for = [source] if isinstance(source, str | Path) else source
     named = {Path(path) for path in asked_for if isinstance(path, str | Path)}
-    paths = find_files(asked_for)
-    with _bar(paths, progress) as advance:
-        for number, path in enumerate(paths):
-            reader.read_file(path, number, advance, path in named)
-    return paths
+    return [(path, path in named) for path in find_files(asked_for)]
 
 
 def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
@@ -247,13 +305,15 @@ def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
 
 
 @contextmanager
-def _bar(paths: list[Path], show: bool) -> Iterator[Progress | None]:
-    """A progress bar over the files' bytes on disk; the files themselves are not named."""
+def bar(size: int, show: bool) -> Iterator[Progress | None]:
+    """A progress bar over the files' bytes on disk, with rate and time left; the files themselves are not named."""
     if not show:
         yield None
         return
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bar
 
-    with Bar(transient=True) as bar:
-        task = bar.add_task("reading FHIR", total=sum(path.stat().st_size for path in paths))
-        yield lambda size: bar.advance(task, size)
+    columns = (TextColumn("reading FHIR"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Bar(*columns, transient=True) as shown:
+        task = shown.add_task("reading FHIR", total=size)
+        yield lambda amount: shown.advance(task, amount)

@@ -1,4 +1,4 @@
-"""Linking what was read: duplicates, subjects, medications, encounter times, birth and death. All vectorised.
+"""Linking some shards of a source: subjects, medications, encounter times, birth and death. All vectorised.
 
 Works on whole columns: `records` are the rows of `RecordColumns`, `events` those of `EventColumns`, each event with
 the number of its record. A record's `reason` says why it gives no event (0: it does).
@@ -6,28 +6,32 @@ the number of its record. A record's `reason` says why it gives no event (0: it 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ehrseq.fhir.clock import NO_OFFSET, NO_TIME, parse_times
+from ehrseq.fhir.chunk import PATIENTS, Chunk
+from ehrseq.fhir.clock import NO_OFFSET, NO_TIME
 from ehrseq.fhir.ledger import Reason
-from ehrseq.fhir.references import Resolver, medication_codes
+from ehrseq.fhir.references import subject_number
 from ehrseq.fhir.rows import (
     ENCOUNTER,
+    REPORT,
     STATIC,
     TIME_SOURCES,
     TYPE_NUMBER,
     EventColumns,
     RecordColumns,
-    Rows,
+    concatenate,
 )
+from ehrseq.timeline.meds import SHARDS, shards_of
+from ehrseq.timeline.survey import Survey
 
 Ints = npt.NDArray[Any]
-Stretch = TypeVar("Stretch", EventColumns, RecordColumns)
 MINUTE = 60_000_000
 # Reasons that stand for one event of a record, not for the record: the first that applies to its events counts.
 _EVENT_REASONS = (
@@ -44,125 +48,183 @@ _EVENT_REASONS = (
 class Linked:
     """Events that stay, and every record with its final reason."""
 
-    events: EventColumns
-    records: RecordColumns
+    events: EventColumns  # codes numbered as in the survey
+    records: RecordColumns  # `file` as numbered in the survey
     patient: Ints  # of each record: index into the patients, negative where there is none
-    encounter: Ints  # of each record: index into the encounters, -1 where unknown
+    encounter: pl.Series  # of each record: the id of its encounter, null where unknown
+    texts: pl.Series  # by the numbers in the events
+    patients: pl.DataFrame  # columns of PATIENTS, sorted by subject
     left_out: dict[str, int]  # events of records that kept others, by reason
 
 
-def link(rows: Rows, patients: pl.DataFrame, resolve: Resolver, data_cut: int) -> Linked:
-    """Link everything that `rows` holds; `patients` is `patient_table(...)`, `data_cut` in microseconds or NO_TIME."""
-    records = concatenate(rows.record_stretches, RecordColumns)
-    events = concatenate(rows.event_stretches, EventColumns)
-    references = [None if r is None else resolve(r) for r in rows.references]
+@dataclass(frozen=True)
+class _Part:
+    """What one chunk has for the shards."""
+
+    records: RecordColumns
+    events: EventColumns
+    subject: npt.NDArray[np.int64]  # of each record; 0: none
+    why_none: npt.NDArray[np.uint8]
+    encounter: pl.Series  # of each record: `Encounter/id`
+    texts: pl.Series
+
+
+def link(chunks: Sequence[Chunk], survey: Survey, first: int = 0, last: int = SHARDS) -> Linked:
+    """Link what the chunks hold for the subjects of some shards (`first` up to, not including, `last`)."""
+    patients = _patients(chunks, survey, first, last)
+    parts: list[_Part] = []
+    for number, chunk in enumerate(chunks):
+        parts += _parts(chunk, number, survey, first, last)
+        chunk.release()
+    records, events = _join(parts)
+    subject = np.concatenate([part.subject for part in parts])
+    why_none = np.concatenate([part.why_none for part in parts])
+    targets = pl.concat([part.encounter for part in parts])
+    encounter = survey.find_encounter(targets)
+    patient = _index(patients["subject_id"].to_numpy(), subject)
+    patient = np.where(patient >= 0, patient, -why_none.astype(np.int64))
     reason = records.reason.copy()
-    patient = _patients_of(references, patients)[records.subject]
     _settle_subjects(reason, patient, records)
-    encounter_of = {f"Encounter/{e[1]}": i for i, e in enumerate(rows.encounters)}
-    encounter = np.array([encounter_of.get(r or "", -1) for r in references], np.int64)[records.encounter]
-    events = _resolve_medications(events, references, medication_codes(rows.medications, resolve))
 
     events = _keep(events, reason[events.record] == 0)
-    spans = _encounter_spans(rows, events, data_cut)
-    events = _date(events, encounter, records, spans)
+    events = _date(events, encounter, records, survey.spans, _is_report(targets).fill_null(False).to_numpy())
     event_reason = _event_reasons(events, patient, patients)
     left_out = _settle_events(reason, events, event_reason, len(records.id))
     events = _start_at_birth(_keep(events, event_reason == 0), patient, patients)
-    return Linked(events, replace(records, reason=reason), patient, encounter, left_out)
-
-
-def concatenate(stretches: list[Stretch], kind: type[Stretch]) -> Stretch:
-    """Stretches of columns put one after the other."""
-    columns: dict[str, Any] = {}
-    for name in (f.name for f in fields(kind)):
-        parts = [getattr(stretch, name) for stretch in stretches]
-        columns[name] = pl.concat(parts) if isinstance(parts[0], pl.Series) else np.concatenate(parts)
-    return kind(**columns)
-
-
-def settle_duplicates(rows: Rows) -> None:
-    """Keep one of the records that share type and id: the last updated, among equals the one with the greater content.
-
-    The others get the reason `duplicate`, and what they said of patients, encounters, ... is forgotten. Which one is
-    kept does not depend on the order of reading.
-    """
-    records = concatenate(rows.record_stretches, RecordColumns)
-    key = records.id.hash(seed=7).to_numpy() ^ (records.kind.astype(np.uint64) << np.uint64(56))
-    suspects = np.flatnonzero(pl.Series(key).is_duplicated().to_numpy())
-    if not len(suspects):
-        return
-    frame = pl.DataFrame(
-        {
-            "row": suspects,
-            "id": records.id.gather(suspects),
-            "kind": records.kind[suspects],
-            "updated": records.updated[suspects],
-            "content": _content(rows, records, suspects),
-            "reason": records.reason[suspects],
-        }
-    ).sort("updated", "content", "reason", "row", descending=[True, True, False, False])
-    losers = frame.filter(~pl.struct("kind", "id").is_first_distinct())["row"].to_numpy()
-    start = 0
-    for number, stretch in enumerate(rows.record_stretches):
-        here = losers[(losers >= start) & (losers < start + len(stretch.id))] - start
-        reason = stretch.reason.copy()
-        reason[here] = Reason.DUPLICATE
-        rows.record_stretches[number] = replace(stretch, reason=reason)
-        start += len(stretch.id)
-    lost = set(losers.tolist())
-    rows.patients = [p for p in rows.patients if p.record not in lost]
-    rows.medications = [m for m in rows.medications if m.record not in lost]
-    rows.encounters = [e for e in rows.encounters if e[0] not in lost]
-    rows.research_subjects = [r for r in rows.research_subjects if r[0] not in lost]
-
-
-def _content(rows: Rows, records: RecordColumns, suspects: Ints) -> pl.Series:
-    """What each suspect says, as text that does not depend on how things were numbered."""
-    events = concatenate(rows.event_stretches, EventColumns)
-    events = _keep(events, np.isin(events.record, suspects))
-    codes, texts, references = list(rows.codes), list(rows.texts), list(rows.references)
-
-    def name(code: int) -> str | None:
-        return codes[code] if code >= 0 else references[-1 - code]
-
-    said = [
-        (record, f"{name(code)}|{start}|{known}|{number}|{texts[text]}|{texts[modifier]}|{texts[unit]}")
-        for record, code, start, known, number, text, modifier, unit in zip(
-            events.record.tolist(), events.code.tolist(), events.start.tolist(), events.known.tolist(),
-            events.number.tolist(), events.text.tolist(), events.modifier.tolist(), events.unit.tolist(),
-            strict=True,
-        )
-    ]  # fmt: skip
-    said += [(p.record, repr(replace(p, record=0))) for p in rows.patients]
-    said += [(e[0], repr(e[1:])) for e in rows.encounters]
-    said += [
-        (m.record, f"{name(m.code)}|{[name(c) for c in m.ingredient_codes]}|{m.ingredient_references}")
-        for m in rows.medications
-    ]
-    said += [(r[0], f"{references[r[1]]}|{r[2:]}") for r in rows.research_subjects]
-    said += [(int(row), f"{references[records.subject[row]]}|{references[records.encounter[row]]}") for row in suspects]
-    content = (
-        pl.DataFrame(said, {"row": pl.Int64, "line": pl.String}, orient="row")
-        .group_by("row")
-        .agg(pl.col("line").sort().str.join("\n"))
+    return Linked(
+        events=events,
+        records=replace(records, reason=reason),
+        patient=patient,
+        encounter=pl.select(
+            pl.when(pl.Series(encounter >= 0) & ~_is_report(targets)).then(targets.str.slice(len("Encounter/")))
+        ).to_series(),
+        texts=pl.concat([part.texts for part in parts]),
+        patients=patients,
+        left_out=left_out,
     )
-    wanted = pl.DataFrame({"row": suspects}, {"row": pl.Int64})
-    return wanted.join(content, on="row", how="left", maintain_order="left")["line"]
 
 
-def _patients_of(references: list[str | None], patients: pl.DataFrame) -> Ints:
-    """Of each reference: the index of its patient, or minus the reason why it has none."""
-    index = {f"Patient/{name}": i for i, name in enumerate(patients["patient"])}
-    return np.array(
-        [
-            -int(Reason.NO_SUBJECT) if r is None and number == 0
-            else index.get(r or "", -int(Reason.NOT_A_PATIENT if r and not r.startswith("Patient/") else
-                                         Reason.UNKNOWN_SUBJECT))
-            for number, r in enumerate(references)
-        ],
-        np.int64,
-    )  # fmt: skip
+def _patients(chunks: Sequence[Chunk], survey: Survey, first: int, last: int) -> pl.DataFrame:
+    """The patients of some shards, one row each."""
+    tables = []
+    for chunk, (dropped, _) in zip(chunks, survey.dropped, strict=True):
+        table = chunk.tables["patients"]
+        shard = shards_of(table["subject_id"].to_numpy())
+        here = (shard >= first) & (shard < last) & ~np.isin(table["record"].to_numpy(), dropped)
+        tables.append(table.filter(pl.Series(here)))
+    return pl.concat(tables).sort("subject_id") if tables else pl.DataFrame(schema=PATIENTS)
+
+
+def _parts(chunk: Chunk, number: int, survey: Survey, first: int, last: int) -> Iterator[_Part]:
+    """What a chunk has for some shards, partition by partition."""
+    references = chunk.tables["references"]
+    subject = references["subject_id"].to_numpy().copy()
+    names_other = _names_no_patient(references)
+    for at, target in survey.resolved[number].items():
+        subject[at] = subject_number(target) if target.startswith("Patient/") else 0
+        names_other[at] = not target.startswith("Patient/")
+    partition = shards_of(subject)
+    subject = survey.find_subject(subject)
+    home = np.where(subject == 0, 0, shards_of(subject)).astype(np.int64)
+    wanted = (home >= first) & (home < last)
+    # a partition holds its own shard's records, but for those whose patient was found or merged later
+    elsewhere = set(partition[wanted & (home != partition)].tolist()) - set(range(first, last))
+    why = np.where(names_other, Reason.NOT_A_PATIENT, Reason.UNKNOWN_SUBJECT).astype(np.uint8)
+    why[0] = Reason.NO_SUBJECT
+    whole = bool(wanted.all())
+    for low, high in [(first, last), *((p, p + 1) for p in sorted(elsewhere)), (SHARDS, SHARDS + 1)]:
+        rows = chunk.record_bounds[low], chunk.record_bounds[high]
+        if rows[0] == rows[1]:
+            continue
+        records = chunk.record_columns(*rows)
+        events = chunk.event_columns(chunk.event_bounds[low], chunk.event_bounds[high])
+        events = replace(events, record=events.record - rows[0])
+        reason = records.reason.copy()
+        dropped, reasons = survey.dropped[number]
+        inside = slice(*np.searchsorted(dropped, rows))
+        reason[dropped[inside] - rows[0]] = reasons[inside]
+        records = replace(records, reason=reason, file=np.array(survey.file_numbers[number], np.int32)[records.file])
+        if not whole:
+            records, events = _select(records, events, wanted[records.subject])
+        if len(records.id):
+            events = _resolve_medications(events, chunk, number, survey)
+            yield _Part(
+                records=records,
+                subject=subject[records.subject],
+                why_none=why[records.subject],
+                encounter=_encounter_targets(records.encounter, references, survey.resolved[number]),
+                **_used_texts(events, chunk.tables["texts"]["text"]),
+            )
+
+
+def _names_no_patient(references: pl.DataFrame) -> npt.NDArray[np.bool_]:
+    names = references["target"].is_not_null() & ~references["target"].str.starts_with("Patient/")
+    return names.fill_null(False).to_numpy().copy()
+
+
+def _select(
+    records: RecordColumns, events: EventColumns, keep: npt.NDArray[np.bool_]
+) -> tuple[RecordColumns, EventColumns]:
+    """Some records, with their events numbered anew."""
+    if keep.all():
+        return records, events
+    events = _keep(events, keep[events.record])
+    new = np.cumsum(keep) - 1
+    columns = {f.name: getattr(records, f.name) for f in fields(RecordColumns)}
+    return (
+        RecordColumns(**{n: c.filter(pl.Series(keep)) if n == "id" else c[keep] for n, c in columns.items()}),
+        replace(events, record=new[events.record]),
+    )
+
+
+def _encounter_targets(numbers: Ints, references: pl.DataFrame, resolved: dict[int, str]) -> pl.Series:
+    """Of each record: `Encounter/id`, null where it names none."""
+    targets = references["target"]
+    if resolved:
+        targets = targets.scatter(list(resolved), list(resolved.values()))
+    return targets.gather(numbers)
+
+
+def _used_texts(events: EventColumns, texts: pl.Series) -> dict[str, Any]:
+    """Events with texts numbered among those that they use, and these texts."""
+    numbers = (events.text, events.modifier, events.unit)
+    used = np.zeros(len(texts), bool)
+    used[0] = True
+    for column in numbers:
+        used[column] = True
+    new = (np.cumsum(used) - 1).astype(np.int32)
+    text, modifier, unit = (new[column] for column in numbers)
+    return {
+        "events": replace(events, text=text, modifier=modifier, unit=unit),
+        "texts": texts.filter(pl.Series(used)),
+    }
+
+
+def _encounter_ids(targets: pl.Series, found: npt.NDArray[np.bool_]) -> pl.Series:
+    is_one = pl.Series(found) & targets.str.starts_with("Encounter/")
+    return pl.select(pl.when(is_one).then(targets.str.slice(len("Encounter/")))).to_series()
+
+
+def _join(parts: list[_Part]) -> tuple[RecordColumns, EventColumns]:
+    """All parts as one, records and texts numbered through."""
+    records = texts = 0
+    shifted = []
+    for part in parts:
+        e = part.events
+        shifted.append(
+            replace(e, record=e.record + records, text=e.text + texts, modifier=e.modifier + texts, unit=e.unit + texts)
+        )
+        records += len(part.records.id)
+        texts += len(part.texts)
+    return concatenate([part.records for part in parts], RecordColumns), concatenate(shifted, EventColumns)
+
+
+def _index(names: Ints, wanted: Ints) -> Ints:
+    """The index of each wanted number among sorted ones, -1 where it is not there."""
+    if not len(names):
+        return np.full(len(wanted), -1)
+    at = np.minimum(np.searchsorted(names, wanted), len(names) - 1)
+    return np.where(names[at] == wanted, at, -1)
 
 
 def _settle_subjects(reason: Ints, patient: Ints, records: RecordColumns) -> None:
@@ -172,25 +234,27 @@ def _settle_subjects(reason: Ints, patient: Ints, records: RecordColumns) -> Non
     reason[lost] = -patient[lost]
 
 
-def _resolve_medications(
-    events: EventColumns, references: list[str | None], codes: dict[str, list[int]]
-) -> EventColumns:
-    """Put the codes of Medications in the place of references to them: none (0), one, or several events."""
+def _resolve_medications(events: EventColumns, chunk: Chunk, number: int, survey: Survey) -> EventColumns:
+    """Codes as the survey numbers them; a reference to a Medication gives none (0), one, or several events."""
+    of_code = survey.code_numbers[number]
     pending = np.flatnonzero(events.code < 0)
+    code = of_code[np.maximum(events.code, 0)]
     if not len(pending):
-        return events
-    found = [codes.get(r or "") or [0] for r in references]
-    sizes = np.array([len(c) for c in found])
-    reference = -1 - events.code[pending]
-    several = sizes[reference]
-    repeats = np.ones(len(events.code), np.int64)
-    repeats[pending] = several
-    events = EventColumns(**{f.name: np.repeat(getattr(events, f.name), repeats) for f in fields(events)})
+        return replace(events, code=code)
+    used, which = np.unique(-1 - events.code[pending], return_inverse=True)
+    targets = _encounter_targets(used, chunk.tables["references"], survey.resolved[number])
+    found = [survey.medications.get(target or "") or [0] for target in targets]
+    repeats = np.ones(len(code), np.int64)
+    repeats[pending] = np.array([len(f) for f in found])[which]
+    is_reference = np.repeat(events.code < 0, repeats)
+    events = EventColumns(
+        **{f.name: np.repeat(code if f.name == "code" else getattr(events, f.name), repeats) for f in fields(events)}
+    )
     # the dose of a mixture is nobody's dose
-    mixed = (events.code < 0) & (np.repeat(repeats, repeats) > 1)
+    mixed = is_reference & (np.repeat(repeats, repeats) > 1)
     events.number[mixed] = np.nan
     events.unit[mixed] = 0
-    events.code[events.code < 0] = [c for r in reference.tolist() for c in found[r]]
+    events.code[is_reference] = [c for n in which.tolist() for c in found[n]]
     return events
 
 
@@ -200,26 +264,19 @@ def _keep(events: EventColumns, keep: npt.NDArray[np.bool_]) -> EventColumns:
     return EventColumns(**{f.name: getattr(events, f.name)[keep] for f in fields(events)})
 
 
-def _encounter_spans(rows: Rows, events: EventColumns, data_cut: int) -> dict[str, Ints]:
-    """Start and end of each encounter; one that has not ended ends with the data (the cut, or the last known time)."""
-    start = parse_times([e[2] for e in rows.encounters])
-    end = parse_times([e[3] for e in rows.encounters])
-    last = data_cut
-    if last == NO_TIME and len(events.end):
-        last = int(np.maximum(events.end, events.known).max())
-    begun = np.where(start.start == NO_TIME, end.start, start.start)
-    known = np.where(end.end == NO_TIME, np.maximum(begun, last), end.end)
-    return {
-        "start": begun,
-        "known": np.where(begun == NO_TIME, NO_TIME, np.maximum(known, begun)),
-        "precision": np.where(start.start == NO_TIME, end.precision, start.precision),
-        "offset": np.where(start.start == NO_TIME, end.offset, start.offset),
-        "end": np.where(start.start == NO_TIME, end.end, start.end),
-    }
+def _is_report(targets: pl.Series) -> pl.Series:
+    """Whether a record takes its time from the report whose result it is: then its target is its own name."""
+    return targets.str.starts_with("Observation/")
 
 
-def _date(events: EventColumns, encounter: Ints, records: RecordColumns, spans: dict[str, Ints]) -> EventColumns:
-    """Give undated events their encounter's start, and every event the moment from which it was known."""
+def _date(
+    events: EventColumns,
+    encounter: Ints,
+    records: RecordColumns,
+    spans: dict[str, Ints],
+    reported: npt.NDArray[np.bool_],
+) -> EventColumns:
+    """Give undated events their encounter's (or report's) start, and every event the moment since when it was known."""
     of_event = encounter[events.record]
     linked = of_event >= 0
     where = np.where(linked, of_event, 0)
@@ -244,7 +301,7 @@ def _date(events: EventColumns, encounter: Ints, records: RecordColumns, spans: 
         known=np.where(start == NO_TIME, NO_TIME, np.maximum(np.maximum(known, late), start)),
         precision=fill(events.precision, "precision"),
         offset=fill(events.offset, "offset"),
-        source=np.where(borrowed, ENCOUNTER, events.source).astype(np.uint8),
+        source=np.where(borrowed, np.where(reported[events.record], REPORT, ENCOUNTER), events.source).astype(np.uint8),
     )
 
 

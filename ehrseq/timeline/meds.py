@@ -1,6 +1,6 @@
 """Timelines as a MEDS dataset folder: which tables it holds, how they are written and how they are read.
 
-    data/0.parquet ... 7.parquet       events; one subject in one file, contiguous, sorted by time
+    data/0.parquet ... 63.parquet      events; one subject in one file, contiguous, sorted by time
     metadata/codes.parquet             code, description, parent_codes
     metadata/dataset.json              name, version and the columns beyond MEDS
     metadata/subject_splits.parquet    where splits are known
@@ -13,6 +13,8 @@ stamped with the time of writing. (The bytes may differ between versions of pyar
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +39,13 @@ from ehrseq.timeline.schema import (
 
 KIND = "timelines"
 FORMAT_VERSION = 1
-SHARDS = 8
+SHARDS = 64
 MEDS_VERSION = "0.4.1"
 DATASET = "metadata/dataset.json"
 CODES = "metadata/codes.parquet"
 SPLITS_FILE = "metadata/subject_splits.parquet"
 SUBJECTS = "subjects.parquet"
-RECORD_TABLES = ("ledger", "quarantine", "sources")
+RECORD_TABLES = ("ledger", "quarantine", "sources", "units")
 TABLE_SCHEMAS: dict[str, dict[str, Any]] = {
     SUBJECTS: SUBJECT_SCHEMA,
     SPLITS_FILE: SPLIT_SCHEMA,
@@ -60,10 +62,15 @@ def shard_of(subject_ids: pl.Series) -> npt.NDArray[np.uint64]:
     """The shard (0 to `SHARDS` - 1) of each subject: the splitmix64 hash of its id, so that it never changes.
 
     >>> shard_of(pl.Series([1, 2, 3])).tolist()
-    [1, 6, 5]
+    [1, 14, 45]
     """
+    return shards_of(subject_ids.to_numpy())
+
+
+def shards_of(subject_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    """The same for an array."""
     with np.errstate(over="ignore"):
-        h = subject_ids.to_numpy().astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        h = subject_ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
         h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return (h ^ (h >> np.uint64(31))) % np.uint64(SHARDS)
@@ -80,20 +87,16 @@ def write_dataset(
     with atomic_folder(folder) as scratch:
         (scratch / "data").mkdir()
         (scratch / "metadata").mkdir()
-        shards = pl.Series("shard", shard_of(events["subject_id"]))
-        for shard in range(SHARDS):
-            _write_table(events.filter(shards == shard), scratch / "data" / f"{shard}.parquet")
-        for name, table in tables.items():
-            _write_table(table, scratch / name)
-        write_json(scratch / DATASET, _dataset_facts(metadata))
-        write_manifest(
-            scratch,
-            KIND,
-            FORMAT_VERSION,
-            subjects=tables[SUBJECTS].height,
-            events=events.height,
-            metadata=metadata,
-        )
+        write_shards(events, scratch / "data")
+        write_tables(scratch, tables, metadata, events.height)
+
+
+def write_tables(folder: Path, tables: dict[str, pl.DataFrame], metadata: dict[str, Any], events: int) -> None:
+    """Write everything but the events, which are there; the manifest last."""
+    for name, table in tables.items():
+        write_table(table, folder / name)
+    write_json(folder / DATASET, _dataset_facts(metadata))
+    write_manifest(folder, KIND, FORMAT_VERSION, subjects=tables[SUBJECTS].height, events=events, metadata=metadata)
 
 
 def read_ours(folder: Path) -> Dataset:
@@ -156,19 +159,43 @@ def _damaged(expected: str, found: str) -> TimelineError:
     )
 
 
-def _write_table(frame: pl.DataFrame, path: Path) -> None:
-    """Write a parquet file, one row group at a time (a group's strings stay below Arrow's 2 GiB)."""
-    schema = pa.schema([(name, _arrow_type(name, kind)) for name, kind in frame.schema.items()])
+def write_table(frame: pl.DataFrame, path: Path) -> None:
+    """Write a parquet file."""
+    _write(_to_arrow(frame), frame.schema, path)
+
+
+def write_shards(events: pl.DataFrame, folder: Path, first: int = 0, last: int = SHARDS) -> None:
+    """Write the events of some shards (`first` up to, not including, `last`), which are in canonical order."""
+    shard = shards_of(events["subject_id"].to_numpy()).astype(np.uint16)
+    order = np.argsort(shard, kind="stable")
+    table = _to_arrow(events[order])
+    bounds = np.searchsorted(shard[order], np.arange(first, last + 1)).tolist()
+    for number, (start, stop) in enumerate(pairwise(bounds), first):
+        _write(table.slice(start, stop - start), events.schema, folder / f"{number}.parquet")
+
+
+def _to_arrow(frame: pl.DataFrame) -> pa.Table:
     # a polars dictionary lists every category of the process: as text it is numbered by first appearance
     frame = frame.with_columns(pl.col(pl.Categorical).cast(pl.String))
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for start in range(0, frame.height, ROW_GROUP):
-            table = frame.slice(start, ROW_GROUP).rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
+    return frame.rechunk().to_arrow(compat_level=pl.CompatLevel.newest())
+
+
+def _write(table: pa.Table, kinds: Mapping[str, pl.DataType], path: Path) -> None:
+    """Write a parquet file, one row group at a time (a group's strings stay below Arrow's 2 GiB)."""
+    schema = pa.schema([(name, _arrow_type(name, kind)) for name, kind in kinds.items()])
+    # ids are all different: a dictionary of them is built for nothing
+    encoded = [name for name in schema.names if name != "resource_id"]
+    ordered = [name for name in ("subject_id", "time", "known_time") if name in schema.names]
+    with pq.ParquetWriter(
+        path, schema, compression="zstd", use_dictionary=encoded, write_statistics=ordered or False
+    ) as writer:
+        for start in range(0, table.num_rows, ROW_GROUP):
+            group = table.slice(start, ROW_GROUP)
             columns = [
-                c.combine_chunks().dictionary_encode() if pa.types.is_dictionary(t) else c
-                for c, t in zip(table.columns, schema.types, strict=True)
+                c.cast(pa.string()).combine_chunks().dictionary_encode() if pa.types.is_dictionary(t) else c.cast(t)
+                for c, t in zip(group.columns, schema.types, strict=True)
             ]
-            writer.write_table(pa.table(columns, names=schema.names).cast(schema))
+            writer.write_table(pa.table(columns, schema=schema))
 
 
 def _arrow_type(name: str, kind: pl.DataType) -> pa.DataType:
@@ -197,5 +224,7 @@ def _dataset_facts(metadata: dict[str, Any]) -> dict[str, Any]:
             "time_precision",
             "utc_offset",
             "resource_type",
+            "other_codes",
+            "unit_recorded",
         ],
     }

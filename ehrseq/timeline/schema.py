@@ -34,6 +34,8 @@ EVENT_SCHEMA: dict[str, Any] = {
     "encounter_id": pl.String,
     "resource_type": pl.String,
     "resource_id": pl.String,
+    "other_codes": pl.List(pl.String),  # further codings of the same concept, sorted; null where there is only one
+    "unit_recorded": pl.String,  # the unit as written, where `unit` is another; null where it is not
 }
 
 SUBJECT_SCHEMA: dict[str, Any] = {
@@ -106,7 +108,7 @@ def normalise_events(frame: Any) -> pl.DataFrame:
     )
     # max_horizontal passes over nulls: a fact without a known time is known when it happens
     known_time = pl.when(pl.col("time").is_not_null()).then(pl.max_horizontal("known_time", "time"))
-    return sort_events(events.with_columns(known_time=known_time))
+    return sort_events(events.with_columns(_distinct_codes(events), known_time=known_time))
 
 
 def normalise_splits(frame: Any) -> pl.DataFrame:
@@ -194,7 +196,26 @@ def sort_events(events: pl.DataFrame) -> pl.DataFrame:
         "resource_type",
         "resource_id",
     )
-    return events.sort(*first, *(c for c in events.columns if c not in first), nulls_last=False)
+    # a column of nulls orders nothing, and a column of lists is dear to sort by
+    rest = (c for c in events.columns if c not in first and events[c].null_count() < events.height)
+    # few columns tell most events apart: only those that they do not are compared by all
+    few = events.select(first[:4]).with_row_index("row").sort(first[:4], nulls_last=False)
+    order = few["row"].to_numpy().copy()
+    again = pl.select(pl.all_horizontal(few[c].eq_missing(few[c].shift(1)) for c in first[:4])).to_series()
+    tied = (again | again.shift(-1, fill_value=False)).to_numpy()
+    if tied.any():
+        ties = events[order[tied]].with_columns(row=pl.Series(order[tied]))
+        order[tied] = ties.sort(*first, *rest, nulls_last=False)["row"].to_numpy()
+    return events[order]
+
+
+def _distinct_codes(events: pl.DataFrame) -> pl.Series:
+    """The column `other_codes`, each list sorted, without repeats or nulls; null where nothing is left."""
+    codes = events["other_codes"]
+    if codes.null_count() == events.height:
+        return codes
+    codes = codes.list.drop_nulls().list.unique().list.sort()
+    return pl.select(pl.when(codes.list.len() > 0).then(codes)).to_series().rename("other_codes")
 
 
 def _is_integer(kind: pl.DataType) -> bool:

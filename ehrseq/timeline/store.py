@@ -31,9 +31,9 @@ class Timelines:
 
     `events` and `subjects` have the columns of `EVENT_SCHEMA` and `SUBJECT_SCHEMA`; `splits` (optional) has
     `subject_id` and `split` (`train`, `tuning`, `held_out`); `ledger` and `quarantine` say what became of
-    every input record, `sources` which file each number stands for. `metadata` holds plain JSON values
-    (`dataset_name`,
-    ...) and, under `codes`, an optional frame of `code`, `description` and `parent_codes`.
+    every input record, `sources` which file each number stands for, `units` how numbers were converted. `metadata`
+    holds plain JSON values (`dataset_name`, ...) and, under `codes`, an optional frame of `code`, `description` and
+    `parent_codes`.
     """
 
     events: pl.DataFrame
@@ -42,6 +42,7 @@ class Timelines:
     ledger: pl.DataFrame | None = None
     quarantine: pl.DataFrame | None = None
     sources: pl.DataFrame | None = None
+    units: pl.DataFrame | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -159,23 +160,43 @@ class Timelines:
 
     def summary(self) -> dict[str, Any]:
         """Plain numbers (JSON values) about the timelines: sizes, times, code systems, follow-up, records."""
-        times = self.events.lazy().filter(is_contact()).select(first=pl.col("time").min(), last=pl.col("time").max())
-        first, last = times.collect().row(0)
-        system = pl.col("code").str.extract(r"^((?:\w+://)?.*?)(?://|$)")
-        systems = self.events["code"].value_counts().group_by(system).agg(pl.col("count").sum())
-        inside = (pl.col("death_time") <= pl.col("follow_up_end")).fill_null(False)
-        return {
-            "subjects": len(self),
-            "events": self.events.height,
-            "first_time": None if first is None else first.isoformat(),
-            "last_time": None if last is None else last.isoformat(),
-            "events_per_code_system": dict(systems.sort("count", "code", descending=[True, False]).iter_rows()),
-            "follow_up_rules": _counts(self.subjects["follow_up_rule"].fill_null("none")),
-            "deaths": self.subjects["death_time"].count(),
-            "deaths_inside_follow_up": self.subjects.filter(inside).height,
-            "splits": {} if self.splits is None else _counts(self.splits["split"]),
-            "records": {} if self.ledger is None else _records(self.ledger),
-        }
+        first, last = contact_times(self.events)
+        codes = dict(self.events["code"].value_counts().iter_rows())
+        return summarise(self.subjects, codes, first, last, self.splits, self.ledger)
+
+
+def contact_times(events: pl.DataFrame) -> tuple[str | None, str | None]:
+    """The first and the last moment of contact, as text."""
+    times = events.lazy().filter(is_contact()).select(first=pl.col("time").min(), last=pl.col("time").max())
+    first, last = times.collect().row(0)
+    return (None if first is None else first.isoformat()), (None if last is None else last.isoformat())
+
+
+def summarise(
+    subjects: pl.DataFrame,
+    codes: dict[str, int],
+    first: str | None,
+    last: str | None,
+    splits: pl.DataFrame | None,
+    ledger: pl.DataFrame | None,
+) -> dict[str, Any]:
+    """Plain numbers about timelines: from their subjects, the events of each code, and what else is known of them."""
+    counts = pl.DataFrame({"code": list(codes), "count": list(codes.values())}, {"code": pl.String, "count": pl.Int64})
+    system = pl.col("code").str.extract(r"^((?:\w+://)?.*?)(?://|$)")
+    systems = counts.group_by(system).agg(pl.col("count").sum()).sort("count", "code", descending=[True, False])
+    inside = (pl.col("death_time") <= pl.col("follow_up_end")).fill_null(False)
+    return {
+        "subjects": subjects.height,
+        "events": sum(codes.values()),
+        "first_time": first,
+        "last_time": last,
+        "events_per_code_system": dict(systems.iter_rows()),
+        "follow_up_rules": _counts(subjects["follow_up_rule"].fill_null("none")),
+        "deaths": subjects["death_time"].count(),
+        "deaths_inside_follow_up": subjects.filter(inside).height,
+        "splits": {} if splits is None else _counts(splits["split"]),
+        "records": {} if ledger is None else _records(ledger),
+    }
 
 
 def as_timelines(source: Timelines | str | Path | Any) -> Timelines:

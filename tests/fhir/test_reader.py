@@ -87,14 +87,14 @@ def test_a_bad_line_costs_itself_alone(tmp_path: Path, bad: str, reason: Reason)
     path.write_text(lines(patient("a")) + "\n" + bad + "\n" + lines(patient("b")))
     reader = read(path)
     assert [p.id for p in reader.rows.patients] == ["a", "b"]
-    assert reader.rows.quarantine == [(0, 3, reason)]
+    assert reader.rows.quarantine == [(0, 0, 3, reason)]
     assert counted(reader, reason) == 1
 
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     path = tmp_path / "x.ndjson"
     path.write_bytes(lines(patient("a")).encode() + b'{"resourceType": "Patient", "id": "\xff"}\n')
-    assert read(path).rows.quarantine == [(0, 2, Reason.MALFORMED_JSON)]
+    assert read(path).rows.quarantine == [(0, 0, 2, Reason.MALFORMED_JSON)]
 
 
 def test_truncated_files(tmp_path: Path) -> None:
@@ -102,32 +102,32 @@ def test_truncated_files(tmp_path: Path) -> None:
     plain, packed = tmp_path / "x.ndjson", tmp_path / "x.ndjson.gz"
     plain.write_text(many[:-20])
     reader = read(plain)
-    assert (len(reader.rows.patients), reader.rows.quarantine) == (4999, [(0, 5000, Reason.MALFORMED_JSON)])
+    assert (len(reader.rows.patients), reader.rows.quarantine) == (4999, [(0, 0, 5000, Reason.MALFORMED_JSON)])
     packed.write_bytes(gzip.compress(many.encode())[:-1000])
     reader = read(packed)
     got = len(reader.rows.patients)
     assert 0 < got < 5000
-    assert reader.rows.quarantine == [(0, got + 1, Reason.TRUNCATED_FILE)]
+    assert reader.rows.quarantine == [(0, 0, got + 1, Reason.TRUNCATED_FILE)]
 
 
 def test_line_numbers_go_on_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ehrseq.fhir.source.CHUNK", 200)
+    monkeypatch.setattr("ehrseq.fhir.archive.CHUNK", 200)
     path = tmp_path / "x.ndjson"
     path.write_text(lines(*(patient(f"p{i}") for i in range(50))) + "bad\n" + lines(patient("z")))
     reader = read(path)
-    assert reader.rows.quarantine == [(0, 51, Reason.MALFORMED_JSON)]
+    assert reader.rows.quarantine == [(0, 0, 51, Reason.MALFORMED_JSON)]
     assert len(reader.rows.patients) == 51
 
 
 def test_mixed_types_in_one_file(tmp_path: Path) -> None:
     path = tmp_path / "x.ndjson"
-    claim, medication = {"resourceType": "Claim"}, {"resourceType": "Medication", "id": "m"}
-    path.write_text(lines(patient("a"), claim, medication, claim, patient("b"), {"resourceType": "Foo"}))
+    invoice, medication = {"resourceType": "Invoice"}, {"resourceType": "Medication", "id": "m"}
+    path.write_text(lines(patient("a"), invoice, medication, invoice, patient("b"), {"resourceType": "Foo"}))
     reader = read(path)
     assert [p.id for p in reader.rows.patients] == ["a", "b"]
     assert [m.id for m in reader.rows.medications] == ["m"]
     assert dict(reader.rows.counts) == {
-        (0, "Claim", Reason.FINANCIAL): 2,
+        (0, "Invoice", Reason.FINANCIAL): 2,
         (0, "Foo", Reason.TYPE_NOT_READ): 1,
     }
 
@@ -158,7 +158,7 @@ def test_a_bundle_names_what_has_no_id() -> None:
     entries = [{"fullUrl": "urn:uuid:1-2", "resource": anonymous}]
     reader.read_objects([{"resourceType": "Bundle", "entry": entries}])
     assert [p.id for p in reader.rows.patients] == ["1-2"]
-    assert reader.rows.full_urls == {"urn:uuid:1-2": "Patient/1-2"}
+    assert reader.rows.full_urls == {}  # the name is the id: there is nothing to remember
 
 
 def test_objects_of_fhir_resources() -> None:

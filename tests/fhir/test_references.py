@@ -3,16 +3,15 @@ from __future__ import annotations
 import pytest
 
 from ehrseq.fhir.references import Resolver
-from ehrseq.fhir.rows import PatientFacts
-
-
-def person(name: str, *identifiers: str) -> PatientFacts:
-    return PatientFacts(0, name, None, None, None, None, None, list(identifiers))
-
 
 RESOLVE = Resolver(
     {"urn:uuid:1-2": "Patient/a", "http://x.org/Patient/old": "Patient/new", "urn:uuid:twice": ""},
-    [person("a", "http://mrn|7", "http://other|8"), person("b", "http://mrn|9", "http://other|8")],
+    [
+        ("http://mrn|7", "Patient/a"),
+        ("http://other|8", "Patient/a"),
+        ("http://mrn|9", "Patient/b"),
+        ("http://other|8", "Patient/b"),
+    ],
 )
 
 

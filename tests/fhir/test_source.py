@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from ehrseq.errors import SourceError
-from ehrseq.fhir.source import DamagedFile, find_files, read_bytes, whole_lines
+from ehrseq.fhir.archive import read_bytes
+from ehrseq.fhir.ledger import Reason
+from ehrseq.fhir.source import DamagedFile, find_files, whole_lines
 
 LINES = b"".join(b'{"resourceType": "Patient", "id": "%d"}\n' % i for i in range(40_000))
 
@@ -49,7 +51,7 @@ def test_truncated_gzip_gives_what_was_before(tmp_path: Path) -> None:
     with pytest.raises(DamagedFile) as damage:
         read.extend(whole_lines(read_bytes(path)))
     got = b"".join(read)
-    assert damage.value.truncated
+    assert damage.value.reason == Reason.TRUNCATED_FILE
     assert len(got) > len(LINES) // 4
     assert LINES.startswith(got)
     assert got.endswith(b"\n")
@@ -62,7 +64,7 @@ def test_broken_gzip(tmp_path: Path) -> None:
     path.write_bytes(whole)
     with pytest.raises(DamagedFile) as damage:
         list(read_bytes(path))
-    assert not damage.value.truncated
+    assert damage.value.reason == Reason.DAMAGED_FILE
 
 
 def test_lines_come_whole_whatever_the_blocks() -> None:

@@ -274,7 +274,7 @@ def flip(path):
         lambda f: unlist(f, "data/2.parquet"),
         lambda f: unlist(f, "subjects.parquet"),
         lambda f: unlist(f, "metadata/codes.parquet"),
-        lambda f: shutil.copy(f / "data" / "1.parquet", f / "data" / "2.parquet"),
+        lambda f: shutil.copy(f / "subjects.parquet", f / "data" / "2.parquet"),
     ],
 )
 def test_damage_is_one_line(folder, damage):

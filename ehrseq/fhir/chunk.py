@@ -1,0 +1,335 @@
+"""What one stretch of a source becomes: tables that stand for themselves, on disk or in memory, sorted by partition.
+
+A chunk numbers its own texts, codes and references; whatever needs a look outside of it (other files' patients,
+encounters, medications, duplicates) is settled later, from small columns. Records and events lie in *partitions*: one
+for each shard of subjects, by the patient they name, and a last one for those whose patient the chunk cannot tell.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from ehrseq.fhir.clock import NO_TIME, PRECISIONS, Instants, parse_times
+from ehrseq.fhir.ledger import Reason
+from ehrseq.fhir.references import named_target, subject_number
+from ehrseq.fhir.rows import EventColumns, RecordColumns, Rows, concatenate
+
+ShardOf = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint64]]
+PATIENTS: dict[str, Any] = {
+    "record": pl.Int64, "patient": pl.String, "subject_id": pl.Int64, "sex": pl.String, "race": pl.String,
+    "ethnicity": pl.String, "birth": pl.Int64, "death": pl.Int64, "death_is_date": pl.Boolean,
+}  # fmt: skip
+ENCOUNTERS: dict[str, Any] = {
+    "record": pl.Int64, "target": pl.String, "start": pl.Int64, "start_end": pl.Int64, "start_precision": pl.UInt8,
+    "start_offset": pl.Int16, "end_start": pl.Int64, "end": pl.Int64, "end_precision": pl.UInt8,
+    "end_offset": pl.Int16,
+}  # fmt: skip
+MEDICATIONS: dict[str, Any] = {
+    "record": pl.Int64, "target": pl.String, "code": pl.String, "ingredient_codes": pl.List(pl.String),
+    "ingredient_references": pl.List(pl.String),
+}  # fmt: skip
+IDENTIFIERS: dict[str, Any] = {"record": pl.Int64, "identifier": pl.String, "target": pl.String}
+LINKS: dict[str, Any] = {"record": pl.Int64, "type": pl.String, "own": pl.String, "other": pl.String}
+PERIODS: dict[str, Any] = {"record": pl.Int64, "reference": pl.Int64, "start": pl.Int64, "end": pl.Int64}
+REFERENCES: dict[str, Any] = {"target": pl.String, "written": pl.String, "subject_id": pl.Int64}
+
+
+@dataclass
+class Chunk:
+    """The tables of a chunk (see `pack`), and its plain facts."""
+
+    tables: dict[str, pl.DataFrame]
+    record_bounds: list[int]  # where each partition starts, and the end
+    event_bounds: list[int]
+    files: list[str]  # paths by the number that records carry
+    counts: list[tuple[int, str, int, int]]  # file, type, reason, count: fates settled while reading
+    quarantine: list[tuple[int, int, int, int]]  # file, member, line, reason
+    last: int  # the last moment that any event names
+    piece: int = 0  # of a file that was read in pieces
+    part: int = 0  # of what a task gave
+    lines: int = 0  # in this piece, so that the lines of later pieces can be counted on
+    generation: int = 0  # how many updates came before it was read
+    folder: Path | None = field(default=None, compare=False)
+
+    def save(self, folder: Path) -> None:
+        """Write the chunk; equal chunks give equal bytes."""
+        folder.mkdir(parents=True)
+        for name, table in self.tables.items():
+            if table.height or name not in _EMPTY:
+                table.write_ipc(folder / f"{name}.arrow", compression="uncompressed")
+        facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("tables", "folder")}
+        (folder / "chunk.json").write_text(json.dumps(facts, separators=(",", ":")), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Chunk:
+        """A chunk that `save` wrote; its columns stay on disk until they are looked at."""
+        facts = json.loads((folder / "chunk.json").read_text(encoding="utf-8"))
+        for name in ("counts", "quarantine"):
+            facts[name] = [tuple(entry) for entry in facts[name]]
+        return cls(tables=_OnDisk(folder), folder=folder, **facts)
+
+    def release(self) -> None:
+        """Close what was opened: pages that were looked at count as memory until then."""
+        if isinstance(self.tables, _OnDisk):
+            self.tables.clear()
+
+    def event_columns(self, start: int, stop: int) -> EventColumns:
+        """Some of its events; `record` is the record's row in the chunk."""
+        table = self.tables["events"][start:stop]
+        return EventColumns(**{f.name: table[f.name].to_numpy() for f in fields(EventColumns)})
+
+    def record_columns(self, start: int, stop: int) -> RecordColumns:
+        """Some of its records."""
+        table = self.tables["records"][start:stop]
+        columns: dict[str, Any] = {f.name: table[f.name].to_numpy() for f in fields(RecordColumns) if f.name != "id"}
+        return RecordColumns(id=table["id"], **columns)
+
+
+class _OnDisk(dict[str, pl.DataFrame]):
+    """The tables of a folder, each opened when first wanted."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def __missing__(self, name: str) -> pl.DataFrame:
+        path = self.folder / f"{name}.arrow"
+        table = _open(path) if path.is_file() else _EMPTY[name]
+        self[name] = table
+        return table
+
+
+def _open(path: Path) -> pl.DataFrame:
+    """A table whose bytes stay on disk until they are looked at."""
+    with pa.memory_map(str(path)) as file:
+        table = pl.from_arrow(pa.ipc.open_file(file).read_all(), rechunk=False)
+    return table if isinstance(table, pl.DataFrame) else table.to_frame()
+
+
+def pack(rows: Rows, files: list[str], shards: int, shard_of: ShardOf) -> Chunk:
+    """Everything that `rows` gathered, as a chunk.
+
+    Tables: `records` and `events` (the columns of RecordColumns and EventColumns), `codes` and `texts` by number,
+    `references` (target `Type/id`, or what is written where that cannot be told from it), and what other records
+    refer to: `patients`, `identifiers`, `links`, `encounters`, `medications`, `periods`, `names` (of bundle entries).
+    """
+    rows.flush(force=True)
+    records = concatenate(rows.record_stretches, RecordColumns)
+    events = concatenate(rows.event_stretches, EventColumns)
+    references = _references(rows.references.names)
+    home = references["subject_id"].to_numpy()
+    partition = np.where(home == 0, shards, shard_of(home))[records.subject].astype(np.uint16)
+    order = np.argsort(partition, kind="stable")
+    new_row = np.empty(len(order), np.int64)
+    new_row[order] = np.arange(len(order))
+    of_event = partition[events.record]
+    event_order = np.argsort(of_event, kind="stable")
+    bounds = np.arange(shards + 2)
+    tables = {
+        "records": _frame(records, order),
+        "events": _frame(events, event_order).with_columns(record=pl.Series(new_row[events.record[event_order]])),
+        "codes": pl.DataFrame({"code": pl.Series(list(rows.codes), dtype=pl.String)}),
+        "texts": pl.DataFrame({"text": pl.Series(list(rows.texts), dtype=pl.String)}),
+        "references": references,
+        **_referred_to(rows, new_row),
+    }
+    return Chunk(
+        tables=tables,
+        record_bounds=np.searchsorted(partition[order], bounds).tolist(),
+        event_bounds=np.searchsorted(of_event[event_order], bounds).tolist(),
+        files=files,
+        counts=sorted((f, t, int(r), n) for (f, t, r), n in rows.counts.items()),
+        quarantine=[(f, m, line, int(r)) for f, m, line, r in rows.quarantine],
+        last=int(max(events.end.max(initial=NO_TIME), events.known.max(initial=NO_TIME))),
+    )
+
+
+def _frame(columns: EventColumns | RecordColumns, order: npt.NDArray[np.int64]) -> pl.DataFrame:
+    series = []
+    for f in fields(columns):
+        column = getattr(columns, f.name)
+        series.append(column.gather(order) if isinstance(column, pl.Series) else pl.Series(f.name, column[order]))
+    return pl.DataFrame(series)
+
+
+def _references(names: list[str | None]) -> pl.DataFrame:
+    targets = [None if name is None else named_target(name) for name in names]
+    return pl.DataFrame(
+        {
+            "target": targets,
+            "written": [name if target is None else None for name, target in zip(names, targets, strict=True)],
+            "subject_id": [subject_number(t) if t is not None and t.startswith("Patient/") else 0 for t in targets],
+        },
+        REFERENCES,
+    )
+
+
+def _referred_to(rows: Rows, new_row: npt.NDArray[np.int64]) -> dict[str, pl.DataFrame]:
+    """The tables of what other records refer to."""
+    codes = list(rows.codes)
+    spans = [(e[0], f"Encounter/{e[1]}", *e[2:]) for e in rows.encounters] + rows.results
+    parsed = _Parsed(rows, spans)
+    tables = {
+        "patients": _patients(rows, parsed),
+        "identifiers": pl.DataFrame(
+            [(p.record, i, f"Patient/{p.id}") for p in rows.patients for i in p.identifiers], IDENTIFIERS, orient="row"
+        ),
+        "links": pl.DataFrame(rows.links, LINKS, orient="row"),
+        "encounters": _encounters(spans, parsed),
+        "medications": pl.DataFrame(
+            [
+                (m.record, f"{m.kind}/{m.id}", codes[m.code], [codes[c] for c in m.ingredient_codes],
+                 m.ingredient_references)
+                for m in rows.medications
+            ],
+            MEDICATIONS,
+            orient="row",
+        ),
+        "periods": _periods(rows, parsed),
+    }  # fmt: skip
+    tables = {name: t.with_columns(record=pl.Series(new_row[t["record"].to_numpy()])) for name, t in tables.items()}
+    tables["names"] = pl.DataFrame(list(rows.full_urls.items()), {"name": pl.String, "target": pl.String}, orient="row")
+    return tables
+
+
+_Span = tuple[int, str, str | None, str | None]  # record, target, start, end
+
+
+class _Parsed:
+    """The times in the tables of what is referred to, parsed all at once."""
+
+    def __init__(self, rows: Rows, spans: list[_Span]) -> None:
+        columns = {
+            "birth": [p.birth for p in rows.patients],
+            "death": [p.death for p in rows.patients],
+            "start": [e[2] for e in spans],
+            "end": [e[3] for e in spans],
+            "period_start": [r[2] for r in rows.research_subjects],
+            "period_end": [r[3] for r in rows.research_subjects],
+        }
+        self._instants = parse_times([written for column in columns.values() for written in column])
+        self._slices: dict[str, slice] = {}
+        at = 0
+        for name, column in columns.items():
+            self._slices[name] = slice(at, at + len(column))
+            at += len(column)
+
+    def __getitem__(self, name: str) -> Instants:
+        i, part = self._instants, self._slices[name]
+        return Instants(i.start[part], i.end[part], i.precision[part], i.offset[part])
+
+
+def _patients(rows: Rows, parsed: _Parsed) -> pl.DataFrame:
+    """One row a Patient record. Birth is the start of its interval, death the end, in microseconds (`NO_TIME`: none);
+    `death_is_date` says that it has no clock time."""
+    patients = rows.patients
+    birth, death = parsed["birth"], parsed["death"]
+    return pl.DataFrame(
+        {
+            "record": [p.record for p in patients],
+            "patient": [p.id for p in patients],
+            "subject_id": [subject_number(f"Patient/{p.id}") for p in patients],
+            "sex": [p.sex for p in patients],
+            "race": [p.race for p in patients],
+            "ethnicity": [p.ethnicity for p in patients],
+            "birth": birth.start,
+            "death": death.end,
+            "death_is_date": death.precision <= PRECISIONS.index("day"),
+        },
+        PATIENTS,
+    )
+
+
+def _encounters(found: list[_Span], parsed: _Parsed) -> pl.DataFrame:
+    """What gives undated records their time: encounters, and reports for their results."""
+    start, end = parsed["start"], parsed["end"]
+    return pl.DataFrame(
+        {
+            "record": [e[0] for e in found],
+            "target": [e[1] for e in found],
+            "start": start.start,
+            "start_end": start.end,
+            "start_precision": start.precision,
+            "start_offset": start.offset,
+            "end_start": end.start,
+            "end": end.end,
+            "end_precision": end.precision,
+            "end_offset": end.offset,
+        },
+        ENCOUNTERS,
+    )
+
+
+def _periods(rows: Rows, parsed: _Parsed) -> pl.DataFrame:
+    found = rows.research_subjects
+    return pl.DataFrame(
+        {
+            "record": [r[0] for r in found],
+            "reference": [r[1] for r in found],
+            "start": parsed["period_start"].start,
+            "end": parsed["period_end"].end,
+        },
+        PERIODS,
+    )
+
+
+def content(chunk: Chunk, suspects: npt.NDArray[np.int64]) -> pl.Series:
+    """What each of some records says, as text that does not depend on how things were numbered or where they stood."""
+    wanted = pl.DataFrame({"row": suspects}, {"row": pl.Int64})
+    codes, texts = chunk.tables["codes"]["code"], chunk.tables["texts"]["text"]
+    references = chunk.tables["references"].select(r=pl.coalesce("target", "written"))["r"]
+    events = chunk.tables["events"].filter(pl.col("record").is_in(pl.Series(suspects).implode()))
+    code = events["code"].to_numpy()
+    said = [
+        events.select(
+            pl.col("record").alias("row"),
+            line=pl.struct(
+                codes.gather(np.maximum(code, 0)).alias("code"),
+                references.gather(np.maximum(-1 - code, 0)).alias("medication"),
+                *("start", "end", "known", "precision", "offset", "source", "number"),
+                *(texts.gather(events[name]).alias(name) for name in ("text", "modifier", "unit")),
+            ).struct.json_encode(),
+        )
+    ]
+    for name in ("patients", "identifiers", "links", "encounters", "medications", "periods"):
+        table = chunk.tables[name].filter(pl.col("record").is_in(pl.Series(suspects).implode()))
+        if table.height:
+            if name == "periods":
+                table = table.with_columns(reference=references.gather(table["reference"]))
+            said.append(
+                table.select(
+                    pl.col("record").alias("row"), line=name + pl.struct(pl.exclude("record")).struct.json_encode()
+                )
+            )
+    records = chunk.tables["records"][suspects]
+    said.append(
+        wanted.with_columns(
+            line=pl.struct(
+                s=references.gather(records["subject"]), e=references.gather(records["encounter"])
+            ).struct.json_encode()
+        )
+    )
+    lines = pl.concat(said).group_by("row").agg(pl.col("line").sort().str.join("\n"))
+    return wanted.join(lines, on="row", how="left", maintain_order="left")["line"]
+
+
+_EMPTY = {
+    "patients": pl.DataFrame(schema=PATIENTS),
+    "encounters": pl.DataFrame(schema=ENCOUNTERS),
+    "medications": pl.DataFrame(schema=MEDICATIONS),
+    "identifiers": pl.DataFrame(schema=IDENTIFIERS),
+    "links": pl.DataFrame(schema=LINKS),
+    "periods": pl.DataFrame(schema=PERIODS),
+    "names": pl.DataFrame(schema={"name": pl.String, "target": pl.String}),
+}
+LAST_WORD = np.iinfo(np.int64).max  # when a deletion without a time happened
+DELETED = int(Reason.DELETED)

@@ -1,0 +1,196 @@
+"""The time policy: which fields of a record say when its fact happened and since when it was known.
+
+One table, `POLICY`, and one function that reads it, `dated`. `time` is the first field of the list that is there, a
+period counting from its start (or, where that is open, from its end). `known` is the first of its own list, else the
+end of the period, else, once dates are parsed, the end of the interval that an imprecise date stands for. Without
+any, `timeline.link` takes the linked Encounter's start and end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+from ehrseq.fhir.rows import (
+    ASSERTED,
+    AUTHORED,
+    BILLED,
+    COLLECTED,
+    CREATED,
+    EFFECTIVE,
+    ENCOUNTER,
+    HANDED_OVER,
+    IDENTIFIED,
+    ISSUED,
+    OCCURRENCE,
+    ONSET,
+    PERFORMED,
+    PERIOD,
+    PREPARED,
+    RECEIVED,
+    RECORDED,
+    STARTED,
+    USED,
+)
+
+Moment = tuple[str | None, str | None, int]
+"""(when it happened, when it was known, number of the time's source); dates as written"""
+
+
+class Policy(NamedTuple):
+    """Attributes of the record, first to last; those of `time` with the source that they stand for."""
+
+    time: tuple[tuple[str, int], ...]
+    known: tuple[str, ...] = ()
+    foreseen: bool = False  # whether ends of periods are intentions, and say nothing about when it was known
+
+
+def _same(source: int, *names: str) -> tuple[tuple[str, int], ...]:
+    return tuple((name, source) for name in names)
+
+
+_EFFECTIVE = _same(EFFECTIVE, "effective_date_time", "effective_period", "effective_instant", "effective_timing")
+_RECORDED = ("recorded_date", "asserted_date", "date_recorded")
+_ONSET = _same(ONSET, "onset_date_time", "onset_period", "onset") + _same(RECORDED, *_RECORDED)
+_OCCURRENCE = _same(OCCURRENCE, "occurrence_date_time", "occurrence_period")
+_ORDERED = Policy(_same(AUTHORED, "authored_on", "ordered_on", "date", "date_sent"))
+_USED = _same(USED, "timing_date_time", "timing_period", "timing_timing", "when_used")
+
+POLICY: dict[str, Policy] = {
+    "Observation": Policy((*_EFFECTIVE, ("issued", ISSUED)), ("issued",)),
+    "Observation (genomic)": Policy((("issued", ISSUED), *_EFFECTIVE), ("issued",)),
+    "DiagnosticReport": Policy((*_EFFECTIVE[:2], ("issued", ISSUED)), ("issued",)),
+    "Condition": Policy(_ONSET, _RECORDED),
+    "AllergyIntolerance": Policy(_ONSET, _RECORDED),
+    "MedicationRequest": Policy(_same(AUTHORED, "authored_on")),
+    "MedicationOrder": Policy(_same(AUTHORED, "date_written")),
+    "MedicationAdministration": Policy(
+        _same(
+            EFFECTIVE, "effective_date_time", "effective_period", "effective_time_date_time", "effective_time_period",
+            "occurrence_date_time", "occurrence_period", "occurence_date_time", "occurence_period",
+        ),
+        ("recorded",),
+    ),
+    "MedicationDispense": Policy((("when_handed_over", HANDED_OVER), ("when_prepared", PREPARED))),
+    "MedicationStatement": Policy((*_EFFECTIVE[:2], ("date_asserted", ASSERTED)), ("date_asserted",)),
+    "Procedure": Policy((*_same(PERFORMED, "performed_date_time", "performed_period"), *_OCCURRENCE), ("recorded",)),
+    "Immunization": Policy(
+        (*_same(OCCURRENCE, "occurrence_date_time", "date"), ("recorded", RECORDED)), ("recorded",)
+    ),
+    "CarePlan": Policy((("period", PERIOD), ("created", CREATED)), ("created",), foreseen=True),
+    "ServiceRequest": _ORDERED,
+    "ProcedureRequest": _ORDERED,
+    "ReferralRequest": _ORDERED,
+    "DiagnosticOrder": _ORDERED,
+    "DeviceRequest": _ORDERED,
+    "NutritionOrder": Policy(_same(AUTHORED, "date_time")),
+    "VisionPrescription": Policy(_same(AUTHORED, "date_written")),
+    "Goal": Policy((("start_date", STARTED), ("status_date", STARTED))),
+    "DocumentReference": Policy(_same(CREATED, "date", "indexed", "created")),
+    "Composition": Policy(_same(CREATED, "date")),
+    "ImagingStudy": Policy(_same(STARTED, "started")),
+    "Media": Policy(
+        (*_same(CREATED, "created_date_time", "created_period"), *_OCCURRENCE, ("issued", ISSUED)), ("issued",)
+    ),
+    "Specimen": Policy(
+        (*_same(COLLECTED, "collected_date_time", "collected_period"), ("received_time", RECEIVED)),
+    ),
+    "DeviceUseStatement": Policy(
+        (*_USED, ("recorded_on", RECORDED), ("date_asserted", ASSERTED)), ("recorded_on", "date_asserted")
+    ),
+    "DeviceDispense": Policy((("when_handed_over", HANDED_OVER), ("prepared_date", PREPARED))),
+    "SupplyDelivery": Policy(_OCCURRENCE),
+    "NutritionIntake": Policy(_OCCURRENCE, ("recorded",)),
+    "FamilyMemberHistory": Policy(_same(RECORDED, "date")),
+    "Flag": Policy(_same(PERIOD, "period"), foreseen=True),
+    "RiskAssessment": Policy((*_OCCURRENCE, ("date", OCCURRENCE))),
+    "AdverseEvent": Policy(
+        (*_OCCURRENCE, ("date", OCCURRENCE), ("detected", IDENTIFIED), ("recorded_date", RECORDED)),
+        ("recorded_date", "detected"),
+    ),
+    "DetectedIssue": Policy(_same(IDENTIFIED, "identified_date_time", "identified_period", "date")),
+    "ClinicalImpression": Policy((*_EFFECTIVE[:2], ("date", RECORDED)), ("date",)),
+    "QuestionnaireResponse": Policy(_same(AUTHORED, "authored")),
+    "Claim": Policy((("billable_period", BILLED), ("created", CREATED)), ("created",)),
+    "ExplanationOfBenefit": Policy((("billable_period", BILLED), ("created", CREATED)), ("created",)),
+    "ChargeItem": Policy(
+        (*_OCCURRENCE, ("occurrence_timing", OCCURRENCE), ("entered_date", CREATED)), ("entered_date",)
+    ),
+    # no version of FHIR gives them a date
+    "MolecularSequence": Policy(()),
+}  # fmt: skip
+
+
+def dated(record: Any, policy: Policy) -> Moment:
+    """When the fact of a record happened, when it was known, and what says so.
+
+    Attributes that the record's type does not have count as absent.
+
+    >>> from ehrseq.fhir.resource import Period, Procedure
+    >>> stay = Period(start="2020-01-02", end="2020-02")
+    >>> dated(Procedure(resource_type="Procedure", performed_period=stay), POLICY["Procedure"])[:2]
+    ('2020-01-02', '2020-02')
+    """
+    for name, source in policy.time:
+        written = getattr(record, name, None)
+        if written is None:
+            continue
+        time, until = (written, None) if type(written) is str else _interval(written)
+        if time:
+            for other in policy.known:
+                if known := getattr(record, other, None):
+                    return time, known, source
+            return time, None if policy.foreseen else until, source
+    return None, None, ENCOUNTER
+
+
+def dater(kind: str) -> Callable[[Any], Moment]:
+    """`dated` for the records of one type, quick where the first field of the list is a date.
+
+    The type has that field, and (where it is one alone) that of `known`.
+    """
+    policy = POLICY[kind]
+    (name, source), others = policy.time[0], policy.known
+    first = attrgetter(name)
+    known = attrgetter(others[0]) if len(others) == 1 else None
+
+    def when(record: Any) -> Moment:
+        written = first(record)
+        if type(written) is str and written:
+            if known is not None:
+                return written, known(record) or None, source
+            if not others:
+                return written, None, source
+        return dated(record, policy)
+
+    return when
+
+
+def _interval(written: Any) -> tuple[str | None, str | None]:
+    """Start and end of a Period or of a Timing's events or bounds."""
+    if (events := getattr(written, "event", None)) is not None:
+        return (min(events), max(events)) if events else (None, None)
+    if (repeat := getattr(written, "repeat", None)) is not None:
+        written = repeat.bounds_period
+    start, end = getattr(written, "start", None), getattr(written, "end", None)
+    return start or end, end
+
+
+def policy_table() -> str:
+    """The table of the documentation: `docs/timeline.md` holds exactly this.
+
+    >>> [line for line in policy_table().splitlines() if "| Goal" in line]
+    ['| Goal | `startDate`, `statusDate` |  |']
+    """
+    rows = ["| type | `time`: the first of | `known_time`: the first of |", "|---|---|---|"]
+    for kind, policy in POLICY.items():
+        time = ", ".join(_field(name) for name, _ in policy.time) or "none"
+        known = ", ".join(_field(name) for name in policy.known) or ""
+        rows.append(f"| {kind} | {time} | {known} |")
+    return "\n".join(rows)
+
+
+def _field(name: str) -> str:
+    return "`" + re.sub("_([a-z])", lambda m: m[1].upper(), name) + "`"

@@ -1,0 +1,119 @@
+"""Work for several processes, which are plain `python -m ehrseq.timeline.worker`.
+
+They take jobs as lines of JSON and answer in the same way. So nothing is forked (polars runs threads), nothing is
+pickled, the caller's script is not imported again, and a worker ends by itself when the process that started it does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from ehrseq.errors import UserError
+from ehrseq.fhir.source import Progress
+from ehrseq.timeline.worker import do
+
+Job = dict[str, Any]
+
+
+class Pool:
+    """Runs jobs in `workers` processes, or in this one where there is one worker or little to do."""
+
+    def __init__(self, workers: int) -> None:
+        if workers < 1:
+            raise UserError("at least one worker", str(workers), "leave it out for one a core")
+        self.workers = workers if sys.executable else 1  # an embedded interpreter cannot be started again
+        self._started: list[subprocess.Popen[str]] = []
+        self.loaded: dict[str, Any] = {}
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End the processes, and so give their memory back; the next jobs start new ones."""
+        for process in self._started:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
+        self._started = []
+
+    def run(self, jobs: list[Job], advance: Progress | None, small: bool = False) -> Iterator[Any]:
+        """The results of jobs, in no order. `advance` gets what they report on the way."""
+        if self.workers == 1 or small or len(jobs) < 2:
+            for job in jobs:
+                yield do(job, self.loaded, advance)
+            return
+        waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        for job in jobs:
+            waiting.put(job)
+        answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        while len(self._started) < min(self.workers, len(jobs)):
+            self._started.append(_start(self.workers))
+        for process in self._started:
+            threading.Thread(target=_feed, args=(process, waiting, answers), daemon=True).start()
+        done = 0
+        while done < len(jobs):
+            answer = answers.get()
+            if "advance" in answer:
+                if advance is not None:
+                    advance(answer["advance"])
+            elif "done" in answer:
+                done += 1
+                yield answer["done"]
+            else:
+                raise UserError(
+                    "worker processes that finish",
+                    answer.get("error", "one that ended early"),
+                    "run again with fewer workers: what is done is kept",
+                )
+
+
+def _start(workers: int) -> subprocess.Popen[str]:
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "POLARS_MAX_THREADS": str(threads),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "ehrseq.timeline.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def _feed(
+    process: subprocess.Popen[str], waiting: queue.SimpleQueue[Job], answers: queue.SimpleQueue[dict[str, Any]]
+) -> None:
+    """Give a process one job after the other."""
+    try:
+        while True:
+            job = waiting.get_nowait()
+            if process.stdin is None or process.stdout is None:
+                return
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()
+            for line in process.stdout:
+                answer = json.loads(line)
+                answers.put(answer)
+                if "advance" not in answer:
+                    break
+            else:
+                answers.put({"ended": True})
+                return
+    except queue.Empty:
+        return
+    except (OSError, ValueError):
+        answers.put({"ended": True})

@@ -1,0 +1,367 @@
+"""What the records of one chunk need to know of the others: settled once for a whole source, from small columns.
+
+Duplicates and deletions, merged patients, which patients there are, the times of encounters, the codes of
+medications. Nothing here grows with the events; per encounter it takes about 40 bytes, per patient 8.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from ehrseq.fhir.chunk import Chunk, content
+from ehrseq.fhir.clock import NO_TIME
+from ehrseq.fhir.ledger import Reason
+from ehrseq.fhir.references import Resolver, medication_codes, subject_number, wanted_identifier
+
+Ints = npt.NDArray[Any]
+SEED = 7
+RECORDS_AT_ONCE = 1 << 18  # looked at together for duplicates
+MOST_PARTS = 16  # in which they are looked at, each of which reads all ids
+SPAN = ("start", "known", "end", "precision", "offset")
+
+
+@dataclass
+class Survey:
+    """What is known of the whole source; arrays are indexed as said beside them."""
+
+    files: list[str]
+    file_numbers: list[list[int]]  # of each chunk: its files' numbers in `files`
+    lines_before: list[int]  # of each chunk: lines of its file in earlier pieces
+    codes: list[str | None]
+    code_numbers: list[Ints]  # of each chunk: its codes' numbers in `codes`
+    dropped: list[tuple[Ints, Ints]]  # of each chunk: records settled here, and why
+    resolved: list[dict[int, str]]  # of each chunk: targets of references that it could not resolve
+    subjects: npt.NDArray[np.int64]  # every patient there is, sorted
+    merged: npt.NDArray[np.int64]  # patients that another replaced, sorted
+    merged_into: npt.NDArray[np.int64]
+    encounters: npt.NDArray[np.uint64]  # hashes of `Encounter/id`, sorted
+    spans: dict[str, Ints]  # of each encounter: start, known, end, precision, offset
+    medications: dict[str, list[int]]  # `Medication/id` -> numbers of its codes
+    periods: pl.DataFrame  # subject_id, start, end (microseconds) of the observation periods in the data
+    last: int  # the last moment the source names
+    data_cut: int = NO_TIME
+    counts: list[tuple[int, str, int, int]] = field(default_factory=list)
+
+    def find_subject(self, subject: Ints) -> Ints:
+        """Of each subject id: the one that replaced it, else itself."""
+        if not len(self.merged):
+            return subject
+        at = np.minimum(np.searchsorted(self.merged, subject), len(self.merged) - 1)
+        return np.where(self.merged[at] == subject, self.merged_into[at], subject)
+
+    def is_known(self, subject: Ints) -> npt.NDArray[np.bool_]:
+        """Whether there is a Patient record for each subject id."""
+        if not len(self.subjects):
+            return np.zeros(len(subject), bool)
+        at = np.minimum(np.searchsorted(self.subjects, subject), len(self.subjects) - 1)
+        known: npt.NDArray[np.bool_] = self.subjects[at] == subject
+        return known
+
+    def find_encounter(self, targets: pl.Series) -> Ints:
+        """Of each `Encounter/id`: its number, -1 where there is none."""
+        if not len(self.encounters):
+            return np.full(len(targets), -1)
+        keys = targets.hash(SEED).to_numpy()
+        at = np.minimum(np.searchsorted(self.encounters, keys), len(self.encounters) - 1)
+        found = (self.encounters[at] == keys) & targets.is_not_null().to_numpy()
+        return np.where(found, at, -1)
+
+    def save(self, path: Path) -> None:
+        """Write everything to one `.npz` (numbers) and one `.json` beside it, for other processes."""
+        arrays: dict[str, Any] = {f"code_numbers_{i}": a for i, a in enumerate(self.code_numbers)}
+        for i, (rows, why) in enumerate(self.dropped):
+            arrays |= {f"dropped_{i}": rows, f"why_{i}": why}
+        arrays |= {f"span_{name}": a for name, a in self.spans.items()}
+        arrays |= {f"period_{name}": self.periods[name].to_numpy() for name in self.periods.columns}
+        arrays |= {name: getattr(self, name) for name in ("subjects", "merged", "merged_into", "encounters")}
+        np.savez(path.with_suffix(".npz"), **arrays)
+        plain = ("files", "file_numbers", "lines_before", "codes", "resolved", "medications", "last", "data_cut")
+        path.with_suffix(".json").write_text(json.dumps({name: getattr(self, name) for name in plain}))
+
+    @classmethod
+    def load(cls, path: Path) -> Survey:
+        """What `save` wrote."""
+        facts = json.loads(path.with_suffix(".json").read_text())
+        facts["resolved"] = [{int(n): target for n, target in r.items()} for r in facts["resolved"]]
+        with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
+            size = len(facts["file_numbers"])
+            names = {f.name for f in fields(cls)}
+            return cls(
+                code_numbers=[arrays[f"code_numbers_{i}"] for i in range(size)],
+                dropped=[(arrays[f"dropped_{i}"], arrays[f"why_{i}"]) for i in range(size)],
+                spans={name: arrays[f"span_{name}"] for name in SPAN},
+                periods=pl.DataFrame({name: arrays[f"period_{name}"] for name in ("subject_id", "start", "end")}),
+                **{name: arrays[name] for name in arrays.files if name in names},
+                **facts,
+            )
+
+
+def survey(chunks: Sequence[Chunk], data_cut: int = NO_TIME) -> Survey:
+    """Look through all chunks of a source. The result does not depend on how the source was cut into chunks."""
+    files, file_numbers = _number_files(chunks)
+    dropped = _settle_duplicates(chunks, file_numbers)
+    resolve = _resolver(chunks, dropped)
+    resolved = [_resolve_rest(chunk, resolve) for chunk in chunks]
+    merged = _merged(chunks, dropped, resolve)
+    subjects = _subjects(chunks, dropped, merged)
+    codes, code_numbers, medications = _codes(chunks, dropped, resolve)
+    last = max((chunk.last for chunk in chunks), default=NO_TIME) if data_cut == NO_TIME else data_cut
+    encounters, spans = _encounters(chunks, dropped, last)
+    old = np.array(sorted(merged), np.int64)
+    return Survey(
+        files=files,
+        file_numbers=file_numbers,
+        lines_before=_lines_before(chunks),
+        codes=codes,
+        code_numbers=code_numbers,
+        dropped=[(np.array(sorted(d), np.int64), np.array([d[row] for row in sorted(d)], np.uint8)) for d in dropped],
+        resolved=resolved,
+        subjects=subjects,
+        merged=old,
+        merged_into=np.array([merged[s] for s in old.tolist()], np.int64),
+        encounters=encounters,
+        spans=spans,
+        medications=medications,
+        periods=_periods(chunks, dropped, resolved, merged),
+        last=last,
+        data_cut=data_cut,
+    )
+
+
+Dropped = list[dict[int, int]]
+
+
+def _number_files(chunks: Sequence[Chunk]) -> tuple[list[str], list[list[int]]]:
+    """All files in the order of their paths, and their numbers by chunk. A file read again later counts anew."""
+    keys = sorted({(path, chunk.generation) for chunk in chunks for path in chunk.files})
+    numbers = {key: number for number, key in enumerate(keys)}
+    return [path for path, _ in keys], [[numbers[path, c.generation] for path in c.files] for c in chunks]
+
+
+def _lines_before(chunks: Sequence[Chunk]) -> list[int]:
+    """Of each chunk: how many lines its file has in the pieces before."""
+    pieces: dict[tuple[str, int], dict[int, int]] = {}
+    for chunk in chunks:
+        of_file = pieces.setdefault((chunk.files[0], chunk.generation), {})
+        of_file[chunk.piece] = of_file.get(chunk.piece, 0) + chunk.lines
+    return [
+        sum(lines for piece, lines in pieces[chunk.files[0], chunk.generation].items() if piece < chunk.piece)
+        for chunk in chunks
+    ]
+
+
+def _settle_duplicates(chunks: Sequence[Chunk], file_numbers: list[list[int]]) -> Dropped:
+    """Keep one of the records that share type and id: the last updated, then the highest version, then the one with
+    the greater content, so that the order of reading does not matter.
+
+    The others get the reason `duplicate`; where a deletion is the newest, nothing of the record is left (`deleted`).
+    """
+    dropped: Dropped = [{} for _ in chunks]
+    total = sum(chunk.record_bounds[-1] for chunk in chunks)
+    parts = min(total // RECORDS_AT_ONCE + 1, MOST_PARTS)
+    for part in range(parts):
+        keys, places = [], []
+        for number, chunk in enumerate(chunks):
+            records = chunk.tables["records"]
+            if not records.height:
+                continue
+            key = records["id"].hash(SEED).to_numpy() ^ (records["kind"].to_numpy().astype(np.uint64) << np.uint64(56))
+            row = np.flatnonzero((key >> np.uint64(60)) * np.uint64(parts) >> np.uint64(4) == part)
+            chunk.release()
+            keys.append(key[row])
+            places.append(np.stack([np.full(len(row), number), row]))
+        if not keys:
+            continue
+        suspects = pl.Series(np.concatenate(keys)).is_duplicated().to_numpy()
+        if suspects.any():
+            _settle(chunks, file_numbers, np.concatenate(places, axis=1)[:, suspects], dropped)
+    return dropped
+
+
+def _settle(chunks: Sequence[Chunk], file_numbers: list[list[int]], places: Ints, dropped: Dropped) -> None:
+    """Settle the records at `places` (chunk and row), among them all that share type and id."""
+    parts = []
+    for number in np.unique(places[0]).tolist():
+        rows = places[1][places[0] == number]
+        columns = chunks[number].tables["records"][rows].select("id", "kind", "updated", "version", "reason", "file")
+        file = np.array(file_numbers[number])[columns["file"].to_numpy()]
+        parts.append(columns.with_columns(chunk=pl.lit(number, pl.Int64), row=pl.Series(rows), file=pl.Series(file)))
+    frame = pl.concat(parts)
+    # content decides only where nothing else does: it is dear to compare
+    same = ("kind", "id", "updated", "version")
+    ties = frame.filter(pl.struct(same).is_duplicated())
+    says = [
+        pl.DataFrame({"chunk": n, "row": rows, "content": content(chunks[n], rows)})
+        for n in ties["chunk"].unique().sort().to_list()
+        for rows in [ties.filter(pl.col("chunk") == n)["row"].to_numpy()]
+    ]
+    said = pl.concat(says) if says else pl.DataFrame(
+        schema={"chunk": pl.Int64, "row": pl.Int64, "content": pl.String}
+    )  # fmt: skip
+    ranked = frame.join(said.cast({"chunk": pl.Int64}), on=["chunk", "row"], how="left").sort(
+        "updated", "version", "content", "reason", "file", "chunk", "row",
+        descending=[True, True, True, True, False, False, False],
+    )  # fmt: skip
+    first = pl.struct("kind", "id").is_first_distinct()
+    gone = ranked.with_columns(gone=pl.col("reason").first().over("kind", "id") == int(Reason.DELETED))
+    for chunk, row, is_gone in gone.filter(~first).select("chunk", "row", "gone").iter_rows():
+        dropped[chunk][row] = int(Reason.DELETED if is_gone else Reason.DUPLICATE)
+
+
+def _kept(chunk: Chunk, name: str, dropped: dict[int, int]) -> pl.DataFrame:
+    """A table of a chunk without what dropped records said."""
+    table = chunk.tables[name]
+    if not dropped or not table.height:
+        return table
+    rows = np.fromiter(dropped, np.int64, len(dropped))
+    return table.filter(pl.Series(~np.isin(table["record"].to_numpy(), rows)))
+
+
+def _resolver(chunks: Sequence[Chunk], dropped: Dropped) -> Resolver:
+    """Knows what the references stand for that no chunk could resolve by itself."""
+    wanted: set[str] = set()
+    for chunk in chunks:
+        wanted.update(chunk.tables["references"]["written"].drop_nulls())
+        wanted.update(chunk.tables["links"]["other"])
+        for references in chunk.tables["medications"]["ingredient_references"]:
+            wanted.update(() if references is None else references)
+    asks = any(wanted_identifier(w) is not None for w in wanted)
+    named = pl.Series([w for w in wanted if w.startswith("urn:")], dtype=pl.String)
+    names: dict[str, str] = {}
+    identifiers: list[tuple[str, str]] = []
+    tails = named.str.extract(r"([^:]*)$")
+    for chunk, gone in zip(chunks, dropped, strict=True):
+        if asks:
+            identifiers += _kept(chunk, "identifiers", gone).select("identifier", "target").iter_rows()
+        if not len(named):
+            continue
+        table = chunk.tables["names"]
+        for name, target in table.filter(pl.col("name").is_in(named.implode())).iter_rows():
+            names[name] = target if names.setdefault(name, target) == target else ""
+        # a bundle entry is mostly called by its resource's id, which is not written down twice
+        _name_by_id(chunk, pl.DataFrame({"name": named, "id": tails}), names)
+    return Resolver(names, identifiers)
+
+
+def _name_by_id(chunk: Chunk, wanted: pl.DataFrame, names: dict[str, str]) -> None:
+    from ehrseq.fhir.rows import TYPES
+
+    found = chunk.tables["records"].select("id", "kind").join(wanted, on="id").unique()
+    for name_id, kind, name in found.iter_rows():
+        target = f"{TYPES[kind]}/{name_id}"
+        names[name] = target if names.setdefault(name, target) == target else ""
+
+
+def _resolve_rest(chunk: Chunk, resolve: Resolver) -> dict[int, str]:
+    """Targets of the references that the chunk could not resolve, by their number."""
+    open_ones = chunk.tables["references"].with_row_index("number").filter(pl.col("written").is_not_null())
+    found = {n: resolve(written) for n, written in open_ones.select("number", "written").iter_rows()}
+    return {n: target for n, target in found.items() if target is not None}
+
+
+def _merged(chunks: Sequence[Chunk], dropped: Dropped, resolve: Resolver) -> dict[int, int]:
+    """Of each patient that was merged into another: both subject ids, chains followed to their end."""
+    into: dict[str, set[str]] = {}
+    for chunk, gone in zip(chunks, dropped, strict=True):
+        for _, kind, own, other in _kept(chunk, "links", gone).iter_rows():
+            target = resolve(other)
+            if target is None or not target.startswith("Patient/") or target == own:
+                continue
+            old, new = (target, own) if kind == "replaces" else (own, target)
+            into.setdefault(old, set()).add(new)
+    # one that says it was merged into two is not merged: which record is whose cannot be told
+    step = {old: next(iter(new)) for old, new in into.items() if len(new) == 1}
+    present = {
+        f"Patient/{name}"
+        for chunk, gone in zip(chunks, dropped, strict=True)
+        for name in (_kept(chunk, "patients", gone)["patient"] if step else ())
+    }
+    merged = {}
+    for old in step:
+        seen, end = {old}, step[old]
+        while end in step and end not in seen:
+            seen.add(end)
+            end = step[end]
+        if end not in seen and end in present:
+            merged[subject_number(old)] = subject_number(end)
+    return merged
+
+
+def _subjects(chunks: Sequence[Chunk], dropped: Dropped, merged: dict[int, int]) -> npt.NDArray[np.int64]:
+    """Every patient, sorted; the records of merged ones are dropped."""
+    ids = []
+    for chunk, gone in zip(chunks, dropped, strict=True):
+        patients = _kept(chunk, "patients", gone).select("record", "subject_id")
+        if merged:
+            away = patients.filter(pl.col("subject_id").is_in(list(merged)))
+            gone.update(dict.fromkeys(away["record"].to_list(), int(Reason.MERGED)))
+            patients = patients.filter(~pl.col("subject_id").is_in(list(merged)))
+        ids.append(patients["subject_id"].to_numpy())
+    return np.unique(np.concatenate(ids)) if ids else np.array([], np.int64)
+
+
+def _codes(
+    chunks: Sequence[Chunk], dropped: Dropped, resolve: Resolver
+) -> tuple[list[str | None], list[Ints], dict[str, list[int]]]:
+    """All codes, in order; their numbers by chunk; and those of each Medication."""
+    facts = {
+        target: (code, ingredients, references)
+        for chunk, gone in zip(chunks, dropped, strict=True)
+        for _, target, code, ingredients, references in _kept(chunk, "medications", gone).iter_rows()
+    }
+    medications = medication_codes(facts, resolve)
+    everything = {code for chunk in chunks for code in chunk.tables["codes"]["code"].drop_nulls()}
+    everything.update(code for found in medications.values() for code in found)
+    codes: list[str | None] = [None, *sorted(everything)]
+    number = {code: n for n, code in enumerate(codes)}
+    return (
+        codes,
+        [np.array([number[code] for code in chunk.tables["codes"]["code"]], np.int32) for chunk in chunks],
+        {target: [number[code] for code in found] for target, found in medications.items()},
+    )
+
+
+def _encounters(chunks: Sequence[Chunk], dropped: Dropped, last: int) -> tuple[npt.NDArray[np.uint64], dict[str, Ints]]:
+    """Every encounter and when it was; one that has not ended ends with the data (the cut, or the last moment)."""
+    tables = [
+        _kept(chunk, "encounters", gone).with_columns(target=pl.col("target").hash(SEED)).drop("record")
+        for chunk, gone in zip(chunks, dropped, strict=True)
+    ]
+    # a result of several reports was there with the first of them
+    table = pl.concat(tables).sort(pl.all()).unique("target", keep="first", maintain_order=True)
+    e = {name: table[name].to_numpy() for name in table.columns}
+    no_start = e["start"] == NO_TIME
+    begun = np.where(no_start, e["end_start"], e["start"])
+    known = np.where(e["end"] == NO_TIME, np.maximum(begun, last), e["end"])
+    return e["target"], {
+        "start": begun,
+        "known": np.where(begun == NO_TIME, NO_TIME, np.maximum(known, begun)),
+        "end": np.where(no_start, e["end"], e["start_end"]),
+        "precision": np.where(no_start, e["end_precision"], e["start_precision"]),
+        "offset": np.where(no_start, e["end_offset"], e["start_offset"]),
+    }
+
+
+def _periods(
+    chunks: Sequence[Chunk], dropped: Dropped, resolved: list[dict[int, str]], merged: dict[int, int]
+) -> pl.DataFrame:
+    """`subject_id`, `start`, `end` of the observation periods in the data."""
+    parts = []
+    for chunk, gone, targets in zip(chunks, dropped, resolved, strict=True):
+        table = _kept(chunk, "periods", gone)
+        subject = chunk.tables["references"]["subject_id"].gather(table["reference"]).to_list()
+        for at, reference in enumerate(table["reference"].to_list()):
+            if reference in targets and targets[reference].startswith("Patient/"):
+                subject[at] = subject_number(targets[reference])
+        subject = [merged.get(s, s) for s in subject]
+        parts.append(table.select("start", "end").with_columns(subject_id=pl.Series(subject, dtype=pl.Int64)))
+    everything = pl.concat(parts).select("subject_id", "start", "end")
+    return everything.filter(pl.col("subject_id") != 0).unique().sort(pl.all())

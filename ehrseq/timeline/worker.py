@@ -1,0 +1,65 @@
+"""One worker process of `ehrseq.timeline.pool`: a line of JSON in, lines of JSON out."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+from ehrseq.fhir.source import Progress
+
+REPORT_BYTES = 1 << 22
+
+
+def do(job: dict[str, Any], loaded: dict[str, Any], advance: Progress | None) -> Any:
+    """Do one job; `loaded` keeps what the next one needs again."""
+    from ehrseq.timeline import ingest
+
+    if job["do"] == "read":
+        ingest.read_task(job, advance)
+        return None
+    return ingest.write_shards(job, loaded)
+
+
+def _end_with(parent: int) -> None:
+    """End this process once the one that started it is gone, whatever it is doing."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
+
+
+def main() -> None:
+    """Answer jobs until there are no more."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    loaded: dict[str, Any] = {}
+    answers = sys.stdout
+    sys.stdout = sys.stderr  # whatever prints does not answer
+    for line in sys.stdin:
+        unsaid = 0
+
+        def advance(size: int) -> None:
+            nonlocal unsaid
+            unsaid += size
+            if unsaid >= REPORT_BYTES:
+                say({"advance": unsaid})
+                unsaid = 0
+
+        def say(answer: dict[str, Any]) -> None:
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
+
+        try:
+            result = do(json.loads(line), loaded, advance)
+        except Exception as error:
+            # its text could hold what stands in a record
+            say({"error": f"one that stopped with {type(error).__name__}"})
+            continue
+        say({"advance": unsaid})
+        say({"done": result})
+
+
+if __name__ == "__main__":
+    main()
