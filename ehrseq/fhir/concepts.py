@@ -53,11 +53,9 @@ def concept_code(concept: Concept | None, pool: CodePool) -> int:
     return pool[tuple(part for coding in codings for part in (coding.system, coding.code))]
 
 
-def span(when: str | None, period: Period | None) -> tuple[str | None, str | None]:
-    """The start of a date or period, and the end of a period."""
-    if when or period is None:
-        return when, None
-    return period.start or period.end, period.end
+def start_of(when: str | None, period: Period | None) -> str | None:
+    """A date, or where a period starts: its end comes later, and must not decorate what was known at its start."""
+    return when if when or period is None else period.start or period.end
 
 
 def refutation(status: Concept | str | None) -> Reason | None:

@@ -16,7 +16,7 @@ from ehrseq.fhir.codes import (
     PROCEDURE_ORDER,
     VACCINE_ORDER,
 )
-from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, concept_code, refutation, span
+from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, concept_code, refutation, start_of
 from ehrseq.fhir.demographics import us_core
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.medications import MedicationEmitters
@@ -49,7 +49,7 @@ from ehrseq.fhir.rows import (
     PatientFacts,
     Rows,
 )
-from ehrseq.fhir.values import read_value
+from ehrseq.fhir.values import NOTHING, read_value
 
 BIRTH_CODE = "MEDS_BIRTH"
 DEATH_CODE = "MEDS_DEATH"
@@ -137,6 +137,7 @@ class Emitters:
                 ethnicity=";".join(ethnicity) or None,
                 birth=r.birth_date,
                 death=r.deceased_date_time,
+                deceased=bool(r.deceased_boolean or r.deceased_date_time),
                 identifiers=[f"{i.system or ''}|{i.value}" for i in r.identifier or () if i.value],
             )
         )
@@ -187,7 +188,7 @@ class Emitters:
         abated = r.abatement_date_time or (r.abatement_period and r.abatement_period.end)
         if abated:
             number = times[abated]
-            # the number as `known`: an abatement is dated after the record of the diagnosis, and known by itself
+            # its own date as `known`: the encounter's end is not its; linking adds when the diagnosis was known
             rows.add(record, concept_code(r.code, self.abatements), number, number, ABATEMENT)
         return EVENTS
 
@@ -206,9 +207,11 @@ class Emitters:
         if r.component:
             for part in r.component:
                 part_code = concept_code(part.code, self.measurements)
-                if part_code:
-                    parts += 1
-                    amount, words, why, measure = read_value(part)
+                value = read_value(part)
+                # a value without a code is passed on without one, to be counted among what is left out
+                if part_code or value is not NOTHING:
+                    parts += part_code > 0
+                    amount, words, why, measure = value
                     rows.add(
                         record,
                         part_code,
@@ -249,13 +252,13 @@ class Emitters:
         return EVENTS
 
     def procedure(self, r: Procedure, record: int) -> int:
-        """The procedure at its start, known at its end."""
+        """The procedure at its start."""
         if (reason := _PROCEDURE_STATUS.get(r.status)) is not None:
             return reason
         if r.not_done:
             return Reason.NOT_DONE
-        time, until = span(r.performed_date_time, r.performed_period)
-        return self._coded(r, record, concept_code(r.code, self.procedures), time, until, PERFORMED)
+        time = start_of(r.performed_date_time, r.performed_period)
+        return self._coded(r, record, concept_code(r.code, self.procedures), time, None, PERFORMED)
 
     def immunization(self, r: Immunization, record: int) -> int:
         """The vaccine given."""

@@ -49,6 +49,7 @@ class Reason(IntEnum):
     BEFORE_BIRTH = 14
     AFTER_DEATH = 15
     NO_FACTS = 16
+    ENCOUNTER_OPEN = 29
     # the kind of record
     CONTAINER = 17
     REFERENCE_DATA = 18
@@ -78,7 +79,7 @@ class Reason(IntEnum):
         """`events`, `skipped` or `quarantined`."""
         if not self:
             return "events"
-        return "quarantined" if self >= Reason.MALFORMED_JSON else "skipped"
+        return "quarantined" if Reason.MALFORMED_JSON <= self <= Reason.DAMAGED_FILE else "skipped"
 
 
 def ledger_frame(counts: Counter[tuple[int, str, int]]) -> pl.DataFrame:

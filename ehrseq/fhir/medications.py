@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from ehrseq.fhir.codes import MEDICATION_ORDER
-from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, Statuses, concept_code, span
+from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, Statuses, concept_code, start_of
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.resource import (
     Medication,
@@ -26,7 +26,7 @@ from ehrseq.fhir.rows import (
     MedicationFacts,
     Rows,
 )
-from ehrseq.fhir.values import NAN, as_number
+from ehrseq.fhir.values import NOTHING, Value, read_quantity
 
 # An order that was later withdrawn was still given when it was: `cancelled` says how it ended and is not looked at.
 _REQUEST_STATUS: Statuses = {"entered-in-error": Reason.ENTERED_IN_ERROR, "draft": Reason.PLANNED}
@@ -68,13 +68,11 @@ class MedicationEmitters:
             return reason
         if r.not_given:
             return Reason.NOT_DONE
-        time, until = span(r.effective_date_time, r.effective_period)
+        time = start_of(r.effective_date_time, r.effective_period)
         dose = r.dosage.dose if r.dosage is not None else None
         if dose is None:
-            return self._medication_use(r, record, time, until, EFFECTIVE)
-        value = dose.value
-        number = value if type(value) is float else as_number(value)
-        return self._medication_use(r, record, time, until, EFFECTIVE, number, dose.code or dose.unit)
+            return self._medication_use(r, record, time, None, EFFECTIVE)
+        return self._medication_use(r, record, time, None, EFFECTIVE, read_quantity(dose))
 
     def medication_dispense(self, r: MedicationDispense, record: int) -> int:
         """A medication handed over or, failing that, prepared."""
@@ -92,9 +90,9 @@ class MedicationEmitters:
             return reason
         if r.taken == "n":
             return Reason.NOT_DONE
-        time, until = span(r.effective_date_time, r.effective_period)
+        time = start_of(r.effective_date_time, r.effective_period)
         if time:
-            return self._medication_use(r, record, time, r.date_asserted or until, EFFECTIVE)
+            return self._medication_use(r, record, time, r.date_asserted, EFFECTIVE)
         return self._medication_use(r, record, r.date_asserted, r.date_asserted, ASSERTED)
 
     def medication(self, r: Medication, record: int) -> int:
@@ -117,12 +115,12 @@ class MedicationEmitters:
         time: str | None,
         known: str | None,
         source: int,
-        number: float = NAN,
-        unit: str | None = None,
+        value: Value = NOTHING,
     ) -> int:
         if r.modifier_extension:
             return Reason.MODIFIER_EXTENSION
-        rows = self.rows
+        rows, texts = self.rows, self.rows.texts
+        number, text, modifier, unit = value
         happened, certain = rows.times[time], rows.times[known]
         if not happened:
             source = ENCOUNTER
@@ -131,13 +129,13 @@ class MedicationEmitters:
             code = concept_code(concept, self.codes)
             if not code:
                 return Reason.NO_CODE
-            rows.add(record, code, happened, certain, source, number, 0, 0, rows.texts[unit])
+            rows.add(record, code, happened, certain, source, number, texts[text], texts[modifier], texts[unit])
             return EVENTS
         codes = self._referenced_codes(r)
         if len(codes) > 1:
-            number, unit = NAN, None  # the dose of a mixture is nobody's dose
+            number, text, modifier, unit = NOTHING  # the dose of a mixture is nobody's dose
         for code in codes:
-            rows.add(record, code, happened, certain, source, number, 0, 0, rows.texts[unit])
+            rows.add(record, code, happened, certain, source, number, texts[text], texts[modifier], texts[unit])
         return EVENTS if codes else Reason.NO_CODE
 
     def _referenced_codes(self, r: MedicationUse) -> list[int]:

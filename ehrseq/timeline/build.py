@@ -17,6 +17,7 @@ from ehrseq.errors import SourceError
 from ehrseq.fhir.clock import NO_OFFSET, NO_TIME, PRECISIONS, moments, parse_times
 from ehrseq.fhir.ledger import (
     SOURCE_SCHEMA,
+    Reason,
     ledger_frame,
     quarantine_frame,
 )
@@ -77,10 +78,10 @@ def read_fhir(source: Source, *, data_cut: str | date | datetime | None = None, 
     patients = patient_table(rows.patients)
     linked = link(rows, patients, resolve, NO_TIME if cut is None else _microseconds(cut))
     events = event_frame(rows, linked, patients)
-    periods = _observation_periods(rows, resolve, patients)
+    periods = _observation_periods(rows, resolve, patients, linked.records)
     return Timelines(
         events=events,
-        subjects=_subject_frame(patients, events, periods, cut),
+        subjects=_subject_frame(linked.patients, events, periods, cut),
         ledger=_ledger(rows, linked.records),
         quarantine=quarantine_frame(rows.quarantine),
         sources=pl.DataFrame(list(enumerate(map(str, paths))), SOURCE_SCHEMA, orient="row"),
@@ -117,7 +118,8 @@ def subject_number(identity: str) -> int:
 def patient_table(patients: list[PatientFacts]) -> pl.DataFrame:
     """One row a patient: names, facts, birth and death in microseconds (`NO_TIME`: none).
 
-    Birth is the start of its interval, death the end; `death_is_date` says that it has no clock time.
+    Birth is the start of its interval, death the end; `death_is_date` says that it has no clock time, `undated_death`
+    that there is no (readable) date of death, and yet the record says that there was one.
     """
     birth = parse_times([p.birth for p in patients])
     death = parse_times([p.death for p in patients])
@@ -131,6 +133,7 @@ def patient_table(patients: list[PatientFacts]) -> pl.DataFrame:
             "birth": birth.start,
             "death": death.end,
             "death_is_date": death.precision <= PRECISIONS.index("day"),
+            "undated_death": (death.end == NO_TIME) & np.array([p.deceased for p in patients], bool),
         }
     )
 
@@ -178,14 +181,15 @@ def _microseconds(moment: datetime) -> int:
     return int(np.datetime64(moment, "us").astype(np.int64))
 
 
-def _observation_periods(rows: Rows, resolve: Resolver, patients: pl.DataFrame) -> pl.DataFrame:
+def _observation_periods(rows: Rows, resolve: Resolver, patients: pl.DataFrame, records: RecordColumns) -> pl.DataFrame:
     """`subject_id`, `start`, `end` of the observation periods in the data (ResearchSubject)."""
     references: list[str | None] = list(rows.references)
+    readable = [r for r in rows.research_subjects if records.reason[r[0]] == Reason.FOLLOW_UP]
     periods = pl.DataFrame(
         {
-            "target": [resolve(references[number] or "") for _, number, _, _ in rows.research_subjects],
-            "start": moments(parse_times([start for _, _, start, _ in rows.research_subjects]).start),
-            "end": moments(parse_times([end for _, _, _, end in rows.research_subjects]).end),
+            "target": [resolve(references[number] or "") for _, number, _, _ in readable],
+            "start": moments(parse_times([start for _, _, start, _ in readable]).start),
+            "end": moments(parse_times([end for _, _, _, end in readable]).end),
         },
         {"target": pl.String, "start": TIME, "end": TIME},
     )
@@ -199,7 +203,8 @@ def _subject_frame(
     table = patients.with_columns(birth_time=moments(patients["birth"].to_numpy())).with_columns(
         death_time=moments(patients["death"].to_numpy())
     )
-    watched = follow_up(events, periods if periods.height else None, cut)
+    undated = patients.filter("undated_death")["subject_id"]
+    watched = follow_up(events, periods if periods.height else None, cut, undated)
     return (
         table.join(watched, on="subject_id", how="left")
         .select(pl.col(name).cast(kind) for name, kind in SUBJECT_SCHEMA.items())

@@ -17,6 +17,8 @@ from ehrseq.fhir.clock import NO_OFFSET, NO_TIME, parse_times
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.references import Resolver, medication_codes
 from ehrseq.fhir.rows import (
+    ABATEMENT,
+    DECEASED,
     ENCOUNTER,
     STATIC,
     TIME_SOURCES,
@@ -29,10 +31,12 @@ from ehrseq.fhir.rows import (
 Ints = npt.NDArray[Any]
 Stretch = TypeVar("Stretch", EventColumns, RecordColumns)
 MINUTE = 60_000_000
+OPEN = np.iinfo(np.int64).max  # the end of an encounter that has none
 # Reasons that stand for one event of a record, not for the record: the first that applies to its events counts.
 _EVENT_REASONS = (
     Reason.INVALID_TIME,
     Reason.NO_TIME,
+    Reason.ENCOUNTER_OPEN,
     Reason.UNKNOWN_MEDICATION,
     Reason.NO_CODE,
     Reason.BEFORE_BIRTH,
@@ -46,6 +50,7 @@ class Linked:
 
     events: EventColumns
     records: RecordColumns
+    patients: pl.DataFrame  # as given, with deaths of day precision at the end of the local day
     patient: Ints  # of each record: index into the patients, negative where there is none
     encounter: Ints  # of each record: index into the encounters, -1 where unknown
     left_out: dict[str, int]  # events of records that kept others, by reason
@@ -57,19 +62,22 @@ def link(rows: Rows, patients: pl.DataFrame, resolve: Resolver, data_cut: int) -
     events = concatenate(rows.event_stretches, EventColumns)
     references = [None if r is None else resolve(r) for r in rows.references]
     reason = records.reason.copy()
-    patient = _patients_of(references, patients)[records.subject]
+    patient_of = _patients_of(references, patients)
+    patient = patient_of[records.subject]
     _settle_subjects(reason, patient, records)
     encounter_of = {f"Encounter/{e[1]}": i for i, e in enumerate(rows.encounters)}
     encounter = np.array([encounter_of.get(r or "", -1) for r in references], np.int64)[records.encounter]
     events = _resolve_medications(events, references, medication_codes(rows.medications, resolve))
 
+    _settle_periods(reason, rows, patient_of)
     events = _keep(events, reason[events.record] == 0)
-    spans = _encounter_spans(rows, events, data_cut)
-    events = _date(events, encounter, records, spans)
-    event_reason = _event_reasons(events, patient, patients)
+    spans = _encounter_spans(rows, data_cut)
+    events, still_open = _date(events, encounter, records, spans)
+    event_reason = _event_reasons(events, still_open, records, patient, patients)
     left_out = _settle_events(reason, events, event_reason, len(records.id))
     events = _start_at_birth(_keep(events, event_reason == 0), patient, patients)
-    return Linked(events, replace(records, reason=reason), patient, encounter, left_out)
+    events, patients = _end_deaths_locally(events, patient, patients)
+    return Linked(events, replace(records, reason=reason), patients, patient, encounter, left_out)
 
 
 def concatenate(stretches: list[Stretch], kind: type[Stretch]) -> Stretch:
@@ -172,6 +180,19 @@ def _settle_subjects(reason: Ints, patient: Ints, records: RecordColumns) -> Non
     reason[lost] = -patient[lost]
 
 
+def _settle_periods(reason: Ints, rows: Rows, patient: Ints) -> None:
+    """Give observation periods of nobody, and those without readable dates, their reason."""
+    starts = parse_times([start for _, _, start, _ in rows.research_subjects]).start
+    ends = parse_times([end for _, _, _, end in rows.research_subjects]).end
+    for (record, number, *written), start, end in zip(rows.research_subjects, starts, ends, strict=True):
+        if patient[number] < 0:
+            reason[record] = -patient[number]
+        elif not any(written):
+            reason[record] = Reason.NO_TIME
+        elif (written[0] and start == NO_TIME) or (written[1] and end == NO_TIME):
+            reason[record] = Reason.INVALID_TIME
+
+
 def _resolve_medications(
     events: EventColumns, references: list[str | None], codes: dict[str, list[int]]
 ) -> EventColumns:
@@ -189,7 +210,7 @@ def _resolve_medications(
     # the dose of a mixture is nobody's dose
     mixed = (events.code < 0) & (np.repeat(repeats, repeats) > 1)
     events.number[mixed] = np.nan
-    events.unit[mixed] = 0
+    events.text[mixed] = events.modifier[mixed] = events.unit[mixed] = 0
     events.code[events.code < 0] = [c for r in reference.tolist() for c in found[r]]
     return events
 
@@ -200,13 +221,14 @@ def _keep(events: EventColumns, keep: npt.NDArray[np.bool_]) -> EventColumns:
     return EventColumns(**{f.name: getattr(events, f.name)[keep] for f in fields(events)})
 
 
-def _encounter_spans(rows: Rows, events: EventColumns, data_cut: int) -> dict[str, Ints]:
-    """Start and end of each encounter; one that has not ended ends with the data (the cut, or the last known time)."""
+def _encounter_spans(rows: Rows, data_cut: int) -> dict[str, Ints]:
+    """Start and end of each encounter; one that has not ended ends at the data cut, and without one never (`OPEN`).
+
+    What other records say of later times is no end: it would let one patient's record move what is known of another.
+    """
     start = parse_times([e[2] for e in rows.encounters])
     end = parse_times([e[3] for e in rows.encounters])
-    last = data_cut
-    if last == NO_TIME and len(events.end):
-        last = int(np.maximum(events.end, events.known).max())
+    last = OPEN if data_cut == NO_TIME else data_cut
     begun = np.where(start.start == NO_TIME, end.start, start.start)
     known = np.where(end.end == NO_TIME, np.maximum(begun, last), end.end)
     return {
@@ -218,14 +240,20 @@ def _encounter_spans(rows: Rows, events: EventColumns, data_cut: int) -> dict[st
     }
 
 
-def _date(events: EventColumns, encounter: Ints, records: RecordColumns, spans: dict[str, Ints]) -> EventColumns:
-    """Give undated events their encounter's start, and every event the moment from which it was known."""
+def _date(
+    events: EventColumns, encounter: Ints, records: RecordColumns, spans: dict[str, Ints]
+) -> tuple[EventColumns, npt.NDArray[np.bool_]]:
+    """Give undated events their encounter's start, and every event the moment from which it was known.
+
+    Also returns which events are not known yet, since that moment is the end of an encounter that has none.
+    """
     of_event = encounter[events.record]
     linked = of_event >= 0
     where = np.where(linked, of_event, 0)
     if not len(spans["start"]):
         spans = {name: np.array([NO_TIME if name != "offset" else NO_OFFSET]) for name in spans}
-    borrowed = linked & (events.start == NO_TIME) & (events.source != STATIC) & (spans["start"][where] != NO_TIME)
+    dateless = (events.start == NO_TIME) & ~np.isin(events.source, [STATIC, ABATEMENT])
+    borrowed = linked & dateless & (spans["start"][where] != NO_TIME)
 
     def fill(column: Ints, name: str) -> Ints:
         filled: Ints = np.where(borrowed, spans[name][where], column).astype(column.dtype)
@@ -237,18 +265,32 @@ def _date(events: EventColumns, encounter: Ints, records: RecordColumns, spans: 
     coded_late &= linked & (events.known == NO_TIME)
     late = np.where(borrowed | coded_late, spans["known"][where], NO_TIME)
     start = fill(events.start, "start")
-    return replace(
+    known = np.where(start == NO_TIME, NO_TIME, np.maximum(np.maximum(known, late), start))
+    # that an illness is over tells that there was one: it is not known before the diagnosis of the same record is
+    abatement = np.flatnonzero(events.source == ABATEMENT)
+    if len(abatement):
+        diagnosed = np.full(len(records.id), NO_TIME)
+        np.maximum.at(diagnosed, events.record, np.where(events.source == ABATEMENT, NO_TIME, known))
+        known[abatement] = np.maximum(known[abatement], diagnosed[events.record[abatement]])
+    events = replace(
         events,
         start=start,
         end=fill(events.end, "end"),
-        known=np.where(start == NO_TIME, NO_TIME, np.maximum(np.maximum(known, late), start)),
+        known=known,
         precision=fill(events.precision, "precision"),
         offset=fill(events.offset, "offset"),
         source=np.where(borrowed, ENCOUNTER, events.source).astype(np.uint8),
     )
+    return events, known == OPEN
 
 
-def _event_reasons(events: EventColumns, patient: Ints, patients: pl.DataFrame) -> Ints:
+def _event_reasons(
+    events: EventColumns,
+    still_open: npt.NDArray[np.bool_],
+    records: RecordColumns,
+    patient: Ints,
+    patients: pl.DataFrame,
+) -> Ints:
     """Why each event cannot stay; 0 where it can."""
     reason = np.zeros(len(events.code), np.uint8)
     who = patient[events.record]
@@ -260,7 +302,9 @@ def _event_reasons(events: EventColumns, patient: Ints, patients: pl.DataFrame) 
     local_death = death + np.where(patients["death_is_date"].to_numpy()[who], 0, shift)
     reason[dated & (death != NO_TIME) & (events.start + shift > local_death)] = Reason.AFTER_DEATH
     reason[dated & (birth != NO_TIME) & (events.end + shift < birth)] = Reason.BEFORE_BIRTH
-    reason[events.code == 0] = Reason.UNKNOWN_MEDICATION
+    reason[still_open] = Reason.ENCOUNTER_OPEN
+    part = records.kind[events.record] == TYPE_NUMBER["Observation"]  # of a panel: a value without a code
+    reason[events.code == 0] = np.where(part, Reason.NO_CODE, Reason.UNKNOWN_MEDICATION)[events.code == 0]
     missing = ~dated & (events.source != STATIC)
     reason[missing] = Reason.NO_TIME
     reason[missing & events.unreadable] = Reason.INVALID_TIME
@@ -288,6 +332,26 @@ def _start_at_birth(events: EventColumns, patient: Ints, patients: pl.DataFrame)
         return events
     start = np.where(before, birth, events.start)
     return replace(events, start=start, known=np.where(before, np.maximum(events.known, start), events.known))
+
+
+def _end_deaths_locally(
+    events: EventColumns, patient: Ints, patients: pl.DataFrame
+) -> tuple[EventColumns, pl.DataFrame]:
+    """Let a day of death end where the subject's records were written: at the westernmost of their offsets, else UTC.
+
+    Only deaths: for other dates an offset taken from the whole record would let a later record move an earlier
+    event's known time.
+    """
+    who = patient[events.record]
+    written = events.offset != NO_OFFSET
+    west = np.full(len(patients), np.iinfo(np.int16).max, np.int64)
+    np.minimum.at(west, who[written], events.offset[written])
+    west[west == np.iinfo(np.int16).max] = 0
+    by_day = patients["death_is_date"].to_numpy() & (patients["death"].to_numpy() != NO_TIME)
+    later = np.where(by_day, -west * MINUTE, 0)
+    shift = np.where(events.source == DECEASED, later[who], 0)
+    death = pl.Series("death", patients["death"].to_numpy() + later)
+    return replace(events, end=events.end + shift, known=events.known + shift), patients.with_columns(death)
 
 
 def source_names() -> list[str | None]:

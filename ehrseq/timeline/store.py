@@ -12,7 +12,7 @@ import polars as pl
 
 from ehrseq.errors import TimelineError
 from ehrseq.timeline import meds
-from ehrseq.timeline.follow_up import is_contact
+from ehrseq.timeline.follow_up import deaths_by_day, is_contact, within_follow_up
 from ehrseq.timeline.schema import (
     CODE_SCHEMA,
     EVENT_SCHEMA,
@@ -163,7 +163,9 @@ class Timelines:
         first, last = times.collect().row(0)
         system = pl.col("code").str.extract(r"^((?:\w+://)?.*?)(?://|$)")
         systems = self.events["code"].value_counts().group_by(system).agg(pl.col("count").sum())
-        inside = (pl.col("death_time") <= pl.col("follow_up_end")).fill_null(False)
+        subjects = self.subjects.join(deaths_by_day(self.events), on="subject_id", how="left")
+        end = pl.col("follow_up_end")
+        inside = (within_follow_up(pl.col("death_time"), end, pl.col("by_day")) <= end).fill_null(False)
         return {
             "subjects": len(self),
             "events": self.events.height,
@@ -172,7 +174,7 @@ class Timelines:
             "events_per_code_system": dict(systems.sort("count", "code", descending=[True, False]).iter_rows()),
             "follow_up_rules": _counts(self.subjects["follow_up_rule"].fill_null("none")),
             "deaths": self.subjects["death_time"].count(),
-            "deaths_inside_follow_up": self.subjects.filter(inside).height,
+            "deaths_inside_follow_up": subjects.filter(inside).height,
             "splits": {} if self.splits is None else _counts(self.splits["split"]),
             "records": {} if self.ledger is None else _records(self.ledger),
         }
