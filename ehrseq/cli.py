@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ehrseq.errors import EhrseqError, SourceError
@@ -19,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="FHIR exports to patient timelines to calibrated, competing-risk trajectory forecasts.",
 )
-console = Console()
+say = typer.echo  # plain text: nothing is wrapped, so that tables stay tables and paths can be copied
 
 Timelines = Annotated[Path, typer.Argument(help="A timelines folder made by `ehrseq ingest`, or a MEDS dataset.")]
 TaskFile = Annotated[Path, typer.Option("--task", help="The task file (TOML).")]
@@ -67,10 +68,13 @@ def ingest_verb(
         update=update,
         strict=strict,
         workers=workers,
-        progress=console.is_terminal,
+        progress=sys.stdout.isatty(),
     )
-    show(done.summary())
-    console.print(f"timelines: {out}")
+    facts = done.summary()
+    show(facts)
+    if facts["records"].get("quarantined"):
+        say(f"file number, line and reason of each quarantined record: {out / 'quarantine.parquet'}")
+    say(f"timelines: {out}")
 
 
 @app.command("inspect")
@@ -83,20 +87,24 @@ def inspect_verb(
 
     facts = inspect(folder)
     if as_json:
-        print(json.dumps(facts, default=str))
+        say(json.dumps(facts, default=str))
     else:
         show(facts)
 
 
 @app.command("cohort")
-def cohort_verb(timelines: Timelines, task: TaskFile) -> None:
+def cohort_verb(
+    timelines: Timelines,
+    task: TaskFile,
+    seed: Annotated[int, typer.Option(help="The seed of the split, as in `ehrseq fit`.")] = 0,
+) -> None:
     """Show who is at risk, who was left out and why, and how many events there are, before any fitting."""
     from ehrseq.task.cohort import build_cohort
     from ehrseq.task.definition import Task
     from ehrseq.timeline.store import as_timelines
 
-    built = build_cohort(as_timelines(timelines), Task.from_toml(task))
-    print(built.summary())
+    built = build_cohort(as_timelines(timelines), Task.from_toml(task), seed=seed)
+    say(built.summary())
 
 
 @app.command("fit")
@@ -111,21 +119,27 @@ def fit_verb(
     from ehrseq.score import fit_model
 
     config = ModelConfig(seed=seed)
-    with Progress(
-        TextColumn("fitting"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn(), console=console
-    ) as bar:
-        epochs = config.training.max_epochs * config.training.members
-        row = bar.add_task("fit", total=epochs, note="first epoch")
-
-        def report(epoch: int, loss: float) -> None:
-            bar.update(row, advance=1, note=f"epoch {epoch}, tuning loss {loss:.4f}")
-
+    with epochs(config.training.max_epochs * config.training.members) as report:
         model = fit_model(timelines, task, out, config=config, report=report)
-        bar.update(row, completed=epochs)
+    splits = dict(model.trained_on_["split"].value_counts().iter_rows())
+    say(f"fitted on {splits.get('train', 0):,} training and {splits.get('tuning', 0):,} tuning subjects")
     for name, count in model.events_.items():
         if not count:
-            console.print(f"outcome '{name}' has no training event and is not forecast: check its codes")
-    console.print(f"model: {out}")
+            say(f"outcome '{name}' has no training event and is not forecast: check its codes")
+    say(f"model: {out}")
+
+
+@contextmanager
+def epochs(total: int) -> Iterator[Callable[[int, float], None]]:
+    """Report epochs: a bar on a terminal, a line each elsewhere."""
+    if not sys.stdout.isatty():
+        yield lambda epoch, loss: say(f"epoch {epoch}: tuning loss {loss:.4f}")
+        return
+    columns = (TextColumn("fitting"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+    with Progress(*columns) as bar:
+        row = bar.add_task("fit", total=total, note="first epoch")
+        yield lambda epoch, loss: bar.update(row, advance=1, note=f"epoch {epoch}, tuning loss {loss:.4f}")
+        bar.update(row, completed=total)  # early stopping leaves some out
 
 
 @app.command("score")
@@ -141,14 +155,16 @@ def score_verb(
     """Forecast everyone in an export or a timelines folder."""
     from ehrseq.score import score_export
 
-    forecast = score_export(source, model, out, at=at, file_format=file_format, progress=console.is_terminal)
-    console.print(str(forecast))
+    forecast = score_export(source, model, out, at=at, file_format=file_format, progress=sys.stdout.isatty())
+    scored = forecast.risk.select("subject_id", "prediction_time").unique()
+    say(f"scored: {scored.height:,} prediction times of {scored['subject_id'].n_unique():,} subjects")
     if forecast.skipped.height:
-        show({"skipped": dict(forecast.skipped["reason"].value_counts(sort=True).iter_rows())})
-    seen = forecast.metadata["seen_in_training"]
+        reasons = forecast.skipped["reason"].value_counts().sort("count", "reason", descending=[True, False])
+        show({"not scored, for one outcome or for all (see `skipped`)": dict(reasons.iter_rows())})
+    seen = forecast.seen.height
     if seen:
-        console.print(f"{seen:,} of these subjects were in the model's training data: do not judge it on them")
-    console.print(f"forecasts: {out}")
+        say(f"{seen:,} of these subjects were in the model's training data: do not judge it on them")
+    say(f"forecasts: {out}")
 
 
 @app.command("evaluate")
@@ -157,14 +173,15 @@ def evaluate_verb(
     timelines: Timelines,
     out: Out,
     task: Annotated[Path | None, typer.Option("--task", help="Another task file with the same outcomes.")] = None,
-    bootstrap: Annotated[int, typer.Option(help="Bootstrap replicates for the intervals.")] = 200,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Bootstrap replicates for the intervals.")] = 200,
 ) -> None:
     """Judge forecasts against what happened, beside an age-sex and a null model."""
     from ehrseq.score import evaluate_export
 
     result = evaluate_export(judged, timelines, out, task=task, n_bootstrap=bootstrap)
-    print(result.summary())
-    console.print(f"evaluation: {out}")
+    say(result.summary())
+    show({name.replace("_", " "): fact for name, fact in result.facts.items()})
+    say(f"evaluation: {out / 'evaluation.json'}")
 
 
 @app.command("simulate")
@@ -176,8 +193,10 @@ def simulate_verb(
     """Write a FHIR export of simulated people whose true risks are known."""
     from ehrseq.synthetic import write_simulation
 
-    write_simulation(out, subjects, seed=seed, progress=console.is_terminal)
-    console.print(f"simulated export: {out}")
+    write_simulation(out, subjects, seed=seed, progress=sys.stdout.isatty())
+    say(f"export: {out / 'export'}")
+    say(f"task: {out / 'task.toml'}")
+    say(f"truth: {out / 'truth.parquet'}")
 
 
 @app.command("demo")
@@ -189,40 +208,44 @@ def demo_verb(
     """Run the whole job on simulated people: export, timelines, model, forecasts, evaluation, plot."""
     from ehrseq.demo import run_demo
 
-    run_demo(out, subjects, seed=seed, say=console.print)
+    run_demo(out, subjects, seed=seed, say=say)
 
 
 def show(facts: dict[str, Any], indent: int = 0) -> None:
     """Print nested facts, one a line."""
-    for key, value in facts.items():
-        name = " " * indent + (key or "in all")
-        if isinstance(value, dict):
-            console.print(f"{name}:" if value else f"{name}: none", highlight=False, markup=False)
+    for name, value in facts.items():
+        lead = f"{' ' * indent}{name}:"
+        if isinstance(value, dict) and set(value) - {""}:
+            say(lead)
             show(value, indent + 2)
+        elif isinstance(value, dict):  # counts by reason, where there is but one that needs no name
+            say(f"{lead} {value.get('', 0):,}" if value else f"{lead} none")
+        elif isinstance(value, list):
+            say(f"{lead} {', '.join(map(str, value))}")
         else:
-            shown = f"{value:,}" if isinstance(value, int) else str(value)
-            console.print(f"{name}: {shown}", highlight=False, markup=False)
+            say(f"{lead} {value:,}" if isinstance(value, int) else f"{lead} {value}")
 
 
 def main() -> None:
-    """Run a verb. Exit status: 0 done; 1 a user's error, in one line; 2 wrong usage."""
+    """Run a verb. Exit status: 0 done; 1 a user's error, in one line; 2 wrong usage; 130 interrupted."""
     debug = "--debug" in sys.argv[1:]
     try:
         app([argument for argument in sys.argv[1:] if argument != "--debug"])
-    except EhrseqError as error:
-        if debug:
-            raise
-        print(f"ehrseq: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("ehrseq: interrupted; nothing half-written was left", file=sys.stderr)
-        sys.exit(130)
     except Exception as error:
-        # The message of an unexpected error may quote a record: its type says enough by default.
         if debug:
             raise
-        print(f"ehrseq: unexpected {type(error).__name__}; run again with --debug for details", file=sys.stderr)
+        typer.echo(f"ehrseq: {_one_line(error)}", err=True)
         sys.exit(1)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, EhrseqError):
+        return " ".join(str(error).split())
+    # the message of any other error may quote a record or a path: its type says enough by default
+    what = type(error).__name__
+    if isinstance(error, OSError):
+        return f"expected to read the input and to write the output; found {what}; check permissions and free space"
+    return f"expected to finish; found an unexpected {what}; run again with --debug and report it"
 
 
 if __name__ == "__main__":

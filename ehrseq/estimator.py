@@ -103,14 +103,14 @@ class ProgressionModel:
             )
         spans = tuple(Horizon(h) for h in horizons) if horizons is not None else self.task_.horizons
         tables = self._hazards(timelines, scored, baseline)
-        seen = self.seen_in_training(scored["subject_id"].unique().to_numpy())
+        who = scored.select(pl.col("subject_id").unique().sort())
+        seen = who.filter(pl.Series(self.seen_in_training(who["subject_id"].to_numpy())))
         metadata = {
             "model": baseline or "transformer",
             "task": _without_patients(self.task_.to_dict()),
             "data_hash": self.data_hash_,
-            "seen_in_training": int(seen.sum()),
         }
-        return Forecast(risk_table(tables, spans), skipped, metadata, tuple(tables))
+        return Forecast(risk_table(tables, spans), skipped, metadata, tuple(tables), seen)
 
     def evaluate(
         self, timelines: Any, task: Task | None = None, *, n_bootstrap: int = 200, seed: int = 0
@@ -143,7 +143,11 @@ class ProgressionModel:
         names: dict[str, str | None] = {"transformer": None, **{b: b for b in BASELINES}}
         spans = [h.label for h in task.horizons]
         risks = {name: self.forecast(unseen, at, horizons=spans, baseline=b).risk for name, b in names.items()}
-        labels = labels.filter(pl.col("outcome").is_in(self._outcomes()))
+        risks["null"] = _same_for_all(risks["null"])
+        order = {name: i for i, name in enumerate(self._outcomes())}
+        labels = labels.filter(pl.col("outcome").is_in(list(order))).sort(
+            pl.col("outcome").replace_strict(order, return_dtype=pl.Int64), "landmark", maintain_order=True
+        )
         horizons = {h.label: h.days for h in task.horizons}
         result = evaluate_forecasts(risks, labels, horizons, n_bootstrap=n_bootstrap, seed=seed)
         result.facts.update(subjects=len(timelines), seen_in_training=int(seen.sum()), evaluated=len(unseen))
@@ -303,6 +307,13 @@ class ProgressionModel:
         age = (known["prediction_time"] - known["birth_time"]).dt.total_microseconds() / (MICROSECONDS_PER_DAY * 365.25)
         own, other = self.baselines_[kind][outcome].hazards(age.to_numpy(), known["sex"].to_list())
         return own[None], other[None]
+
+
+def _same_for_all(risk: pl.DataFrame) -> pl.DataFrame:
+    """The null model's forecasts, one number a horizon: a year of 366 days must not rank people."""
+    horizon = pl.col("horizon_days").rank("dense").over("subject_id", "prediction_time", "outcome")
+    numbers = ("probability", "competing", "event_free")
+    return risk.with_columns(pl.col(c).mean().over("outcome", horizon) for c in numbers)
 
 
 def _without_patients(task: dict[str, Any]) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from typing import Any
 import polars as pl
 
 from ehrseq.config import ModelConfig
-from ehrseq.errors import UserError
+from ehrseq.errors import EvaluationError, UserError
 from ehrseq.estimator import ProgressionModel, load_model
 from ehrseq.evaluate.evaluation import Evaluation, evaluate_forecasts
-from ehrseq.forecast.table import Forecast
-from ehrseq.storage import MANIFEST, read_json
+from ehrseq.forecast.table import Forecast, check_format
+from ehrseq.storage import MANIFEST, check_target, read_json
 from ehrseq.task.definition import Task
 from ehrseq.task.label import label
 from ehrseq.task.outcome import occurrences
@@ -30,7 +30,11 @@ def fit_model(
     config: ModelConfig | None = None,
     report: Callable[[int, float], None] | None = None,
 ) -> ProgressionModel:
-    """Fit a progression model and save it to the folder `out`."""
+    """Fit a progression model and save it to the folder `out`.
+
+    `report(epoch, tuning_loss)` is called after each epoch. Raises UserError, before fitting, where `out` is taken.
+    """
+    check_target(out, "model")
     model = ProgressionModel(config).fit(timelines, task, report=report)
     model.save(out)
     return model
@@ -48,8 +52,11 @@ def score_export(
     """Forecast everyone in a FHIR export or a timelines folder, and write the forecast folder `out`.
 
     `source` is what `read_fhir` reads, a timelines folder, a Timelines or an event frame; `at` as in
-    `ProgressionModel.forecast`. Returns the Forecast.
+    `ProgressionModel.forecast`; `file_format` "parquet" or "csv". Returns the Forecast. Raises UserError.
     """
+    check_format(file_format)
+    if out is not None:
+        check_target(out, "forecast")
     fitted = model if isinstance(model, ProgressionModel) else load_model(model)
     forecast = fitted.forecast(open_timelines(source, progress=progress), at)
     if out is not None:
@@ -79,8 +86,12 @@ def evaluate_export(
     """Judge a model folder, or a forecast folder with its task, against what happened; write the folder `out`.
 
     A model is judged at its task's prediction times on the subjects it was not fitted on, beside the age-sex and the
-    null model. A forecast folder is judged at the times it has, with `task` or the task it was made for.
+    null model. A forecast folder is judged at the times it has, with `task` or the task it was made for. Subjects
+    that the model was fitted on are left out, and counted in the result's `facts`. Raises EvaluationError where nothing
+    can be judged.
     """
+    if out is not None:
+        check_target(out, "evaluation")
     timelines = as_timelines(timelines)
     if isinstance(judged, str | Path) and _kind(Path(judged)) == "forecast":
         result = _evaluate_folder(Path(judged), timelines, task, n_bootstrap, seed)
@@ -98,20 +109,42 @@ def _evaluate_folder(
 ) -> Evaluation:
     forecast = Forecast.load(folder)
     if task is None:
-        task = Task.from_dict(forecast.metadata["task"])
+        task = _task_of(forecast)
     elif not isinstance(task, Task):
         task = Task.from_toml(task)
-    queries = forecast.risk.select("subject_id", "prediction_time").unique(maintain_order=True)
-    queries = queries.join(timelines.subjects, on="subject_id", how="semi", maintain_order="left")
-    labels = label(queries, occurrences(timelines, task), timelines.subjects, task).with_columns(
+    # the skipped as well: at risk and without a forecast is `unscored`
+    asked = (f.select("subject_id", "prediction_time") for f in (forecast.risk, forecast.skipped))
+    queries = pl.concat(asked).unique().sort("subject_id", "prediction_time")
+    known = queries.join(timelines.subjects, on="subject_id", how="semi", maintain_order="left")
+    labels = label(known, occurrences(timelines, task), timelines.subjects, task).with_columns(
         landmark=pl.lit(None, pl.String)
     )
     labels = labels.filter(pl.col("outcome").is_in(forecast.risk["outcome"].unique().implode()))
+    labels = labels.join(forecast.seen, on="subject_id", how="anti", maintain_order="left")
+    if not labels["at_risk"].any():
+        raise EvaluationError(
+            "forecasts of subjects whom the model was not fitted on, and who are followed after their prediction time",
+            f"none among {queries.height:,} prediction times",
+            "score again with an earlier prediction time, or judge them by later data",
+        )
     horizons = {h.label: h.days for h in task.horizons}
     name = str(forecast.metadata.get("model", "forecast"))
     result = evaluate_forecasts({name: forecast.risk}, labels, horizons, n_bootstrap=n_bootstrap, seed=seed)
-    result.facts.update(seen_in_training=forecast.metadata.get("seen_in_training"))
+    result.facts.update(
+        subjects=queries["subject_id"].n_unique(),
+        not_in_timelines=queries["subject_id"].n_unique() - known["subject_id"].n_unique(),
+        seen_in_training=forecast.seen.height,
+    )
     return result
+
+
+def _task_of(forecast: Forecast) -> Task:
+    """The task that forecasts were made for; their prediction times are their own, so that its rule may be withheld."""
+    content = forecast.metadata.get("task")
+    if not isinstance(content, dict):
+        raise EvaluationError("a forecast folder that holds its task", "none", "give the task file")
+    times = content.get("prediction_times") or {"rule": "every_encounter"}
+    return Task.from_dict({**content, "prediction_times": times})
 
 
 def inspect(folder: str | Path) -> dict[str, Any]:
@@ -138,25 +171,37 @@ def inspect(folder: str | Path) -> dict[str, Any]:
             "kind": kind,
             "rows": forecast.risk.height,
             "subjects": forecast.risk["subject_id"].n_unique(),
-            "mean_probability": {
-                f"{outcome} {days:g}d": round(p, 4)
-                for outcome, days, p in forecast.risk.group_by("outcome", pl.col("horizon_days").round())
-                .agg(pl.col("probability").mean())
-                .sort("outcome", "horizon_days")
-                .iter_rows()
-            },
+            "mean_probability": _means(forecast.risk),
             "skipped": dict(forecast.skipped["reason"].value_counts().sort("reason").iter_rows()),
         }
     raise UserError(
-        "a timelines, model or forecast folder", "another folder" if folder.is_dir() else "no such folder",
+        "a timelines, model or forecast folder",
+        (f"a folder of kind '{kind}'" if kind else "another folder") if folder.is_dir() else "no such folder",
         "check the path",
-    )  # fmt: skip
+    )
+
+
+def _means(risk: pl.DataFrame) -> dict[str, dict[str, float]]:
+    """Mean probability by outcome and horizon; a horizon of years has a day more or less, by the leap years in it."""
+    by_horizon = risk.with_columns(
+        horizon=pl.col("horizon_days").rank("dense").over("subject_id", "prediction_time", "outcome")
+    )
+    means = (
+        by_horizon.group_by("outcome", "horizon")
+        .agg(pl.col("horizon_days").median(), pl.col("probability").mean())
+        .sort("outcome", "horizon")
+    )
+    found: dict[str, dict[str, float]] = {}
+    for outcome, _, days, probability in means.iter_rows():
+        found.setdefault(outcome, {})[f"{days:g} days"] = round(probability, 4)
+    return found
 
 
 def _kind(folder: Path) -> str | None:
     if (folder / MANIFEST).is_file():
         manifest = read_json(folder / MANIFEST)
-        return str(manifest.get("kind")) if isinstance(manifest, dict) else None
+        kind = manifest.get("kind") if isinstance(manifest, dict) else None
+        return kind if isinstance(kind, str) else None
     if is_ours(folder) or any((folder / "data").glob("**/*.parquet")):
         return "timelines"
     return None

@@ -15,14 +15,14 @@ from typing import Any
 from ehrseq.errors import ArtifactError, UserError
 
 MANIFEST = "manifest.json"
+DIGEST = "manifest_sha256"
 
 
 @contextmanager
-def atomic_folder(target: str | Path) -> Iterator[Path]:
+def atomic_folder(target: str | Path, kind: str | None = None) -> Iterator[Path]:
     """Yield a scratch folder that becomes `target` only if the block ends without an error.
 
-    An existing `target` is replaced only when it is empty or holds an ehrseq manifest or MEDS metadata
-    (so that a mistyped path never deletes somebody's files).
+    An existing `target` is replaced only where `check_target` allows it.
 
     >>> with tempfile.TemporaryDirectory() as d:
     ...     with atomic_folder(Path(d) / "out") as scratch:
@@ -31,12 +31,7 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
     ['a.txt']
     """
     target = Path(target)
-    if target.exists() and not is_replaceable(target):
-        raise UserError(
-            "an output folder that is new, empty or written by ehrseq",
-            "an existing folder or file with other content",
-            "choose another --out",
-        )
+    check_target(target, kind)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
@@ -53,18 +48,46 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def is_replaceable(target: Path) -> bool:
-    """Whether a folder is empty or one of ours, so that it may be written anew."""
-    if not target.is_dir():
-        return False
-    return (
-        not any(target.iterdir()) or (target / MANIFEST).is_file() or (target / "metadata" / "dataset.json").is_file()
-    )
+def check_target(target: str | Path, kind: str | None = None) -> None:
+    """Raise a UserError unless a folder may be written at `target`: a mistyped path never deletes somebody's files.
+
+    It may where nothing is, where an empty folder is, and where ehrseq wrote a folder of the same `kind` earlier (or,
+    without a `kind`, where any ehrseq folder or MEDS dataset is). Long jobs ask before they begin.
+    """
+    target = Path(target)
+    if not target.exists():
+        return
+    found = _written_kind(target)
+    if found is not None and kind not in (None, found):
+        raise UserError(
+            f"an output folder that is new, empty or holds an earlier {kind}", f"a {found} folder",
+            "choose another --out",
+        )  # fmt: skip
+    dataset = kind is None and (target / "metadata" / "dataset.json").is_file()
+    empty = target.is_dir() and not any(target.iterdir())
+    if found is None and not dataset and not empty:
+        raise UserError(
+            "an output folder that is new, empty or written by ehrseq",
+            "an existing folder or file with other content",
+            "choose another --out",
+        )
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON with sorted keys, so that equal content gives equal bytes."""
-    path.write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+def _written_kind(folder: Path) -> str | None:
+    """The kind that an ehrseq manifest names; None where there is no manifest, or somebody else's."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    try:
+        manifest = read_json(folder / MANIFEST)
+    except ArtifactError:
+        return None
+    ours = isinstance(manifest, dict) and isinstance(manifest.get("kind"), str) and "format_version" in manifest
+    return manifest["kind"] if ours else None
+
+
+def write_json(path: Path, content: Any, *, sort_keys: bool = True) -> None:
+    """Write JSON with sorted keys (or in their own order), so that equal content gives equal bytes."""
+    path.write_text(json.dumps(content, indent=1, sort_keys=sort_keys, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path, error: type[UserError] = ArtifactError) -> Any:
@@ -92,7 +115,13 @@ def write_manifest(folder: Path, kind: str, version: int, **facts: Any) -> None:
         for p in sorted(folder.rglob("*"))
         if p.is_file() and p.name != MANIFEST
     }
-    write_json(folder / MANIFEST, {"kind": kind, "format_version": version, **facts, "files": files})
+    content = {"kind": kind, "format_version": version, **facts, "files": files}
+    write_json(folder / MANIFEST, {**content, DIGEST: manifest_digest(content)})
+
+
+def manifest_digest(content: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's own content, so that a changed byte in it is told as one in the files is."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(
@@ -120,6 +149,8 @@ def read_manifest(
             f"version {version!r}",
             "use a newer ehrseq to read it",
         )
+    if manifest.pop(DIGEST, None) != manifest_digest(manifest):
+        raise error(f"{MANIFEST} as it was written", "other content", "the folder was changed: copy or make it again")
     files = manifest.get("files")
     if not isinstance(files, dict):
         raise error(f"a list of files in {MANIFEST}", "none", "the folder was changed: copy or make it again")

@@ -5,8 +5,11 @@ import pytest
 
 from ehrseq.errors import ArtifactError, TimelineError, UserError
 from ehrseq.storage import (
+    DIGEST,
     MANIFEST,
     atomic_folder,
+    check_target,
+    manifest_digest,
     read_json,
     read_manifest,
     sha256_file,
@@ -72,6 +75,30 @@ def test_a_foreign_folder_or_file_is_refused_and_kept(tmp_path):
     assert names(tmp_path) == ["notes.txt", "thesis"]
 
 
+def test_a_folder_is_replaced_by_its_own_kind(tmp_path):
+    out = tmp_path / "out"
+    for kind in ("model", "model", None):
+        check_target(out, kind)
+        with atomic_folder(out, kind) as scratch:
+            write_manifest(scratch, "model", 1)
+    with pytest.raises(UserError, match="holds an earlier forecast; found a model folder; choose another --out"):
+        check_target(out, "forecast")
+    dataset = tmp_path / "meds"
+    (dataset / "metadata").mkdir(parents=True)
+    (dataset / "metadata" / "dataset.json").write_text("{}")
+    check_target(dataset)
+    with pytest.raises(UserError, match="other content"):
+        check_target(dataset, "model")
+
+
+@pytest.mark.parametrize("content", ['{"name": "an application"}', '{"kind": "x"}', "[]", "no JSON", '{"kind": 1}'])
+def test_somebody_elses_manifest_is_no_licence(tmp_path, content):
+    (tmp_path / MANIFEST).write_text(content)
+    for kind in (None, "model"):
+        with pytest.raises(UserError, match="other content"):
+            check_target(tmp_path, kind)
+
+
 def test_empty_folders_and_missing_parents_are_fine(tmp_path):
     (tmp_path / "empty").mkdir()
     for target in (tmp_path / "empty", tmp_path / "a" / "b"):
@@ -112,8 +139,17 @@ def folder(tmp_path):
 
 
 def edit(folder, **changes):
+    """Change the manifest and sign it anew."""
     manifest = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps({**manifest, **changes}))
+    content = {k: v for k, v in {**manifest, **changes}.items() if k != DIGEST}
+    (folder / MANIFEST).write_text(json.dumps({**content, DIGEST: manifest_digest(content)}))
+
+
+def change(folder, old, new):
+    """Change the manifest's text and nothing else."""
+    text = (folder / MANIFEST).read_text()
+    assert old in text
+    (folder / MANIFEST).write_text(text.replace(old, new))
 
 
 def test_a_whole_folder_reads_back_its_facts(folder):
@@ -135,6 +171,8 @@ def test_a_whole_folder_reads_back_its_facts(folder):
         (lambda f: edit(f, format_version="2"), "found version '2'"),
         (lambda f: edit(f, files=["a.txt"]), "expected a list of files in manifest.json"),
         (lambda f: edit(f, files={"a.txt": "0" * 64}), r"a\.txt as its manifest"),
+        (lambda f: change(f, '"seed": 7', '"seed": 8'), "expected manifest.json as it was written"),
+        (lambda f: change(f, '"sub/b.txt"', '"sub/c.txt"'), "expected manifest.json as it was written"),
         (shutil.rmtree, "found no such folder"),
     ],
 )

@@ -91,12 +91,15 @@ class Evaluation:
 
     def save(self, folder: str | Path) -> None:
         """Write a folder with `evaluation.json` and a manifest, whole or not at all."""
-        with atomic_folder(folder) as scratch:
+        with atomic_folder(folder, "evaluation") as scratch:
             write_json(scratch / "evaluation.json", self.to_dict())
             write_manifest(scratch, "evaluation", FORMAT_VERSION)
 
     def summary(self) -> str:
-        """A text table for the terminal: one line a row of `table`, then the differences."""
+        """Text tables for the terminal: one line a row of `table`, then the gain in AUC over the next model.
+
+        Of `differences` only those of the AUC from the second model are shown, where they are defined.
+        """
         head = ["model", "outcome", "landmark", "horizon", "n", "events", "observed", "predicted", "O/E"]
         lines = [[*head, "AUC (95%)", "Brier", "scaled"]]
         for row in self.table.iter_rows(named=True):
@@ -105,18 +108,26 @@ class Evaluation:
             spread = _with_interval(row["auc"], row["auc_lower"], row["auc_upper"], 3)
             scores = [_text(row["brier"], 4), _text(row["scaled_brier"], 3)]
             lines.append([*names, str(row["n"]), str(row["events"]), *numbers, spread, *scores])
-        text = _columns(lines)
-        if len(self.differences):
-            lines = [["difference", "outcome", "landmark", "horizon", "measure", "value (95%)"]]
-            for row in self.differences.iter_rows(named=True):
-                value = _with_interval(row["difference"], row["lower"], row["upper"], 4)
-                names = [row["outcome"], row["landmark"] or "-", row["horizon"], row["measure"]]
-                lines.append([f"{row['model']} - {row['against']}", *names, value])
-            text += "\n\n" + _columns(lines)
+        tables = [_columns(lines), *self._gains()]
         unscored = self.table.group_by("model", maintain_order=True).agg(pl.col("unscored").max())
         notes = [f"{m}: up to {u} rows at risk unscored" for m, u in unscored.iter_rows() if u]
-        reasons = self.table["reason"].drop_nulls().unique(maintain_order=True).to_list()
-        return "\n".join([text, *notes, *(f"not defined: {reason}" for reason in reasons)])
+        # the count in a reason such as "fewer than 5 events (3)" differs from row to row
+        reasons = self.table["reason"].drop_nulls().str.replace(r" \(\d+\)", "").unique(maintain_order=True)
+        notes += [f"not defined: {reason}" for reason in reasons]
+        return "\n".join(["\n\n".join(tables), *notes])
+
+    def _gains(self) -> list[str]:
+        """The table of the first model's gain in AUC over the second, where there is one."""
+        shown = self.differences.filter(pl.col("difference").is_not_null(), measure="auc")
+        shown = shown.filter(pl.col("against") == pl.col("against").first())
+        if shown.is_empty():
+            return []
+        model, against = shown.row(0, named=True)["model"], shown.row(0, named=True)["against"]
+        lines = [["outcome", "landmark", "horizon", f"AUC of {model} minus {against} (95%)"]]
+        for row in shown.iter_rows(named=True):
+            gain = _with_interval(row["difference"], row["lower"], row["upper"], 3)
+            lines.append([row["outcome"], row["landmark"] or "-", row["horizon"], gain])
+        return [_columns(lines)]
 
 
 def evaluate_forecasts(

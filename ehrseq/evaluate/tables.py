@@ -168,8 +168,11 @@ def _matched(risk: pl.DataFrame, nominal: FloatArray) -> pl.DataFrame:
     days = risk["horizon_days"].to_numpy()
     distance = np.abs(days[:, None] - nominal)
     nearest = distance.argmin(1)
-    # 1.5 days for calendar years, less for hours and weeks, a thousandth for decades
+    # 1.5 days for calendar years, less for hours and weeks, a thousandth for decades; months have 28 to 31 days
     room = np.maximum(np.minimum(1.5, 0.005 * nominal), 0.001 * nominal)
+    months = nominal / (365.25 / 12)
+    whole = (np.abs(months - months.round()) < 1e-6) & (months > 0.5) & (months.round() % 12 != 0)
+    room = np.where(whole, np.maximum(room, 2.5), room)
     off = distance[np.arange(len(days)), nearest] > room[nearest]
     if off.any():
         raise EvaluationError(

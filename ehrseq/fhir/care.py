@@ -49,6 +49,7 @@ from ehrseq.fhir.statuses import (
     USE_STATUS,
     order_fault,
 )
+from ehrseq.fhir.values import NOTHING, read_quantity
 
 CARE_PLAN = Scheme("procedure", "CAREPLAN//")
 ORDER = Scheme("procedure", "ORDER//")
@@ -298,7 +299,7 @@ def device_use(r: DeviceUseStatement) -> Said:
     >>> preview(device_use, '''{"resourceType": "DeviceUseStatement", "status": "completed",
     ...     "device": {"concept": {"coding": [{"system": "http://snomed.info/sct", "code": "14106009"}]}},
     ...     "timingPeriod": {"start": "2019-05-01", "end": "2019-06-01"}}''')
-    [('DEVICE//SNOMED//14106009', '2019-05-01', '2019-06-01')]
+    [('DEVICE//SNOMED//14106009', '2019-05-01', None)]
     """
     if (reason := USE_STATUS.get(r.status)) is not None:
         return reason
@@ -350,11 +351,8 @@ def supply_delivery(r: SupplyDelivery) -> Said:
     facts: list[Fact] = []
     for item in items:
         found = _device_facts(SUPPLY, item.item_codeable_concept, item.item_reference, r, "SupplyDelivery")
-        amount, unit = (
-            (item.quantity.value, item.quantity.code or item.quantity.unit) if item.quantity else (None, None)
-        )
-        number = float(amount) if isinstance(amount, float) else float("nan")
-        facts += [fact._replace(number=number, unit=unit) for fact in found]
+        number, text, modifier, unit = read_quantity(item.quantity) if item.quantity else NOTHING
+        facts += [fact._replace(number=number, text=text, modifier=modifier, unit=unit) for fact in found]
     return facts
 
 

@@ -27,6 +27,7 @@ ShardOf = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint64]]
 PATIENTS: dict[str, Any] = {
     "record": pl.Int64, "patient": pl.String, "subject_id": pl.Int64, "sex": pl.String, "race": pl.String,
     "ethnicity": pl.String, "birth": pl.Int64, "death": pl.Int64, "death_is_date": pl.Boolean,
+    "undated_death": pl.Boolean,
 }  # fmt: skip
 ENCOUNTERS: dict[str, Any] = {
     "record": pl.Int64, "target": pl.String, "start": pl.Int64, "start_end": pl.Int64, "start_precision": pl.UInt8,
@@ -39,7 +40,9 @@ MEDICATIONS: dict[str, Any] = {
 }  # fmt: skip
 IDENTIFIERS: dict[str, Any] = {"record": pl.Int64, "identifier": pl.String, "target": pl.String}
 LINKS: dict[str, Any] = {"record": pl.Int64, "type": pl.String, "own": pl.String, "other": pl.String}
-PERIODS: dict[str, Any] = {"record": pl.Int64, "reference": pl.Int64, "start": pl.Int64, "end": pl.Int64}
+PERIODS: dict[str, Any] = {
+    "record": pl.Int64, "reference": pl.Int64, "start": pl.Int64, "end": pl.Int64, "fault": pl.UInt8,
+}  # fmt: skip
 REFERENCES: dict[str, Any] = {"target": pl.String, "written": pl.String, "subject_id": pl.Int64}
 
 
@@ -53,7 +56,6 @@ class Chunk:
     files: list[str]  # paths by the number that records carry
     counts: list[tuple[int, str, int, int]]  # file, type, reason, count: fates settled while reading
     quarantine: list[tuple[int, int, int, int]]  # file, member, line, reason
-    last: int  # the last moment that any event names
     piece: int = 0  # of a file that was read in pieces
     part: int = 0  # of what a task gave
     lines: int = 0  # in this piece, so that the lines of later pieces can be counted on
@@ -149,7 +151,6 @@ def pack(rows: Rows, files: list[str], shards: int, shard_of: ShardOf) -> Chunk:
         files=files,
         counts=sorted((f, t, int(r), n) for (f, t, r), n in rows.counts.items()),
         quarantine=[(f, m, line, int(r)) for f, m, line, r in rows.quarantine],
-        last=int(max(events.end.max(initial=NO_TIME), events.known.max(initial=NO_TIME))),
     )
 
 
@@ -230,7 +231,8 @@ class _Parsed:
 
 def _patients(rows: Rows, parsed: _Parsed) -> pl.DataFrame:
     """One row a Patient record. Birth is the start of its interval, death the end, in microseconds (`NO_TIME`: none);
-    `death_is_date` says that it has no clock time."""
+    `death_is_date` says that it has no clock time, `undated_death` that there is no (readable) date of death, and yet
+    the record says that there was one."""
     patients = rows.patients
     birth, death = parsed["birth"], parsed["death"]
     return pl.DataFrame(
@@ -244,6 +246,7 @@ def _patients(rows: Rows, parsed: _Parsed) -> pl.DataFrame:
             "birth": birth.start,
             "death": death.end,
             "death_is_date": death.precision <= PRECISIONS.index("day"),
+            "undated_death": (death.end == NO_TIME) & np.array([p.deceased for p in patients], bool),
         },
         PATIENTS,
     )
@@ -270,13 +273,19 @@ def _encounters(found: list[_Span], parsed: _Parsed) -> pl.DataFrame:
 
 
 def _periods(rows: Rows, parsed: _Parsed) -> pl.DataFrame:
+    """Observation periods; `fault` is the reason why one cannot be used (0: it can)."""
     found = rows.research_subjects
+    start, end = parsed["period_start"].start, parsed["period_end"].end
+    none = np.array([not r[2] and not r[3] for r in found], bool)
+    unreadable = np.array([bool(r[2]) for r in found], bool) & (start == NO_TIME)
+    unreadable |= np.array([bool(r[3]) for r in found], bool) & (end == NO_TIME)
     return pl.DataFrame(
         {
             "record": [r[0] for r in found],
             "reference": [r[1] for r in found],
-            "start": parsed["period_start"].start,
-            "end": parsed["period_end"].end,
+            "start": start,
+            "end": end,
+            "fault": np.select([none, unreadable], [Reason.NO_TIME, Reason.INVALID_TIME], 0).astype(np.uint8),
         },
         PERIODS,
     )

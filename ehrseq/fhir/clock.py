@@ -1,7 +1,8 @@
 """Reading FHIR dates and times, all at once.
 
 A FHIR date may be partial: it stands for an interval, whose start gives an event's `time` and whose end gives the
-moment by which it was over. Written seconds (and fractions of them) count as exact. Times with a zone become UTC;
+moment by which it was over. Written seconds (and fractions of them) count as exact; a leap second (`:60`) is the
+next minute's first. Times with a zone become UTC;
 a time or date without one is taken as UTC.
 """
 
@@ -19,7 +20,7 @@ PRECISIONS = ("", "year", "month", "day", "minute", "second")
 NO_OFFSET = np.iinfo(np.int16).min
 
 _PATTERN = (
-    r"^(\d{4})(?:-(\d\d)(?:-(\d\d)(?:[Tt ]([01]\d|2[0-3]):([0-5]\d)(?::([0-5]\d)(?:[.,](\d+))?)?"
+    r"^(\d{4})(?:-(\d\d)(?:-(\d\d)(?:[Tt ]([01]\d|2[0-3]):([0-5]\d)(?::([0-5]\d|60)(?:[.,](\d+))?)?"
     r"([Zz]|[+-]\d\d:?\d\d)?)?)?)?$"
 )
 _PARTS = ("year", "month", "day", "hour", "minute", "second", "fraction", "zone")

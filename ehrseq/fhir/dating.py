@@ -1,9 +1,10 @@
 """The time policy: which fields of a record say when its fact happened and since when it was known.
 
 One table, `POLICY`, and one function that reads it, `dated`. `time` is the first field of the list that is there, a
-period counting from its start (or, where that is open, from its end). `known` is the first of its own list, else the
-end of the period, else, once dates are parsed, the end of the interval that an imprecise date stands for. Without
-any, `timeline.link` takes the linked Encounter's start and end.
+period counting from its start (or, where that is open, from its end). `known` is the first of its own list, else,
+once dates are parsed, the end of the interval that the date of `time` stands for. A period's end comes later than its
+start, and says nothing of what was known then; only a *result* of a period (a measurement, an assessment, a bill) is
+there at its end. Without any date, `timeline.link` takes the linked Encounter's start and end.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Policy(NamedTuple):
 
     time: tuple[tuple[str, int], ...]
     known: tuple[str, ...] = ()
-    foreseen: bool = False  # whether ends of periods are intentions, and say nothing about when it was known
+    result: bool = False  # whether it sums up a period, and so is there at the period's end
 
 
 def _same(source: int, *names: str) -> tuple[tuple[str, int], ...]:
@@ -59,9 +60,9 @@ _ORDERED = Policy(_same(AUTHORED, "authored_on", "ordered_on", "date", "date_sen
 _USED = _same(USED, "timing_date_time", "timing_period", "timing_timing", "when_used")
 
 POLICY: dict[str, Policy] = {
-    "Observation": Policy((*_EFFECTIVE, ("issued", ISSUED)), ("issued",)),
-    "Observation (genomic)": Policy((("issued", ISSUED), *_EFFECTIVE), ("issued",)),
-    "DiagnosticReport": Policy((*_EFFECTIVE[:2], ("issued", ISSUED)), ("issued",)),
+    "Observation": Policy((*_EFFECTIVE, ("issued", ISSUED)), ("issued",), result=True),
+    "Observation (genomic)": Policy((("issued", ISSUED), *_EFFECTIVE), ("issued",), result=True),
+    "DiagnosticReport": Policy((*_EFFECTIVE[:2], ("issued", ISSUED)), ("issued",), result=True),
     "Condition": Policy(_ONSET, _RECORDED),
     "AllergyIntolerance": Policy(_ONSET, _RECORDED),
     "MedicationRequest": Policy(_same(AUTHORED, "authored_on")),
@@ -79,7 +80,7 @@ POLICY: dict[str, Policy] = {
     "Immunization": Policy(
         (*_same(OCCURRENCE, "occurrence_date_time", "date"), ("recorded", RECORDED)), ("recorded",)
     ),
-    "CarePlan": Policy((("period", PERIOD), ("created", CREATED)), ("created",), foreseen=True),
+    "CarePlan": Policy((("period", PERIOD), ("created", CREATED)), ("created",)),
     "ServiceRequest": _ORDERED,
     "ProcedureRequest": _ORDERED,
     "ReferralRequest": _ORDERED,
@@ -104,19 +105,19 @@ POLICY: dict[str, Policy] = {
     "SupplyDelivery": Policy(_OCCURRENCE),
     "NutritionIntake": Policy(_OCCURRENCE, ("recorded",)),
     "FamilyMemberHistory": Policy(_same(RECORDED, "date")),
-    "Flag": Policy(_same(PERIOD, "period"), foreseen=True),
-    "RiskAssessment": Policy((*_OCCURRENCE, ("date", OCCURRENCE))),
+    "Flag": Policy(_same(PERIOD, "period")),
+    "RiskAssessment": Policy((*_OCCURRENCE, ("date", OCCURRENCE)), result=True),
     "AdverseEvent": Policy(
         (*_OCCURRENCE, ("date", OCCURRENCE), ("detected", IDENTIFIED), ("recorded_date", RECORDED)),
         ("recorded_date", "detected"),
     ),
-    "DetectedIssue": Policy(_same(IDENTIFIED, "identified_date_time", "identified_period", "date")),
-    "ClinicalImpression": Policy((*_EFFECTIVE[:2], ("date", RECORDED)), ("date",)),
+    "DetectedIssue": Policy(_same(IDENTIFIED, "identified_date_time", "identified_period", "date"), result=True),
+    "ClinicalImpression": Policy((*_EFFECTIVE[:2], ("date", RECORDED)), ("date",), result=True),
     "QuestionnaireResponse": Policy(_same(AUTHORED, "authored")),
-    "Claim": Policy((("billable_period", BILLED), ("created", CREATED)), ("created",)),
-    "ExplanationOfBenefit": Policy((("billable_period", BILLED), ("created", CREATED)), ("created",)),
+    "Claim": Policy((("billable_period", BILLED), ("created", CREATED)), ("created",), result=True),
+    "ExplanationOfBenefit": Policy((("billable_period", BILLED), ("created", CREATED)), ("created",), result=True),
     "ChargeItem": Policy(
-        (*_OCCURRENCE, ("occurrence_timing", OCCURRENCE), ("entered_date", CREATED)), ("entered_date",)
+        (*_OCCURRENCE, ("occurrence_timing", OCCURRENCE), ("entered_date", CREATED)), ("entered_date",), result=True
     ),
     # no version of FHIR gives them a date
     "MolecularSequence": Policy(()),
@@ -128,9 +129,11 @@ def dated(record: Any, policy: Policy) -> Moment:
 
     Attributes that the record's type does not have count as absent.
 
-    >>> from ehrseq.fhir.resource import Period, Procedure
+    >>> from ehrseq.fhir.resource import Observation, Period, Procedure
     >>> stay = Period(start="2020-01-02", end="2020-02")
     >>> dated(Procedure(resource_type="Procedure", performed_period=stay), POLICY["Procedure"])[:2]
+    ('2020-01-02', None)
+    >>> dated(Observation(resource_type="Observation", effective_period=stay), POLICY["Observation"])[:2]
     ('2020-01-02', '2020-02')
     """
     for name, source in policy.time:
@@ -142,7 +145,7 @@ def dated(record: Any, policy: Policy) -> Moment:
             for other in policy.known:
                 if known := getattr(record, other, None):
                     return time, known, source
-            return time, None if policy.foreseen else until, source
+            return time, until if policy.result else None, source
     return None, None, ENCOUNTER
 
 
@@ -187,7 +190,7 @@ def policy_table() -> str:
     rows = ["| type | `time`: the first of | `known_time`: the first of |", "|---|---|---|"]
     for kind, policy in POLICY.items():
         time = ", ".join(_field(name) for name, _ in policy.time) or "none"
-        known = ", ".join(_field(name) for name in policy.known) or ""
+        known = ", ".join([_field(name) for name in policy.known] + ["the period's end"] * policy.result)
         rows.append(f"| {kind} | {time} | {known} |")
     return "\n".join(rows)
 

@@ -47,7 +47,7 @@ from ehrseq.fhir.rows import (
     Rows,
 )
 from ehrseq.fhir.statuses import EVENT_STATUS, RESULT_STATUS
-from ehrseq.fhir.values import read_value
+from ehrseq.fhir.values import NOTHING, read_value
 
 BIRTH_CODE = "MEDS_BIRTH"
 DEATH_CODE = "MEDS_DEATH"
@@ -161,6 +161,7 @@ class Emitters:
                 ethnicity=";".join(ethnicity) or None,
                 birth=r.birth_date,
                 death=r.deceased_date_time,
+                deceased=bool(r.deceased_boolean or r.deceased_date_time),
                 identifiers=[f"{i.system or ''}|{i.value}" for i in r.identifier or () if i.value],
             )
         )
@@ -204,7 +205,7 @@ class Emitters:
         abated = r.abatement_date_time or (r.abatement_period and r.abatement_period.end)
         if abated:
             number = times[abated]
-            # the number as `known`: an abatement is dated after the record of the diagnosis, and known by itself
+            # its own date as `known`: the encounter's end is not its; linking adds when the diagnosis was known
             rows.add(record, concept_code(r.code, self.abatements), number, number, ABATEMENT)
         return EVENTS
 
@@ -229,9 +230,13 @@ class Emitters:
         if r.component and not (genomic and not is_present(r)):
             for part in r.component:
                 part_code = concept_code(part.code, self.measurements)
-                if part_code and not part.modifier_extension:
-                    parts += 1
-                    amount, words, why, measure = read_value(part)
+                if part.modifier_extension:
+                    continue
+                value = read_value(part)
+                # a value without a code is passed on without one, to be counted among what is left out
+                if part_code or value is not NOTHING:
+                    parts += part_code > 0
+                    amount, words, why, measure = value
                     rows.add(
                         record,
                         part_code,
@@ -266,7 +271,7 @@ class Emitters:
         return self._coded(r, record, concept_code(r.code, self.measurements), "DiagnosticReport")
 
     def procedure(self, r: Procedure, record: int) -> int:
-        """The procedure at its start, known at its end."""
+        """The procedure at its start."""
         if (reason := EVENT_STATUS.get(r.status)) is not None:
             return reason
         if r.not_done or r.not_performed:
@@ -315,9 +320,10 @@ class Emitters:
         person = r.subject or r.patient
         if person is None or person.reference is None:
             return Reason.NO_SUBJECT
-        if r.period is not None and not r.modifier_extension:
-            number = self.rows.references[person.reference]
-            self.rows.research_subjects.append((record, number, r.period.start, r.period.end))
+        if r.modifier_extension:
+            return Reason.MODIFIER_EXTENSION
+        period = r.period or Period()
+        self.rows.research_subjects.append((record, self.rows.references[person.reference], period.start, period.end))
         return Reason.FOLLOW_UP
 
     def _coded(self, r: Any, record: int, code: int, kind: str) -> int:

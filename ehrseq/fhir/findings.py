@@ -28,7 +28,7 @@ from ehrseq.fhir.resource_findings import (
 )
 from ehrseq.fhir.rows import PERFORMED
 from ehrseq.fhir.statuses import BILL_STATUS, BILL_USE, CHARGE_STATUS, EVENT_STATUS, RESULT_STATUS
-from ehrseq.fhir.values import NAN, as_number, read_range
+from ehrseq.fhir.values import NAN, Value, as_number, read_quantity, read_range
 
 DIAGNOSIS = Scheme("diagnosis")
 PROCEDURE = Scheme("procedure", procedure=True)
@@ -281,26 +281,27 @@ def _answers(item: Item, prefix: str, when: Moment, facts: list[Fact]) -> None:
     if item.modifier_extension:
         return
     for answer in item.answer or ():
-        number, text, unit = _answer(answer)
+        number, text, modifier, unit = _answer(answer)
         if item.link_id and not (math.isnan(number) and text is None):
             code = f"{prefix}{item.link_id.strip()}"
-            facts.append(Fact(PLAIN, code, when, number, text, unit=unit))
+            facts.append(Fact(PLAIN, code, when, number, text, modifier, unit))
         for below in [*(answer.item or ()), *(answer.group or ())]:
             _answers(below, prefix, when, facts)
     for below in [*(item.item or ()), *(item.group or ()), *(item.question or ())]:
         _answers(below, prefix, when, facts)
 
 
-def _answer(answer: Answer) -> tuple[float, str | None, str | None]:
-    """Number, text and unit of an answer; nothing of free text, references and files."""
+def _answer(answer: Answer) -> Value:
+    """The value of an answer; nothing of free text, references and files."""
     if answer.value_integer is not None:
-        return float(answer.value_integer), None, None
+        return as_number(answer.value_integer), None, None, None
     if answer.value_decimal is not None:
-        return as_number(answer.value_decimal), None, None
-    if (quantity := answer.value_quantity) is not None:
-        return as_number(quantity.value), None, quantity.code or quantity.unit
+        return as_number(answer.value_decimal), None, None, None
+    if answer.value_quantity is not None:
+        number, _, comparator, unit = read_quantity(answer.value_quantity)
+        return number, None, comparator, unit
     if answer.value_boolean is not None:
-        return NAN, "true" if answer.value_boolean else "false", None
+        return NAN, "true" if answer.value_boolean else "false", None, None
     if answer.value_coding is not None:
-        return NAN, code_of(answer.value_coding), None
-    return NAN, answer.value_date or answer.value_date_time or answer.value_time, None
+        return NAN, code_of(answer.value_coding), None, None
+    return NAN, answer.value_date or answer.value_date_time or answer.value_time, None, None

@@ -51,6 +51,7 @@ class Reason(IntEnum):
     BEFORE_BIRTH = 14
     AFTER_DEATH = 15
     NO_FACTS = 16
+    ENCOUNTER_OPEN = 29
     # the kind of record
     CONTAINER = 17
     REFERENCE_DATA = 18

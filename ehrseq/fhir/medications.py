@@ -20,7 +20,7 @@ from ehrseq.fhir.resource import (
 )
 from ehrseq.fhir.rows import MedicationFacts, Rows
 from ehrseq.fhir.statuses import DISPENSE_STATUS, ORDER_INTENT, ORDER_STATUS, USE_STATUS
-from ehrseq.fhir.values import NAN, as_number
+from ehrseq.fhir.values import NOTHING, Value, read_quantity
 
 _WHEN = {
     kind: dater(kind)
@@ -66,9 +66,7 @@ class MedicationEmitters:
         dose = (r.dosage.dose or r.dosage.quantity) if r.dosage is not None else None
         if dose is None:
             return self._medication_use(r, record, "MedicationAdministration")
-        value = dose.value
-        number = value if type(value) is float else as_number(value)
-        return self._medication_use(r, record, "MedicationAdministration", number, dose.code or dose.unit)
+        return self._medication_use(r, record, "MedicationAdministration", read_quantity(dose))
 
     def medication_dispense(self, r: MedicationDispense, record: int) -> int:
         """A medication handed over or, failing that, prepared."""
@@ -104,12 +102,12 @@ class MedicationEmitters:
         r: MedicationUse,
         record: int,
         kind: str,
-        number: float = NAN,
-        unit: str | None = None,
+        value: Value = NOTHING,
     ) -> int:
         if r.modifier_extension:
             return Reason.MODIFIER_EXTENSION
-        rows = self.rows
+        rows, texts = self.rows, self.rows.texts
+        number, text, modifier, unit = value
         time, known, source = _WHEN[kind](r)
         happened, certain = rows.times[time], rows.times[known]
         concept = r.medication_codeable_concept
@@ -119,13 +117,13 @@ class MedicationEmitters:
             code = concept_code(concept, self.codes)
             if not code:
                 return Reason.NO_CODE
-            rows.add(record, code, happened, certain, source, number, 0, 0, rows.texts[unit])
+            rows.add(record, code, happened, certain, source, number, texts[text], texts[modifier], texts[unit])
             return EVENTS
         codes = self._referenced_codes(r)
         if len(codes) > 1:
-            number, unit = NAN, None  # the dose of a mixture is nobody's dose
+            number, text, modifier, unit = NOTHING  # the dose of a mixture is nobody's dose
         for code in codes:
-            rows.add(record, code, happened, certain, source, number, 0, 0, rows.texts[unit])
+            rows.add(record, code, happened, certain, source, number, texts[text], texts[modifier], texts[unit])
         return EVENTS if codes else Reason.NO_CODE
 
     def _referenced_codes(self, r: MedicationUse) -> list[int]:

@@ -48,6 +48,7 @@ class Patient(Resource, kw_only=True):
     gender: str | None = None
     birth_date: str | None = None
     deceased_date_time: str | None = None
+    deceased_boolean: bool | None = None
     extension: list[Extension] | None = None
 
 

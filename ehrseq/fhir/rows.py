@@ -164,6 +164,7 @@ class PatientFacts:
     birth: str | None
     death: str | None
     identifiers: list[str]
+    deceased: bool = False  # whether the record says that there was a death, dated or not
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from ehrseq.fhir.codes import MEASUREMENT_ORDER, event_code, preferred_code
 from ehrseq.fhir.datatypes import Concept, Quantity, Range, Ratio
@@ -12,6 +13,8 @@ NAN = math.nan
 Value = tuple[float, str | None, str | None, str | None]
 """(number or nan, text, modifier, unit)"""
 NOTHING: Value = (NAN, None, None, None)
+LARGEST = 3.4028234663852886e38  # that the events' float32 column holds
+_COMPARED = re.compile(r"(<=|>=|<|>)\s*(.+)", re.DOTALL)
 
 
 def read_value(item: Measured) -> Value:
@@ -27,13 +30,7 @@ def read_value(item: Measured) -> Value:
     (nan, None, 'not-performed', None)
     """
     if (quantity := item.value_quantity) is not None:
-        value = quantity.value
-        return (
-            value if type(value) is float else as_number(value),
-            None,
-            quantity.comparator,
-            quantity.code or quantity.unit,
-        )
+        return read_quantity(quantity)
     if (text := item.value_string) is not None:
         return as_number(text), text, None, None
     if (when := item.value_date_time) is not None:
@@ -43,11 +40,30 @@ def read_value(item: Measured) -> Value:
     return _rare_value(item)
 
 
+def read_quantity(quantity: Quantity) -> Value:
+    """The value of a Quantity. A number written as text counts, with its comparator; what is no number stays text.
+
+    >>> read_quantity(Quantity(value="<5", code="mg")), read_quantity(Quantity(value="trace"))
+    ((5.0, None, '<', 'mg'), (nan, 'trace', None, None))
+    """
+    value, unit = quantity.value, quantity.code or quantity.unit
+    if type(value) is float and -LARGEST <= value <= LARGEST:
+        return value, None, quantity.comparator, unit
+    number = as_number(value)
+    if value is None or number == number:
+        return number, None, quantity.comparator, unit
+    text = str(value).strip()
+    if (parts := _COMPARED.fullmatch(text)) and (number := as_number(parts[2])) == number:
+        return number, None, quantity.comparator or parts[1], unit
+    return NAN, text or None, quantity.comparator, unit
+
+
 def _rare_value(item: Measured) -> Value:
     if item.data_absent_reason is not None:
         return NAN, None, _absence(item.data_absent_reason), None
     if item.value_integer is not None:
-        return float(item.value_integer), None, None, None
+        number = as_number(item.value_integer)
+        return number, None if number == number else str(item.value_integer), None, None
     if item.value_boolean is not None:
         return NAN, "true" if item.value_boolean else "false", None, None
     if item.value_range is not None:
@@ -66,7 +82,7 @@ def _rare_value(item: Measured) -> Value:
 
 
 def as_number(text: str | float | None) -> float:
-    """A number written as text; nan where it is none.
+    """A number written as text; nan where it is none, or too large for the column.
 
     >>> as_number(" 7.5"), as_number("POSITIVE"), as_number("1_000"), as_number("inf")
     (7.5, nan, nan, nan)
@@ -75,9 +91,9 @@ def as_number(text: str | float | None) -> float:
         return NAN
     try:
         number = float(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return NAN
-    return number if math.isfinite(number) and "_" not in str(text) else NAN
+    return number if abs(number) <= LARGEST and "_" not in str(text) else NAN
 
 
 def concept_text(concept: Concept) -> str | None:
@@ -114,5 +130,5 @@ def _ratio(value: Ratio) -> Value:
     above, above_text, above_unit = _amount(value.numerator)
     below, below_text, below_unit = _amount(value.denominator)
     unit = f"{above_unit or '1'}/{below_unit}" if below_unit else above_unit
-    number = above / below if below else NAN
+    number = as_number(above / below) if below else NAN
     return number, f"{above_text}:{below_text}", value.numerator.comparator if value.numerator else None, unit

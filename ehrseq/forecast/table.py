@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ RISK_SCHEMA: dict[str, Any] = {
     "upper": pl.Float64,
     "extrapolated": pl.Boolean,
 }
+SEEN_SCHEMA: dict[str, Any] = {"subject_id": pl.Int64}
 SKIPPED_SCHEMA: dict[str, Any] = {
     "subject_id": pl.Int64,
     "patient": pl.String,
@@ -42,6 +43,9 @@ SKIPPED_SCHEMA: dict[str, Any] = {
     "outcome": pl.String,
     "reason": pl.String,
 }
+CURVE_KEY = ("outcome", "prediction_time")
+CURVE_SCHEMA: dict[str, Any] = dict.fromkeys(("days", "probability", "competing"), pl.Float64)
+FORMATS = ("parquet", "csv")
 HAZARD_KEY = ("subject_id", "patient", "prediction_time")
 
 
@@ -104,6 +108,22 @@ def risk_table(hazards: Sequence[Hazards], horizons: Sequence[Horizon]) -> pl.Da
     return table.sort("subject_id", "prediction_time", "outcome", "horizon_days")
 
 
+def _curve(hazards: Hazards, chosen: pl.Expr, grid: NDArray[np.float64]) -> pl.DataFrame:
+    """The curves of one outcome at the prediction times of the chosen rows, one row a point of `grid` (days)."""
+    index = hazards.rows.with_row_index().filter(chosen)["index"].to_numpy()
+    rows = hazards.rows[index]
+    own, other = (h[:, index] for h in (hazards.outcome_hazard, hazards.competing_hazard))
+    outcome, competing, *_ = replace(hazards, rows=rows, outcome_hazard=own, competing_hazard=other).incidence(grid)
+    values = (np.tile(grid, len(index)), outcome.ravel(), competing.ravel())
+    return pl.DataFrame(
+        {
+            "outcome": pl.repeat(hazards.outcome, outcome.size, dtype=pl.String, eager=True),
+            "prediction_time": rows["prediction_time"].gather(np.repeat(np.arange(len(index)), len(grid))),
+            **dict(zip(CURVE_SCHEMA, values, strict=True)),
+        }
+    )
+
+
 @dataclass(frozen=True)
 class Forecast:
     """Forecasts of many subjects.
@@ -112,13 +132,15 @@ class Forecast:
     incidence of the outcome with its competitors respected, `competing` that of a competitor first, `event_free`
     that of neither; the three add up to 1. `lower` and `upper` are the range of the ensemble's members (model
     disagreement, not a confidence interval), null for one member. `skipped` says who was not scored, for which
-    outcome (null: for all), and why.
+    outcome (null: for all), and why. `seen` lists the scored subjects that the model was fitted on (`subject_id`): do
+    not judge it on them.
     """
 
     risk: pl.DataFrame
     skipped: pl.DataFrame
     metadata: dict[str, Any] = field(default_factory=dict)
     hazards: tuple[Hazards, ...] = field(default=(), repr=False)
+    seen: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=SEEN_SCHEMA), repr=False)
 
     def to_pandas(self) -> Any:
         """The risk table as a pandas frame."""
@@ -131,33 +153,23 @@ class Forecast:
     def curves(self, patient: str, *, n_points: int = 60) -> pl.DataFrame:
         """Cumulative incidence over time for one patient: `outcome, prediction_time, days, probability, competing`.
 
-        A forecast read from a folder has the horizons of its risk table only.
+        Curves start at 0 days. A forecast read from a folder has the horizons of its risk table only. Raises
+        ForecastError for a patient without a forecast.
         """
-        mine = pl.col("patient") == patient.removeprefix("Patient/")
+        mine = pl.col("patient") == patient.rsplit("Patient/", 1)[-1]
         rows = self.risk.filter(mine)
         if not rows.height:
             raise ForecastError(
                 "a patient with a forecast", "one without", "see forecast.skipped for the reason, or check the id"
             )
-        if not self.hazards:
-            return rows.select("outcome", "prediction_time", "probability", "competing", days="horizon_days")
-        grid = np.linspace(0, float(np.asarray(rows["horizon_days"].max())), n_points)
-        parts = []
-        for h in self.hazards:
-            index = h.rows.with_row_index().filter(mine)["index"].to_numpy()
-            for i in index:
-                one = Hazards(
-                    h.outcome, h.rows[int(i)], h.outcome_hazard[:, [i]], h.competing_hazard[:, [i]], h.edges,
-                    h.supported_days,
-                )  # fmt: skip
-                outcome, competing, *_ = one.incidence(grid)
-                time = h.rows["prediction_time"][int(i)]
-                parts.append(
-                    pl.DataFrame({"days": grid, "probability": outcome[0], "competing": competing[0]}).with_columns(
-                        outcome=pl.lit(h.outcome), prediction_time=pl.lit(time, TIME)
-                    )
-                )
-        return pl.concat(parts)
+        if self.hazards:
+            grid = np.linspace(0, float(np.asarray(rows["horizon_days"].max())), n_points)
+            curves = pl.concat([_curve(h, mine, grid) for h in self.hazards])
+        else:
+            known = rows.select(*CURVE_KEY, "probability", "competing", days="horizon_days")
+            start = known.unique(CURVE_KEY).with_columns(pl.lit(0.0).alias(c) for c in CURVE_SCHEMA)
+            curves = pl.concat([start, known])
+        return curves.select(*CURVE_KEY, *CURVE_SCHEMA).sort(*CURVE_KEY, "days")
 
     def plot(self, patient: str) -> matplotlib.figure.Figure:
         """Risk curves of one patient, one line an outcome, at the patient's last prediction time."""
@@ -166,11 +178,10 @@ class Forecast:
         return plot_curves(self.curves(patient))
 
     def save(self, folder: str | Path, *, file_format: str = "parquet") -> None:
-        """Write `risk`, `skipped` (parquet or csv) and `manifest.json` atomically."""
-        if file_format not in ("parquet", "csv"):
-            raise ForecastError("the format parquet or csv", f"'{file_format}'", "choose one of the two")
-        with atomic_folder(folder) as scratch:
-            for name, table in (("risk", self.risk), ("skipped", self.skipped)):
+        """Write `risk`, `skipped`, `seen_in_training` (parquet or csv) and `manifest.json` atomically."""
+        check_format(file_format)
+        with atomic_folder(folder, KIND) as scratch:
+            for name, table in (("risk", self.risk), ("skipped", self.skipped), ("seen_in_training", self.seen)):
                 if file_format == "csv":
                     table.write_csv(scratch / f"{name}.csv")
                 else:
@@ -187,13 +198,19 @@ class Forecast:
             tables = [_read(folder / f"{name}.{suffix}", s) for name, s in _TABLES.items()]
         except (OSError, pl.exceptions.PolarsError) as error:
             raise ArtifactError(
-                "readable risk and skipped tables", type(error).__name__, "score the export again"
+                "readable risk, skipped and seen_in_training tables", type(error).__name__, "score the export again"
             ) from None
         facts = {k: v for k, v in manifest.items() if k not in ("kind", "format_version", "files", "format")}
-        return cls(tables[0], tables[1], facts)
+        return cls(tables[0], tables[1], facts, seen=tables[2])
 
 
-_TABLES = {"risk": RISK_SCHEMA, "skipped": SKIPPED_SCHEMA}
+def check_format(file_format: str) -> None:
+    """Raise ForecastError unless forecasts can be written in this format."""
+    if file_format not in FORMATS:
+        raise ForecastError(f"the format {' or '.join(FORMATS)}", f"'{file_format}'", "choose one of them")
+
+
+_TABLES = {"risk": RISK_SCHEMA, "skipped": SKIPPED_SCHEMA, "seen_in_training": SEEN_SCHEMA}
 
 
 def _read(path: Path, schema: dict[str, Any]) -> pl.DataFrame:

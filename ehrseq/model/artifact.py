@@ -13,13 +13,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ehrseq.errors import ArtifactError
 from ehrseq.storage import atomic_folder, read_json, read_manifest, write_json, write_manifest
 
 KIND, FORMAT_VERSION = "model", 1
+TRAINED_ON_SCHEMA: dict[str, Any] = {"hashed_id": pl.String, "split": pl.String}
 JSON_PARTS = ("config", "task", "vocabulary", "baselines", "training")
 
 
@@ -36,11 +37,12 @@ class Artifact:
 
 def save_artifact(folder: str | Path, artifact: Artifact) -> None:
     """Write a model folder atomically, its manifest last."""
-    with atomic_folder(folder) as scratch:
+    with atomic_folder(folder, KIND) as scratch:
         for name in JSON_PARTS:
-            write_json(scratch / f"{name}.json", artifact.parts[name])
+            write_json(scratch / f"{name}.json", artifact.parts[name], sort_keys=False)  # outcomes have an order
         flat = {f"{m}.{k}": t.contiguous() for m, w in enumerate(artifact.weights) for k, t in w.items()}
-        save_file(flat, scratch / "weights.safetensors")
+        # `save_file` would make the file readable by its owner alone, unlike its neighbours
+        (scratch / "weights.safetensors").write_bytes(save(flat))
         artifact.trained_on.write_parquet(scratch / "trained_on.parquet")
         (scratch / "model_card.md").write_text(artifact.card, encoding="utf-8")
         libraries = {name: version(name) for name in ("ehrseq", "torch", "polars", "numpy")}
@@ -55,13 +57,14 @@ def load_artifact(folder: str | Path) -> Artifact:
     try:
         flat = load_file(folder / "weights.safetensors")
         trained_on = pl.read_parquet(folder / "trained_on.parquet")
+        trained_on = trained_on.select(pl.col(name).cast(kind) for name, kind in TRAINED_ON_SCHEMA.items())
         card = (folder / "model_card.md").read_text(encoding="utf-8")
-    except (OSError, SafetensorError, pl.exceptions.PolarsError) as error:
+        weights: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in flat.items():
+            member, _, name = key.partition(".")
+            weights.setdefault(int(member), {})[name] = tensor
+    except (OSError, ValueError, SafetensorError, pl.exceptions.PolarsError) as error:
         raise ArtifactError("a whole model folder", type(error).__name__, "copy it again") from None
-    weights: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in flat.items():
-        member, _, name = key.partition(".")
-        weights.setdefault(int(member), {})[name] = tensor
     facts = {k: v for k, v in manifest.items() if k not in ("kind", "format_version", "files", "libraries")}
     return Artifact(parts, [weights[m] for m in sorted(weights)], trained_on, card, facts)
 

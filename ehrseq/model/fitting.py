@@ -16,7 +16,7 @@ from ehrseq.config import ModelConfig
 from ehrseq.errors import TaskError, TimelineError
 from ehrseq.model.baselines import HazardBaseline
 from ehrseq.model.heads import HazardName, base_log_hazard, hazard_names, interval_edges
-from ehrseq.model.inference import predict_hazards
+from ehrseq.model.inference import TOKENS_PER_BATCH, predict_hazards
 from ehrseq.model.landmarks import Targets, draw_landmarks, targets
 from ehrseq.model.module import LandmarkBatches, ProgressionModule, train
 from ehrseq.model.network import ProgressionNetwork
@@ -24,7 +24,7 @@ from ehrseq.task.definition import Task
 from ehrseq.task.outcome import occurrences
 from ehrseq.timeline.store import Timelines
 from ehrseq.tokens.batch import Batches
-from ehrseq.tokens.encode import EncodedTimelines, encode
+from ehrseq.tokens.encode import STATIC, EncodedTimelines, encode
 from ehrseq.tokens.vocabulary import Vocabulary
 
 Index = NDArray[np.int64]
@@ -94,10 +94,11 @@ def fit_model(
     networks, history = [], []
     for member in range(config.training.members):
         network, losses = _fit_member(
-            train_part, tuning_part, label, vocabulary, hazards, edges, sample[2], config, member, report
+            train_part, tuning_part, label, vocabulary, hazards, edges, sample, config, member, report
         )
         networks.append(network)
         history.append(losses)
+    _set_level(networks, [train_part, tuning_part], label, len(vocabulary.summary_codes), config)
     return Fitted(
         vocabulary, edges, hazards, networks,
         _fit_baselines(train_part, sample, hazards, edges),
@@ -137,7 +138,7 @@ def _count_events(happened: pl.DataFrame, subjects: pl.DataFrame, task: Task) ->
 
 def _fit_member(
     training: _Part, tuning: _Part, label: Callable[[Index, Index, Float], Targets], vocabulary: Vocabulary,
-    hazards: list[HazardName], edges: Float, sample: Targets, config: ModelConfig, member: int,
+    hazards: list[HazardName], edges: Float, sample: tuple[Index, Index, Targets], config: ModelConfig, member: int,
     report: Report | None,
 ) -> tuple[ProgressionNetwork, list[float]]:  # fmt: skip
     settings, seed = config.training, config.seed + 1000 * member
@@ -155,34 +156,35 @@ def _fit_member(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = ProgressionNetwork(vocabulary, config.network, len(hazards), edges)
-        _set_base_rates(network, sample, edges)
+        _set_base_rates(network, sample[2], edges)
+        _set_scales(network, passes[0].batches, sample)
         years = float((training.end - training.start).sum()) / (86_400_000_000 * 365.25)
         n_batches = max(1.0, tokens / tokens_per_batch)
         module = ProgressionModule(network, settings, years / n_batches, n_batches)
         train(module, passes[0], passes[1], report)
-        _set_level(network, [(training, label), (tuning, label)], n_summary, config)
     return network, module.history
 
 
 def _set_level(
-    network: ProgressionNetwork, parts: list[tuple[_Part, Callable[[Index, Index, Float], Targets]]], n_summary: int,
-    config: ModelConfig,
+    networks: list[ProgressionNetwork], parts: list[_Part], label: Callable[[Index, Index, Float], Targets],
+    n_summary: int, config: ModelConfig,
 ) -> None:  # fmt: skip
-    """Shift each log hazard so that expected events equal observed ones over the training and tuning follow-up.
+    """Set the level of each log hazard: expected events equal observed ones in the training and tuning follow-up.
 
     Dropout makes the network noisy while it is fitted, and the mean of exp(score + noise) is above exp(score): with
     the noise gone, the fitted network forecasts too little. The shift is the maximum-likelihood intercept of the
-    hazard, and of each of its intervals, drawn to the former by LEVEL_PRIOR landmarks with an event.
+    members' average, and of each of its intervals, drawn to the former by LEVEL_PRIOR landmarks with an event.
     """
-    observed = np.zeros(tuple(network.head.base.shape))
+    observed = np.zeros(tuple(networks[0].head.base.shape))
     expected = np.zeros_like(observed)
     weight, landmarks = 0.0, 0
-    for part, label in parts:
+    for part in parts:
         rng = np.random.default_rng([config.seed, 2])
         row, time, target = part.draw(rng, per_subject=BASELINE_LANDMARKS, label=label)
-        hazard = predict_hazards(
-            [network], part.encoded, row, time, max_events=config.network.max_events, n_summary_codes=n_summary
-        )[0]
+        hazards = predict_hazards(
+            networks, part.encoded, row, time, max_events=config.network.max_events, n_summary_codes=n_summary
+        )
+        hazard = np.exp(np.log(hazards).mean(0))
         expected += np.einsum("q,qhi,qhi->hi", target.weight, hazard, target.exposure)
         for h in range(len(observed)):
             happened = target.event[:, h] >= 0
@@ -193,7 +195,16 @@ def _set_level(
     level = np.where(some, observed.sum(1, keepdims=True), 1) / np.where(some, expected.sum(1, keepdims=True), 1)
     prior = LEVEL_PRIOR * weight / max(landmarks, 1)
     shift = np.log(level) + np.where(some, np.log((observed + prior) / (level * expected + prior)), 0)
-    network.head.base += torch.from_numpy(shift).float()
+    for network in networks:
+        network.head.base += torch.from_numpy(shift).float()
+
+
+def _set_scales(network: ProgressionNetwork, batches: Batches, sample: tuple[Index, Index, Targets]) -> None:
+    """Standardise times as the training data have them; static tokens have none."""
+    dynamic = batches.encoded.known_time != STATIC
+    network.event_times.set_scale(torch.from_numpy(batches.features[dynamic]))
+    rows = [b.query_features[b.query >= 0] for b in batches.over(sample[0], sample[1], TOKENS_PER_BATCH)]
+    network.query_times.set_scale(torch.cat(rows))
 
 
 def _set_base_rates(network: ProgressionNetwork, sample: Targets, edges: Float) -> None:

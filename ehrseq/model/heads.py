@@ -31,16 +31,17 @@ def interval_edges(max_days: float, n_intervals: int) -> NDArray[np.float64]:
 
 
 class HazardHead(nn.Module):
-    """Log hazards per day, (..., H, I), from features (..., width).
+    """Log hazards per day, (..., H, I), from features (..., width) and the query's own times (..., n_times).
 
     log hazard = base rate of the interval + score + linear and quadratic terms in log time. The base rates are
-    set from the training data, so that an untrained head already forecasts the average.
+    set from the training data, so that an untrained head already forecasts the average. Age and time since the
+    first record also enter directly: what they do is near linear, and through the network it is learned slowly.
     """
 
     base: Tensor
     terms: Tensor
 
-    def __init__(self, width: int, n_hazards: int, edges: NDArray[np.float64]) -> None:
+    def __init__(self, width: int, n_times: int, n_hazards: int, edges: NDArray[np.float64]) -> None:
         super().__init__()
         middle = np.log((edges[1:] + edges[:-1]) / 2)
         span = max(float(middle[-1] - middle[0]), 1e-9)
@@ -49,12 +50,14 @@ class HazardHead(nn.Module):
         self.register_buffer("base", torch.zeros(n_hazards, len(u)))
         self.offset = nn.Parameter(torch.zeros(n_hazards, len(u)))
         self.linear = nn.Linear(width, n_hazards * SHAPE_TERMS)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        self.direct = nn.Linear(n_times, n_hazards * SHAPE_TERMS, bias=False)
+        for parameter in (self.linear.weight, self.linear.bias, self.direct.weight):
+            nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Log hazards (..., H, I) from features (..., width)."""
-        shape = self.linear(x).unflatten(-1, (-1, SHAPE_TERMS))
+    def forward(self, x: Tensor, times: Tensor) -> Tensor:
+        """Log hazards (..., H, I) from features (..., width) and times (..., n_times)."""
+        terms = self.linear(x) + self.direct(times)
+        shape = terms.view(*terms.shape[:-1], -1, SHAPE_TERMS)
         log_hazard: Tensor = self.base + self.offset + shape @ self.terms
         return log_hazard
 

@@ -24,6 +24,7 @@ from ehrseq.model.network import ProgressionNetwork
 from ehrseq.tokens.batch import Batch, Batches
 
 Index = NDArray[np.int64]
+DIRECT_RATE = 5.0  # the direct time terms are few and well scaled, and must settle within some hundred steps
 Draw = Callable[[np.random.Generator], tuple[Index, Index, Targets]]
 
 
@@ -126,11 +127,15 @@ class ProgressionModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with linear warm-up and cosine decay over the longest training allowed."""
-        decayed = [p for p in self.network.parameters() if p.ndim > 1]
-        plain = [p for p in self.network.parameters() if p.ndim <= 1]
         c = self.config
+        direct = [self.network.head.direct.weight]
+        others = [p for p in self.network.parameters() if p is not direct[0]]
         optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": c.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            [
+                {"params": [p for p in others if p.ndim > 1], "weight_decay": c.weight_decay},
+                {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+                {"params": direct, "weight_decay": 0.0, "lr": DIRECT_RATE * c.learning_rate},
+            ],
             lr=c.learning_rate,
             betas=(0.9, 0.98),
         )

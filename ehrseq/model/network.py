@@ -46,6 +46,39 @@ class Block(nn.Module):
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
+SOFT = 0.3  # how loud times speak beside codes and values: at full spread they crowd them out (worse on NAFLD)
+FAR = 4.0  # spreads from the mean beyond which a time is held, so that nothing extrapolates without bound
+
+
+class Standardised(nn.Module):
+    """A linear layer on features brought to mean 0 and spread 1 as in the training data."""
+
+    centre: Tensor
+    spread: Tensor
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(features))
+        self.register_buffer("spread", torch.ones(features))
+        self.linear = nn.Linear(features, width)
+        nn.init.normal_(self.linear.weight, std=0.1)  # as the embeddings, which they are added to
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """The standardised features, same shape, within FAR of the mean."""
+        return ((x - self.centre) / self.spread).clamp(-FAR, FAR)
+
+    def set_scale(self, rows: Tensor) -> None:
+        """Take mean and spread from rows (n, features); a constant feature keeps its scale."""
+        spread = rows.std(0, correction=0)
+        self.centre.copy_(rows.mean(0))
+        self.spread.copy_(torch.where(spread > 1e-6, spread, torch.ones_like(spread)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., features) -> (..., width)."""
+        out: Tensor = self.linear(SOFT * self.scaled(x))
+        return out
+
+
 class ProgressionNetwork(nn.Module):
     """One token an event, one query token a prediction time; hazards are read at the queries.
 
@@ -59,8 +92,8 @@ class ProgressionNetwork(nn.Module):
         self.code = nn.Embedding(vocabulary.n_codes, width, padding_idx=0)
         self.coded_value = nn.Embedding(vocabulary.n_coded_values, width, padding_idx=0)
         self.knot = nn.Embedding(vocabulary.n_knots + 1, width, padding_idx=0)
-        self.event_times = nn.Linear(FEATURES, width)
-        self.query_times = nn.Linear(FEATURES, width)
+        self.event_times = Standardised(FEATURES, width)
+        self.query_times = Standardised(FEATURES, width)
         self.summary = nn.Sequential(
             nn.Dropout(config.summary_dropout),
             nn.Linear(summary_width(len(vocabulary.summary_codes)), width),
@@ -69,7 +102,7 @@ class ProgressionNetwork(nn.Module):
         )
         self.blocks = nn.ModuleList(Block(width, config.heads, config.dropout) for _ in range(config.layers))
         self.norm = nn.RMSNorm(width)
-        self.head = HazardHead(width, n_hazards, edges)
+        self.head = HazardHead(width, FEATURES, n_hazards, edges)
         self.dropout = nn.Dropout(config.dropout)
         for table in (self.code, self.coded_value, self.knot):
             nn.init.normal_(table.weight, std=0.1)
@@ -84,7 +117,7 @@ class ProgressionNetwork(nn.Module):
         for i, block in enumerate(self.blocks):
             first_row = n_events if i == len(self.blocks) - 1 else 0
             x = block(x, batch.mask[:, first_row:], first_row)
-        log_hazard: Tensor = self.head(self.norm(x))
+        log_hazard: Tensor = self.head(self.norm(x), self.query_times.scaled(batch.query_features))
         return log_hazard
 
     def embed_events(self, batch: Batch) -> Tensor:

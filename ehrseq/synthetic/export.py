@@ -81,7 +81,7 @@ def write_simulation(
     validate(config, n_subjects, seed)
     encoder = msgspec.json.Encoder()
     truth = []
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, "simulation") as folder:
         (folder / EXPORT).mkdir()
         blocks = track(
             _blocks(n_subjects, seed, config),

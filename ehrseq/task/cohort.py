@@ -34,6 +34,7 @@ class Cohort:
       an estimate (see `evaluate` for that).
     - `unmatched_codes`: codes and prefixes of the task that match no event.
     - `outside_follow_up`: `outcome` and `occurrences` that do not count, being after the end of follow-up.
+    - `followed_to_last_contact`: subjects whose follow-up ends with their last record, for want of anything better.
     """
 
     rows: pl.DataFrame
@@ -41,6 +42,7 @@ class Cohort:
     events: pl.DataFrame
     unmatched_codes: tuple[str, ...]
     outside_follow_up: pl.DataFrame
+    followed_to_last_contact: int = 0
 
     def summary(self) -> str:
         """Attrition, events and remarks as text."""
@@ -64,6 +66,12 @@ class Cohort:
             f"Occurrences of {name} after the end of follow-up, which do not count: {count:,}."
             for name, count in self.outside_follow_up.iter_rows()
         ]
+        if self.followed_to_last_contact:
+            lines.append(
+                f"Follow-up of {self.followed_to_last_contact:,} subjects ends with their last record (last_contact): "
+                "whoever is at risk has a later record, so the risk of anything that is itself a record (an admission, "
+                "a diagnosis) comes out too high; give a data cut when reading the export."
+            )
         by_outcome = self.rows.group_by("outcome", maintain_order=True).agg(
             at_risk=pl.col("at_risk").sum(),
             present=(pl.col("reason") == "already_present").sum(),
@@ -82,8 +90,10 @@ class Cohort:
         return lines
 
 
-def build_cohort(timelines: Timelines, task: Task) -> Cohort:
+def build_cohort(timelines: Timelines, task: Task, seed: int = 0) -> Cohort:
     """The cohort of a task: labels, attrition, events by horizon and codes that matched nothing.
+
+    `seed` is that of the split (see `split_subjects`): give the one that `fit` is given, to see its split.
 
     >>> from datetime import datetime
     >>> from ehrseq.timeline.schema import normalise_events
@@ -96,7 +106,7 @@ def build_cohort(timelines: Timelines, task: Task) -> Cohort:
     [('30d', '1y', 1, 1)]
     """
     queries = prediction_times(timelines, task)
-    splits = split_subjects(timelines)
+    splits = split_subjects(timelines, seed=seed)
     found = occurrences(timelines, task)
     rows = label(
         queries.join(splits, on="subject_id", how="left", maintain_order="left"), found, timelines.subjects, task
@@ -107,6 +117,7 @@ def build_cohort(timelines: Timelines, task: Task) -> Cohort:
         events=_events(rows, task),
         unmatched_codes=unmatched_of_task(timelines, task),
         outside_follow_up=_outside(timelines, task, found),
+        followed_to_last_contact=_followed_to_last_contact(timelines),
     )
 
 
@@ -176,6 +187,12 @@ def _outside(timelines: Timelines, task: Task, counted: pl.DataFrame) -> pl.Data
         .filter(pl.col("occurrences") > 0)
         .sort("outcome")
     )
+
+
+def _followed_to_last_contact(timelines: Timelines) -> int:
+    if "follow_up_rule" not in timelines.subjects.columns:
+        return 0
+    return timelines.subjects.filter(pl.col("follow_up_rule") == "last_contact").height
 
 
 def _show(table: pl.DataFrame) -> str:

@@ -107,12 +107,11 @@ def known_at_risk(queries: pl.DataFrame, timelines: Timelines, task: Task) -> pl
 def _enrolment(subjects: pl.DataFrame) -> pl.DataFrame:
     """Since when a subject is observed, where an observation period says so: no record since then is a history too.
 
-    Other rules take the start from the first event, which may have become known later than it happened.
+    How and whether the period ends plays no part: that is not known at a prediction time.
     """
-    if "follow_up_rule" not in subjects.columns:
+    if "observation_start" not in subjects.columns:
         return pl.DataFrame(schema={"subject_id": pl.Int64, "_enrolled": TIME})
-    observed = subjects.filter(pl.col("follow_up_rule") == "observation_period")
-    return observed.select("subject_id", _enrolled=pl.col("follow_up_start").cast(TIME))
+    return subjects.select("subject_id", _enrolled=pl.col("observation_start").cast(TIME))
 
 
 def _label_columns(outcome: Outcome, task: Task) -> dict[str, pl.Expr]:

@@ -12,6 +12,7 @@ from ehrseq.errors import TaskError
 from ehrseq.task.definition import DERIVED_MEASURES, Outcome, Task
 from ehrseq.task.predicate import code_matches, confirmed, event_matches, value_matches
 from ehrseq.timeline.analytes import ANALYTES
+from ehrseq.timeline.follow_up import deaths_by_day, within_follow_up
 from ehrseq.timeline.hierarchy import code_parents
 from ehrseq.timeline.measures import derive_measure
 from ehrseq.timeline.schema import DEATH_CODE, TIME
@@ -50,21 +51,19 @@ def occurrences(timelines: Timelines, task: Task) -> pl.DataFrame:
     found = all_occurrences(timelines, task)
     ends = timelines.subjects.select("subject_id", pl.col("follow_up_end").cast(TIME))
     end = pl.col("follow_up_end")
-    day_end = end.dt.truncate("1d").dt.offset_by("1d") - pl.duration(microseconds=1)
     return (
         found.join(ends, on="subject_id", how="left")
         .with_columns(
-            pl.when(pl.col(c) == day_end).then(end).otherwise(c).alias(c)
-            for c in ("time", "occurred_time", "known_time")
+            within_follow_up(pl.col(c), end, pl.col("by_day")).alias(c) for c in ("time", "occurred_time", "known_time")
         )
         .filter(pl.col("time") <= end)
-        .drop("follow_up_end")
+        .drop("follow_up_end", "by_day")
         .sort("subject_id", "outcome", "time", "known_time", "occurred_time")
     )
 
 
 def all_occurrences(timelines: Timelines, task: Task) -> pl.DataFrame:
-    """As `occurrences`, but regardless of follow-up and unsorted."""
+    """As `occurrences`, but regardless of follow-up, unsorted, and with `by_day`: a death that has no clock time."""
     task = with_dataset_descendants(timelines, task)
     patterns = [p for o in task.outcomes for p in o.patterns]
     events = timelines.events.select(_INPUT).filter(event_matches(patterns) & ~_is_death())
@@ -108,12 +107,14 @@ def deaths(timelines: Timelines) -> pl.DataFrame:
     time = pl.coalesce("death_time", "recorded")
     return (
         stated.join(recorded, on="subject_id", how="full", coalesce=True)
+        .join(deaths_by_day(events), on="subject_id", how="left")
         .filter(time.is_not_null())
         .select(
             "subject_id",
             time=time,
             code=pl.lit(DEATH_CODE),
             known_time=pl.max_horizontal("recorded", time),
+            by_day="by_day",
         )
     )
 
@@ -167,6 +168,7 @@ def _occurrences_of(events: pl.DataFrame, outcome: Outcome) -> pl.DataFrame:
         time=pl.col("known_time") if outcome.event_time == "known" else occurred,
         occurred_time=occurred,
         known_time="known_time",
+        by_day="by_day",
     )
 
 

@@ -183,7 +183,8 @@ def _subject_frame(patients: pl.DataFrame, events: pl.DataFrame, periods: pl.Dat
     )
     periods = periods.with_columns(moments(periods[name].to_numpy()).alias(name) for name in ("start", "end"))
     cut = pl.Series([data_cut]).cast(TIME).item() if data_cut != NO_TIME else None
-    watched = follow_up(events, periods if periods.height else None, cut)
+    undated = patients.filter("undated_death")["subject_id"]
+    watched = follow_up(events, periods if periods.height else None, cut, undated)
     return (
         table.join(watched, on="subject_id", how="left")
         .select(pl.col(name).cast(kind) for name, kind in SUBJECT_SCHEMA.items())

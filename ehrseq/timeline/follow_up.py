@@ -3,7 +3,8 @@
 The end of follow-up is the censoring time, so it must not depend on the outcome. The rule is, in this order:
 the end of an observation period in the data, the data cut, the last contact. Deaths (and births and static
 facts) are no contact: were they, those who die would be followed to their death and the living only to their
-last visit.
+last visit. The one exception is a death without a date: the dead cannot be followed event-free to a data cut, so
+such a subject's follow-up ends with the last contact.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from ehrseq.errors import TimelineError
 from ehrseq.frames import to_polars
 from ehrseq.timeline.schema import BIRTH_CODE, DEATH_CODE, TIME, as_instant, instants
 
-RULES = ("observation_period", "data_cut", "last_contact")
+RULES = ("observation_period", "data_cut", "last_contact", "last_contact_undated_death")
 
 
 def follow_up(
     events: pl.DataFrame,
     observation_periods: Any = None,
     data_cut: str | date | datetime | None = None,
+    undated_deaths: pl.Series | None = None,
 ) -> pl.DataFrame:
     """Start, end and rule of each subject's follow-up, one row a subject, sorted by `subject_id`.
 
@@ -34,26 +36,30 @@ def follow_up(
     observation_periods
         A frame with `subject_id`, `start` and `end` (UTC; dates stand for whole days; null = open), any
         number of rows a subject. Several periods count as one from the earliest start to the latest end: gaps
-        between them are treated as observed. Where no period has a start, follow-up starts with the first
-        event; where one has no end (still running), it ends by the next rule, but not before another period's
-        end.
+        between them are treated as observed. Where no period has a start, follow-up starts when the first
+        contact became known (a back-dated one says nothing of the years before); where one has no end (still
+        running), it ends by the next rule, but not before another period's end.
     data_cut
         The moment up to which the export is complete (a date: the end of that day). It ends the follow-up of
         everyone without a period, and of every period that reaches beyond it.
+    undated_deaths
+        The `subject_id`s of those who died at an unknown time: their follow-up ends no later than their last contact.
 
     Returns
     -------
-    `subject_id`, `follow_up_start`, `follow_up_end`, `follow_up_rule`. `follow_up_rule` names what gave the
-    end: `observation_period`, `data_cut` or `last_contact` (the greatest `known_time`). The three are null
-    where there is neither a contact nor a period, or where the end would lie before the start.
+    `subject_id`, `follow_up_start`, `follow_up_end`, `follow_up_rule`, `observation_start`. `follow_up_rule` names
+    what gave the end: `observation_period`, `data_cut`, `last_contact` (the greatest `known_time`) or
+    `last_contact_undated_death`. The three are null where there is neither a contact nor a period, or where the end
+    would lie before the start. `observation_start` is the start of the observation periods, whatever becomes of
+    their end; null where there are none.
 
     >>> events = pl.DataFrame(
     ...     {"subject_id": [1, 1], "time": [datetime(2003, 1, 1), datetime(2009, 1, 1)],
     ...      "code": ["LOINC//718-7", "MEDS_DEATH"]}
     ... ).with_columns(known_time=pl.col("time"))
-    >>> follow_up(events).row(0)[2:]
+    >>> follow_up(events).row(0)[2:4]
     (datetime.datetime(2003, 1, 1, 0, 0), 'last_contact')
-    >>> follow_up(events, data_cut="2005-12-31").row(0)[2:]
+    >>> follow_up(events, data_cut="2005-12-31").row(0)[2:4]
     (datetime.datetime(2005, 12, 31, 23, 59, 59, 999999), 'data_cut')
     """
     cut = pl.lit(None if data_cut is None else as_instant(data_cut), dtype=TIME)
@@ -74,15 +80,18 @@ def follow_up(
         .then(pl.lit("data_cut"))
         .otherwise(pl.lit("last_contact"))
     )
+    died = pl.lit(False) if undated_deaths is None else pl.col("subject_id").is_in(undated_deaths.implode())
     measured = joined.select(
         "subject_id",
         follow_up_start=pl.coalesce("period_start", "first_contact"),
-        follow_up_end=end,
-        follow_up_rule=rule,
+        # a null last contact must stay null: min_horizontal would pass over it
+        follow_up_end=pl.when(~died).then(end).when(end <= pl.col("last_contact")).then(end).otherwise("last_contact"),
+        follow_up_rule=pl.when(died).then(pl.lit("last_contact_undated_death")).otherwise(rule),
+        observation_start="period_start",
         watched=watched,
     )
     usable = pl.col("watched") & (pl.col("follow_up_start") <= pl.col("follow_up_end"))
-    return measured.select("subject_id", pl.when(usable).then(pl.col(r"^follow_up_.*$")))
+    return measured.select("subject_id", pl.when(usable).then(pl.col(r"^follow_up_.*$")), "observation_start")
 
 
 def is_contact() -> pl.Expr:
@@ -91,13 +100,39 @@ def is_contact() -> pl.Expr:
     return pl.col("time").is_not_null() & ~code.str.starts_with(BIRTH_CODE) & ~code.str.starts_with(DEATH_CODE)
 
 
+def within_follow_up(time: pl.Expr, follow_up_end: pl.Expr, by_day: pl.Expr) -> pl.Expr:
+    """`time`, moved to the end of follow-up where it is the end of the day on which that lies.
+
+    A death "on the 5th" belongs to a stay that ended on the 5th at 15:00. A time stands for its whole day where it is
+    the last microsecond of one in UTC or, `by_day`, where it is known to close a day on some other clock.
+
+    >>> end = pl.lit(datetime(2020, 1, 5, 15))
+    >>> closing = pl.lit(datetime(2020, 1, 5, 23, 59, 59, 999999))
+    >>> pl.select(within_follow_up(closing, end, pl.lit(False))).item()
+    datetime.datetime(2020, 1, 5, 15, 0)
+    """
+    closes = time == time.dt.truncate("1d").dt.offset_by("1d") - pl.duration(microseconds=1)
+    same_day = (follow_up_end <= time) & (time - pl.duration(days=1) < follow_up_end)
+    return pl.when((closes | by_day.fill_null(False)) & same_day).then(follow_up_end).otherwise(time)
+
+
+def deaths_by_day(events: pl.DataFrame) -> pl.DataFrame:
+    """`subject_id` and `by_day`: whether the recorded death has a date and no clock time; one row for each death."""
+    precision = pl.col("time_precision").cast(pl.String)
+    recorded = events.filter(pl.col("code").str.starts_with(DEATH_CODE))
+    return recorded.group_by("subject_id").agg(by_day=precision.is_in(["year", "month", "day"]).any())
+
+
 def _contacts(events: pl.DataFrame) -> pl.DataFrame:
     """`subject_id`, `first_contact` and `last_contact` of the subjects with any contact."""
     return (
         events.lazy()
         .filter(is_contact())
         .group_by("subject_id")
-        .agg(first_contact=pl.col("time").min(), last_contact=pl.max_horizontal("known_time", "time").max())
+        .agg(
+            first_contact=pl.max_horizontal("known_time", "time").min(),
+            last_contact=pl.max_horizontal("known_time", "time").max(),
+        )
         .collect()
     )
 

@@ -30,7 +30,7 @@ from ehrseq.fhir.chunk import Chunk
 from ehrseq.fhir.codes import CodingPreference
 from ehrseq.fhir.ledger import Reason, ledger_frame
 from ehrseq.fhir.source import STANDARD_INPUT, is_line_file, size_on_disk, state_on_disk
-from ehrseq.storage import is_replaceable, read_json, write_json
+from ehrseq.storage import check_target, read_json, write_json
 from ehrseq.timeline import meds
 from ehrseq.timeline.build import (
     ChunkMaker,
@@ -47,7 +47,7 @@ from ehrseq.timeline.build import (
 )
 from ehrseq.timeline.pool import Pool
 from ehrseq.timeline.schema import CODE_SCHEMA, as_instant, conform
-from ehrseq.timeline.store import Timelines, contact_times, summarise
+from ehrseq.timeline.store import Timelines, contact_times, deaths_inside, summarise
 from ehrseq.timeline.survey import Survey, survey
 from ehrseq.timeline.units import merge_units
 
@@ -146,12 +146,7 @@ class _Scratch:
                 shutil.rmtree(self.retired)
             else:  # interrupted between the two steps of `publish`
                 os.replace(self.retired, self.out)
-        if self.out.exists() and not is_replaceable(self.out):
-            raise UserError(
-                "an output folder that is new, empty or written by ehrseq",
-                "an existing folder or file with other content",
-                "choose another --out",
-            )
+        check_target(self.out, "timelines")
         self.tasks.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.dataset, ignore_errors=True)
         return self
@@ -367,6 +362,7 @@ def _write(
             dict(codes),
             min((first for first, _ in times if first), default=None),
             max((last for _, last in times if last), default=None),
+            sum(part["deaths_inside"] for part in parts),
             None,
             tables["ledger.parquet"],
         ),
@@ -406,6 +402,7 @@ def write_shards(job: dict[str, Any], loaded: dict[str, Any]) -> dict[str, Any]:
         "left_out": dict(part.left_out),
         "codes": dict(part.events["code"].value_counts().iter_rows()),
         "times": contact_times(part.events),
+        "deaths_inside": deaths_inside(part.subjects, part.events),
     }
 
 

@@ -19,6 +19,8 @@ from ehrseq.fhir.clock import NO_OFFSET, NO_TIME
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.references import subject_number
 from ehrseq.fhir.rows import (
+    ABATEMENT,
+    DECEASED,
     ENCOUNTER,
     REPORT,
     STATIC,
@@ -29,7 +31,7 @@ from ehrseq.fhir.rows import (
     concatenate,
 )
 from ehrseq.timeline.meds import SHARDS, shards_of
-from ehrseq.timeline.survey import Survey
+from ehrseq.timeline.survey import OPEN, Survey
 
 Ints = npt.NDArray[Any]
 MINUTE = 60_000_000
@@ -37,6 +39,7 @@ MINUTE = 60_000_000
 _EVENT_REASONS = (
     Reason.INVALID_TIME,
     Reason.NO_TIME,
+    Reason.ENCOUNTER_OPEN,
     Reason.UNKNOWN_MEDICATION,
     Reason.NO_CODE,
     Reason.BEFORE_BIRTH,
@@ -53,7 +56,7 @@ class Linked:
     patient: Ints  # of each record: index into the patients, negative where there is none
     encounter: pl.Series  # of each record: the id of its encounter, null where unknown
     texts: pl.Series  # by the numbers in the events
-    patients: pl.DataFrame  # columns of PATIENTS, sorted by subject
+    patients: pl.DataFrame  # columns of PATIENTS, sorted by subject; deaths of day precision end with the local day
     left_out: dict[str, int]  # events of records that kept others, by reason
 
 
@@ -85,19 +88,18 @@ def link(chunks: Sequence[Chunk], survey: Survey, first: int = 0, last: int = SH
     patient = np.where(patient >= 0, patient, -why_none.astype(np.int64))
     reason = records.reason.copy()
     _settle_subjects(reason, patient, records)
-
     events = _keep(events, reason[events.record] == 0)
-    events = _date(events, encounter, records, survey.spans, _is_report(targets).fill_null(False).to_numpy())
-    event_reason = _event_reasons(events, patient, patients)
+    reported = _is_report(targets).fill_null(False).to_numpy()
+    events, still_open = _date(events, encounter, records, survey.spans, reported)
+    event_reason = _event_reasons(events, still_open, records, patient, patients)
     left_out = _settle_events(reason, events, event_reason, len(records.id))
     events = _start_at_birth(_keep(events, event_reason == 0), patient, patients)
+    events, patients = _end_deaths_locally(events, patient, patients)
     return Linked(
         events=events,
         records=replace(records, reason=reason),
         patient=patient,
-        encounter=pl.select(
-            pl.when(pl.Series(encounter >= 0) & ~_is_report(targets)).then(targets.str.slice(len("Encounter/")))
-        ).to_series(),
+        encounter=_encounter_ids(targets, encounter >= 0),
         texts=pl.concat([part.texts for part in parts]),
         patients=patients,
         left_out=left_out,
@@ -253,7 +255,7 @@ def _resolve_medications(events: EventColumns, chunk: Chunk, number: int, survey
     # the dose of a mixture is nobody's dose
     mixed = is_reference & (np.repeat(repeats, repeats) > 1)
     events.number[mixed] = np.nan
-    events.unit[mixed] = 0
+    events.text[mixed] = events.modifier[mixed] = events.unit[mixed] = 0
     events.code[is_reference] = [c for n in which.tolist() for c in found[n]]
     return events
 
@@ -275,14 +277,18 @@ def _date(
     records: RecordColumns,
     spans: dict[str, Ints],
     reported: npt.NDArray[np.bool_],
-) -> EventColumns:
-    """Give undated events their encounter's (or report's) start, and every event the moment since when it was known."""
+) -> tuple[EventColumns, npt.NDArray[np.bool_]]:
+    """Give undated events their encounter's (or report's) start, and every event the moment since when it was known.
+
+    Also returns which events are not known yet, since that moment is the end of an encounter that has none.
+    """
     of_event = encounter[events.record]
     linked = of_event >= 0
     where = np.where(linked, of_event, 0)
     if not len(spans["start"]):
         spans = {name: np.array([NO_TIME if name != "offset" else NO_OFFSET]) for name in spans}
-    borrowed = linked & (events.start == NO_TIME) & (events.source != STATIC) & (spans["start"][where] != NO_TIME)
+    dateless = (events.start == NO_TIME) & ~np.isin(events.source, [STATIC, ABATEMENT])
+    borrowed = linked & dateless & (spans["start"][where] != NO_TIME)
 
     def fill(column: Ints, name: str) -> Ints:
         filled: Ints = np.where(borrowed, spans[name][where], column).astype(column.dtype)
@@ -294,18 +300,32 @@ def _date(
     coded_late &= linked & (events.known == NO_TIME)
     late = np.where(borrowed | coded_late, spans["known"][where], NO_TIME)
     start = fill(events.start, "start")
-    return replace(
+    known = np.where(start == NO_TIME, NO_TIME, np.maximum(np.maximum(known, late), start))
+    # that an illness is over tells that there was one: it is not known before the diagnosis of the same record is
+    abatement = np.flatnonzero(events.source == ABATEMENT)
+    if len(abatement):
+        diagnosed = np.full(len(records.id), NO_TIME)
+        np.maximum.at(diagnosed, events.record, np.where(events.source == ABATEMENT, NO_TIME, known))
+        known[abatement] = np.maximum(known[abatement], diagnosed[events.record[abatement]])
+    events = replace(
         events,
         start=start,
         end=fill(events.end, "end"),
-        known=np.where(start == NO_TIME, NO_TIME, np.maximum(np.maximum(known, late), start)),
+        known=known,
         precision=fill(events.precision, "precision"),
         offset=fill(events.offset, "offset"),
         source=np.where(borrowed, np.where(reported[events.record], REPORT, ENCOUNTER), events.source).astype(np.uint8),
     )
+    return events, known == OPEN
 
 
-def _event_reasons(events: EventColumns, patient: Ints, patients: pl.DataFrame) -> Ints:
+def _event_reasons(
+    events: EventColumns,
+    still_open: npt.NDArray[np.bool_],
+    records: RecordColumns,
+    patient: Ints,
+    patients: pl.DataFrame,
+) -> Ints:
     """Why each event cannot stay; 0 where it can."""
     reason = np.zeros(len(events.code), np.uint8)
     who = patient[events.record]
@@ -317,7 +337,9 @@ def _event_reasons(events: EventColumns, patient: Ints, patients: pl.DataFrame) 
     local_death = death + np.where(patients["death_is_date"].to_numpy()[who], 0, shift)
     reason[dated & (death != NO_TIME) & (events.start + shift > local_death)] = Reason.AFTER_DEATH
     reason[dated & (birth != NO_TIME) & (events.end + shift < birth)] = Reason.BEFORE_BIRTH
-    reason[events.code == 0] = Reason.UNKNOWN_MEDICATION
+    reason[still_open] = Reason.ENCOUNTER_OPEN
+    part = records.kind[events.record] == TYPE_NUMBER["Observation"]  # of a panel: a value without a code
+    reason[events.code == 0] = np.where(part, Reason.NO_CODE, Reason.UNKNOWN_MEDICATION)[events.code == 0]
     missing = ~dated & (events.source != STATIC)
     reason[missing] = Reason.NO_TIME
     reason[missing & events.unreadable] = Reason.INVALID_TIME
@@ -345,6 +367,26 @@ def _start_at_birth(events: EventColumns, patient: Ints, patients: pl.DataFrame)
         return events
     start = np.where(before, birth, events.start)
     return replace(events, start=start, known=np.where(before, np.maximum(events.known, start), events.known))
+
+
+def _end_deaths_locally(
+    events: EventColumns, patient: Ints, patients: pl.DataFrame
+) -> tuple[EventColumns, pl.DataFrame]:
+    """Let a day of death end where the subject's records were written: at the westernmost of their offsets, else UTC.
+
+    Only deaths: for other dates an offset taken from the whole record would let a later record move an earlier
+    event's known time.
+    """
+    who = patient[events.record]
+    written = events.offset != NO_OFFSET
+    west = np.full(len(patients), np.iinfo(np.int16).max, np.int64)
+    np.minimum.at(west, who[written], events.offset[written])
+    west[west == np.iinfo(np.int16).max] = 0
+    by_day = patients["death_is_date"].to_numpy() & (patients["death"].to_numpy() != NO_TIME)
+    later = np.where(by_day, -west * MINUTE, 0)
+    shift = np.where(events.source == DECEASED, later[who], 0)
+    death = pl.Series("death", patients["death"].to_numpy() + later)
+    return replace(events, end=events.end + shift, known=events.known + shift), patients.with_columns(death)
 
 
 def source_names() -> list[str | None]:

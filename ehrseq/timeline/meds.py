@@ -84,7 +84,7 @@ def write_dataset(
     `events` is in canonical order; `tables` maps file names (`subjects.parquet`, ...) to frames, in an order of
     their own; `metadata` holds plain JSON values.
     """
-    with atomic_folder(folder) as scratch:
+    with atomic_folder(folder, "timelines") as scratch:
         (scratch / "data").mkdir()
         (scratch / "metadata").mkdir()
         write_shards(events, scratch / "data")

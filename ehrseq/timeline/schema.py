@@ -48,7 +48,8 @@ SUBJECT_SCHEMA: dict[str, Any] = {
     "death_time": TIME,  # last microsecond of the day for a day-precision death
     "follow_up_start": TIME,
     "follow_up_end": TIME,
-    "follow_up_rule": pl.String,  # observation_period, data_cut or last_contact
+    "follow_up_rule": pl.String,  # observation_period, data_cut, last_contact or last_contact_undated_death
+    "observation_start": TIME,  # of the observation periods in the data; null where there are none
 }
 
 SPLIT_SCHEMA: dict[str, Any] = {"subject_id": pl.Int64, "split": pl.String}

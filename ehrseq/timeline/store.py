@@ -12,7 +12,7 @@ import polars as pl
 
 from ehrseq.errors import TimelineError
 from ehrseq.timeline import meds
-from ehrseq.timeline.follow_up import is_contact
+from ehrseq.timeline.follow_up import deaths_by_day, is_contact, within_follow_up
 from ehrseq.timeline.schema import (
     CODE_SCHEMA,
     EVENT_SCHEMA,
@@ -162,7 +162,8 @@ class Timelines:
         """Plain numbers (JSON values) about the timelines: sizes, times, code systems, follow-up, records."""
         first, last = contact_times(self.events)
         codes = dict(self.events["code"].value_counts().iter_rows())
-        return summarise(self.subjects, codes, first, last, self.splits, self.ledger)
+        inside = deaths_inside(self.subjects, self.events)
+        return summarise(self.subjects, codes, first, last, inside, self.splits, self.ledger)
 
 
 def contact_times(events: pl.DataFrame) -> tuple[str | None, str | None]:
@@ -172,11 +173,19 @@ def contact_times(events: pl.DataFrame) -> tuple[str | None, str | None]:
     return (None if first is None else first.isoformat()), (None if last is None else last.isoformat())
 
 
+def deaths_inside(subjects: pl.DataFrame, events: pl.DataFrame) -> int:
+    """How many subjects died within their follow-up."""
+    end = pl.col("follow_up_end")
+    known = subjects.join(deaths_by_day(events), on="subject_id", how="left")
+    return known.filter(within_follow_up(pl.col("death_time"), end, pl.col("by_day")) <= end).height
+
+
 def summarise(
     subjects: pl.DataFrame,
     codes: dict[str, int],
     first: str | None,
     last: str | None,
+    inside: int,
     splits: pl.DataFrame | None,
     ledger: pl.DataFrame | None,
 ) -> dict[str, Any]:
@@ -184,7 +193,6 @@ def summarise(
     counts = pl.DataFrame({"code": list(codes), "count": list(codes.values())}, {"code": pl.String, "count": pl.Int64})
     system = pl.col("code").str.extract(r"^((?:\w+://)?.*?)(?://|$)")
     systems = counts.group_by(system).agg(pl.col("count").sum()).sort("count", "code", descending=[True, False])
-    inside = (pl.col("death_time") <= pl.col("follow_up_end")).fill_null(False)
     return {
         "subjects": subjects.height,
         "events": sum(codes.values()),
@@ -193,7 +201,7 @@ def summarise(
         "events_per_code_system": dict(systems.iter_rows()),
         "follow_up_rules": _counts(subjects["follow_up_rule"].fill_null("none")),
         "deaths": subjects["death_time"].count(),
-        "deaths_inside_follow_up": subjects.filter(inside).height,
+        "deaths_inside_follow_up": inside,
         "splits": {} if splits is None else _counts(splits["split"]),
         "records": {} if ledger is None else _records(ledger),
     }

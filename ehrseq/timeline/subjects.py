@@ -20,7 +20,7 @@ SEXES = {
     "other": "other",
     "unknown": "unknown",
 }
-FOLLOW_UP = ("follow_up_start", "follow_up_end", "follow_up_rule")
+FOLLOW_UP = ("follow_up_start", "follow_up_end", "follow_up_rule", "observation_start")
 
 
 def derive_subjects(
@@ -73,8 +73,8 @@ def normalise_subjects(frame: Any) -> pl.DataFrame:
             "number the subjects as in the events",
         )
     given = given.with_columns(
-        instants(given[column], end_of_day=column not in ("birth_time", "follow_up_start"))
-        for column in ("birth_time", "death_time", "follow_up_start", "follow_up_end")
+        instants(given[column], end_of_day=column not in ("birth_time", "follow_up_start", "observation_start"))
+        for column in ("birth_time", "death_time", "follow_up_start", "follow_up_end", "observation_start")
         if column in given.columns and given.schema[column].is_temporal()
     )
     table = conform(given, SUBJECT_SCHEMA, "subject")

@@ -25,6 +25,7 @@ Ints = npt.NDArray[Any]
 SEED = 7
 RECORDS_AT_ONCE = 1 << 18  # looked at together for duplicates
 MOST_PARTS = 16  # in which they are looked at, each of which reads all ids
+OPEN = int(np.iinfo(np.int64).max)  # the end of an encounter that has none
 SPAN = ("start", "known", "end", "precision", "offset")
 
 
@@ -46,7 +47,6 @@ class Survey:
     spans: dict[str, Ints]  # of each encounter: start, known, end, precision, offset
     medications: dict[str, list[int]]  # `Medication/id` -> numbers of its codes
     periods: pl.DataFrame  # subject_id, start, end (microseconds) of the observation periods in the data
-    last: int  # the last moment the source names
     data_cut: int = NO_TIME
     counts: list[tuple[int, str, int, int]] = field(default_factory=list)
 
@@ -83,7 +83,7 @@ class Survey:
         arrays |= {f"period_{name}": self.periods[name].to_numpy() for name in self.periods.columns}
         arrays |= {name: getattr(self, name) for name in ("subjects", "merged", "merged_into", "encounters")}
         np.savez(path.with_suffix(".npz"), **arrays)
-        plain = ("files", "file_numbers", "lines_before", "codes", "resolved", "medications", "last", "data_cut")
+        plain = ("files", "file_numbers", "lines_before", "codes", "resolved", "medications", "data_cut")
         path.with_suffix(".json").write_text(json.dumps({name: getattr(self, name) for name in plain}))
 
     @classmethod
@@ -113,8 +113,8 @@ def survey(chunks: Sequence[Chunk], data_cut: int = NO_TIME) -> Survey:
     merged = _merged(chunks, dropped, resolve)
     subjects = _subjects(chunks, dropped, merged)
     codes, code_numbers, medications = _codes(chunks, dropped, resolve)
-    last = max((chunk.last for chunk in chunks), default=NO_TIME) if data_cut == NO_TIME else data_cut
-    encounters, spans = _encounters(chunks, dropped, last)
+    encounters, spans = _encounters(chunks, dropped, data_cut)
+    periods = _periods(chunks, dropped, resolved, merged, subjects)
     old = np.array(sorted(merged), np.int64)
     return Survey(
         files=files,
@@ -130,8 +130,7 @@ def survey(chunks: Sequence[Chunk], data_cut: int = NO_TIME) -> Survey:
         encounters=encounters,
         spans=spans,
         medications=medications,
-        periods=_periods(chunks, dropped, resolved, merged),
-        last=last,
+        periods=periods,
         data_cut=data_cut,
     )
 
@@ -329,17 +328,29 @@ def _codes(
     )
 
 
-def _encounters(chunks: Sequence[Chunk], dropped: Dropped, last: int) -> tuple[npt.NDArray[np.uint64], dict[str, Ints]]:
-    """Every encounter and when it was; one that has not ended ends with the data (the cut, or the last moment)."""
+def _encounters(
+    chunks: Sequence[Chunk], dropped: Dropped, data_cut: int
+) -> tuple[npt.NDArray[np.uint64], dict[str, Ints]]:
+    """Every encounter and when it was; one that has not ended ends at the data cut, and without one never (`OPEN`).
+
+    What other records say of later times is no end: it would let one patient's record move what is known of another.
+    """
+    is_report = pl.col("target").str.starts_with("Observation/")
     tables = [
-        _kept(chunk, "encounters", gone).with_columns(target=pl.col("target").hash(SEED)).drop("record")
+        _kept(chunk, "encounters", gone)
+        .with_columns(target=pl.col("target").hash(SEED), is_report=is_report)
+        .drop("record")
         for chunk, gone in zip(chunks, dropped, strict=True)
     ]
-    # a result of several reports was there with the first of them
-    table = pl.concat(tables).sort(pl.all()).unique("target", keep="first", maintain_order=True)
+    # a result of several reports was there with the first of them that was
+    there = pl.max_horizontal("start", pl.when(pl.col("end") == NO_TIME).then("start_end").otherwise("end"))
+    table = pl.concat(tables).sort("target", there, pl.exclude("target"))
+    table = table.unique("target", keep="first", maintain_order=True)
     e = {name: table[name].to_numpy() for name in table.columns}
     no_start = e["start"] == NO_TIME
     begun = np.where(no_start, e["end_start"], e["start"])
+    # a report does not go on: without a readable date of issue it was there on the day that it is about
+    last = np.where(e["is_report"], e["start_end"], OPEN if data_cut == NO_TIME else data_cut)
     known = np.where(e["end"] == NO_TIME, np.maximum(begun, last), e["end"])
     return e["target"], {
         "start": begun,
@@ -351,17 +362,29 @@ def _encounters(chunks: Sequence[Chunk], dropped: Dropped, last: int) -> tuple[n
 
 
 def _periods(
-    chunks: Sequence[Chunk], dropped: Dropped, resolved: list[dict[int, str]], merged: dict[int, int]
+    chunks: Sequence[Chunk],
+    dropped: Dropped,
+    resolved: list[dict[int, str]],
+    merged: dict[int, int],
+    subjects: npt.NDArray[np.int64],
 ) -> pl.DataFrame:
-    """`subject_id`, `start`, `end` of the observation periods in the data."""
+    """`subject_id`, `start`, `end` of the observation periods in the data.
+
+    Records with a period of nobody, or without readable dates, are dropped for that reason.
+    """
     parts = []
     for chunk, gone, targets in zip(chunks, dropped, resolved, strict=True):
         table = _kept(chunk, "periods", gone)
-        subject = chunk.tables["references"]["subject_id"].gather(table["reference"]).to_list()
+        named = chunk.tables["references"][table["reference"]]
+        subject, target = named["subject_id"].to_list(), named["target"].to_list()
         for at, reference in enumerate(table["reference"].to_list()):
-            if reference in targets and targets[reference].startswith("Patient/"):
-                subject[at] = subject_number(targets[reference])
-        subject = [merged.get(s, s) for s in subject]
-        parts.append(table.select("start", "end").with_columns(subject_id=pl.Series(subject, dtype=pl.Int64)))
-    everything = pl.concat(parts).select("subject_id", "start", "end")
-    return everything.filter(pl.col("subject_id") != 0).unique().sort(pl.all())
+            if reference in targets:
+                target[at] = targets[reference]
+                subject[at] = subject_number(target[at]) if target[at].startswith("Patient/") else 0
+        found = pl.Series([merged.get(s, s) for s in subject], dtype=pl.Int64).to_numpy()
+        other = np.array([t is not None and not t.startswith("Patient/") for t in target], bool)
+        nobody = np.where(other, Reason.NOT_A_PATIENT, Reason.UNKNOWN_SUBJECT)
+        fault = np.where(np.isin(found, subjects), table["fault"].to_numpy(), nobody)
+        gone.update(zip(table["record"].filter(pl.Series(fault > 0)).to_list(), fault[fault > 0].tolist(), strict=True))
+        parts.append(table.select("start", "end").with_columns(subject_id=found).filter(pl.Series(fault == 0)))
+    return pl.concat(parts).select("subject_id", "start", "end").unique().sort(pl.all())

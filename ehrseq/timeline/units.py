@@ -258,10 +258,13 @@ def _function(unit: str, analyte: Analyte) -> Callable[[float], float] | None:
         if analyte.valence is None:
             return None
         given = given / analyte.valence
-    for bridge in _bridges(analyte, quantity):
-        one = given * bridge
-        if one.dimensionality == wanted.dimensionality:
-            return _scale(one / wanted)
+    try:
+        for bridge in _bridges(analyte, quantity):
+            one = given * bridge
+            if one.dimensionality == wanted.dimensionality:
+                return _scale(one / wanted)
+    except TypeError:  # pint's, of scales that cannot be multiplied: bels, degrees
+        return None
     return None
 
 

@@ -20,7 +20,7 @@ from ehrseq.task.history import visible
 from ehrseq.tokens.encode import MICROSECONDS_PER_DAY, STATIC, EncodedTimelines
 
 NEVER = np.iinfo(np.int64).max  # the known_time of padding
-FEATURES = 5
+FEATURES = 6
 Index = NDArray[np.int64]
 
 
@@ -28,7 +28,7 @@ Index = NDArray[np.int64]
 class Batch:
     """One padded batch: B sequences of E events and K queries, T = E + K.
 
-    code, coded_value, knot (B, E) int64; fraction (B, E); event_features (B, E, 5); query_features (B, K, 5);
+    code, coded_value, knot (B, E) int64; fraction (B, E); event_features (B, E, 6); query_features (B, K, 6);
     summary (B, K, S); mask (B, T, T) bool, True where the row may read the column; query (B, K) int64 row in the
     query table, -1 for padding.
     """
@@ -151,21 +151,23 @@ class Batches:
         )
 
     def query_features(self, subject: Index, at: Index, known: Index) -> NDArray[np.float32]:
-        """Age, time since the last visible event and years since the first, for (B, K) queries."""
+        """Age, time since the last visible event, years and log time since the first, for (B, K) queries."""
         seen = visible(known[:, None, :], at[:, :, None]) & (known[:, None, :] != STATIC)
         last = np.where(seen, known[:, None, :], STATIC).max(-1, initial=STATIC)
         first = self.first_known[subject]
         out = np.zeros((*at.shape, FEATURES), np.float32)
-        out[..., 0] = _scaled_age(at - self.encoded.birth[subject])
+        out[..., 0] = _years(at - self.encoded.birth[subject])
         none = last == STATIC
-        out[..., 1] = _scaled_gap(np.where(none, 0, at - np.where(none, at, last)))
-        out[..., 2] = np.where(none, 0, _scaled_span(at - np.where(none, at, first)))
+        out[..., 1] = _log_hours(np.where(none, 0, at - np.where(none, at, last)))
+        span = at - np.where(none, at, first)
+        out[..., 2], out[..., 3] = _years(span), _log_hours(span)
         out[..., 4] = none
         return out
 
 
 def token_features(encoded: EncodedTimelines) -> tuple[NDArray[np.float32], Index]:
-    """(N, 5) age, gap since the previous moment of knowledge, span since the first, delay, static flag; first known.
+    """(N, 6) age, gap since the previous moment of knowledge, span since the first in years and logged, static flag,
+    delay until known; and when each subject's first fact was known.
 
     Events known at the same moment have the same gap: ties do not see each other's order.
     """
@@ -182,11 +184,12 @@ def token_features(encoded: EncodedTimelines) -> tuple[NDArray[np.float32], Inde
     gap = np.where(has_previous, known, 0) - np.where(has_previous, known[previous], 0)
     clean = np.where(dynamic, known, 0)
     when = np.where(encoded.time == STATIC, clean, encoded.time)
-    out[:, 0] = np.where(dynamic, _scaled_age(when - encoded.birth[rows]), 0)
-    out[:, 1] = np.where(has_previous, _scaled_gap(gap), 0)
-    out[:, 2] = np.where(dynamic, _scaled_span(clean - np.where(dynamic, first[rows], 0)), 0)
-    out[:, 3] = np.where(dynamic, _scaled_gap(clean - np.where(dynamic, when, 0)), 0)
+    out[:, 0] = np.where(dynamic, _years(when - encoded.birth[rows]), 0)
+    out[:, 1] = np.where(has_previous, _log_hours(gap), 0)
+    span = np.where(dynamic, clean - np.where(dynamic, first[rows], 0), 0)
+    out[:, 2], out[:, 3] = _years(span), _log_hours(span)
     out[:, 4] = ~dynamic
+    out[:, 5] = np.where(dynamic, _log_hours(clean - np.where(dynamic, when, 0)), 0)
     return out, first
 
 
@@ -224,14 +227,10 @@ def pack(sequences: Sequences, tokens_per_batch: int, rng: np.random.Generator |
     return batches
 
 
-def _scaled_age(microseconds: Index) -> NDArray[np.float64]:
-    return microseconds / (MICROSECONDS_PER_DAY * 365.25) / 50 - 1
+def _years(microseconds: Index) -> NDArray[np.float64]:
+    return microseconds / (MICROSECONDS_PER_DAY * 365.25)
 
 
-def _scaled_gap(microseconds: Index) -> NDArray[np.float64]:
-    """Log of a gap in days, about 0 to 1 from a second to a decade."""
-    return np.log1p(np.maximum(microseconds, 0) / MICROSECONDS_PER_DAY) / 8
-
-
-def _scaled_span(microseconds: Index) -> NDArray[np.float64]:
-    return microseconds / (MICROSECONDS_PER_DAY * 365.25) / 10
+def _log_hours(microseconds: Index) -> NDArray[np.float64]:
+    """Log of one plus the hours of a gap: minutes and decades both stay apart."""
+    return np.log1p(np.maximum(microseconds, 0) / (MICROSECONDS_PER_DAY / 24))

@@ -22,6 +22,7 @@ def microseconds(moment: datetime) -> int:
         ("1947", datetime(1947, 1, 1), datetime(1948, 1, 1), "year", None),
         ("2000-02", datetime(2000, 2, 1), datetime(2000, 3, 1), "month", None),
         ("2000-12-31", datetime(2000, 12, 31), datetime(2001, 1, 1), "day", None),
+        ("2016-12-31T23:59:60Z", datetime(2017, 1, 1), datetime(2017, 1, 1, 0, 0, 0, 1), "second", 0),
         ("2000-12-31T23:59Z", datetime(2000, 12, 31, 23, 59), datetime(2001, 1, 1), "minute", 0),
     ],
 )

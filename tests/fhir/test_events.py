@@ -186,6 +186,8 @@ def test_a_panel_gives_its_parts_and_not_itself() -> None:
         ("LOINC//8462-4", None, "unknown", None),
         ("LOINC//8480-6", 120.0, None, "mm[Hg]"),
     ]
+    assert read_fhir([PATIENT, panel]).metadata["events_left_out"] == {"no_code": 1}
+    assert fate(panel | {"code": {}, "component": panel["component"][2:]}) == ("skipped", "no_code")
     assert "LOINC//85354-9" in codes(panel | {"valueString": "high"})
     assert codes(panel | {"component": []}) == ["LOINC//85354-9"]
 
@@ -202,6 +204,42 @@ def test_a_dose_is_a_value() -> None:
     given = CODED["MedicationAdministration"] | {"dosage": {"dose": {"value": 2.5, "unit": "g"}}}
     (row,) = events(given)
     assert (row["numeric_value"], row["unit"]) == (2.5, "g")
+    (row,) = events(given | {"dosage": {"dose": {"value": "<3", "unit": "g"}}})
+    assert (row["numeric_value"], row["value_modifier"]) == (3, "<")
+    (row,) = events(given | {"dosage": {"dose": {"value": "one puff"}}})
+    assert (row["numeric_value"], row["text_value"]) == (None, "one puff")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_number_too_large_for_the_column_is_kept_as_text() -> None:
+    (row,) = events(CODED["Observation"] | {"valueQuantity": {"value": 1e39}})
+    assert (row["numeric_value"], row["text_value"]) == (None, "1e+39")
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        ("Procedure", "performed"),
+        ("MedicationAdministration", "effective"),
+        ("MedicationStatement", "effective"),
+    ],
+)
+def test_the_end_of_a_period_says_nothing_at_its_start(kind: str, field: str) -> None:
+    dateless = {k: v for k, v in CODED[kind].items() if not k.endswith("DateTime")}
+    start, end = "2020-03-01T10:00:00Z", "2020-03-07T10:00:00Z"
+    closed, running = (events(dateless | {f"{field}Period": p}) for p in ({"start": start, "end": end},
+                                                                          {"start": start}))  # fmt: skip
+    assert closed == running
+    assert closed[0]["time"] == closed[0]["known_time"] == datetime(2020, 3, 1, 10)
+    (ended,) = events(dateless | {f"{field}Period": {"end": end}})
+    assert ended["time"] == ended["known_time"] == datetime(2020, 3, 7, 10)
+
+
+@pytest.mark.parametrize("kind", ["Observation", "DiagnosticReport"])
+def test_a_result_over_a_period_exists_at_its_end(kind: str) -> None:
+    dateless = {k: v for k, v in CODED[kind].items() if not k.endswith("DateTime")}
+    (row,) = events(dateless | {"effectivePeriod": {"start": "2020-03-01", "end": "2020-03-07T10:00:00Z"}})
+    assert (row["time"], row["known_time"]) == (datetime(2020, 3, 1), datetime(2020, 3, 7, 10))
 
 
 def medication_request(**fields: Any) -> dict[str, Any]:

@@ -81,7 +81,7 @@ EXPECTED: dict[tuple[str, str], tuple[tuple[datetime, datetime] | None, dict[str
     ("Condition", "f202"): (day(2012, 12, 1), {"SNOMED//363346000": NONE}),
     ("Condition", "stroke"): (day(2010, 7, 18), {"SNOMED//422504002": NONE}),
     ("Procedure", "f001"): (
-        (datetime(2011, 6, 26), datetime(2011, 6, 27, 23, 59, 59, 999999)),
+        day(2011, 6, 26),
         {"SNOMED//34068001": NONE},
     ),
     ("Procedure", "HCBS"): (day(2018, 4, 5), {"HCPCS//T1019": NONE}),
@@ -91,7 +91,7 @@ EXPECTED: dict[tuple[str, str], tuple[tuple[datetime, datetime] | None, dict[str
         {"NDC//0069-2587-10": (500.0, None, None, "mg")},
     ),
     ("MedicationAdministration", "medadmin0302"): (
-        (datetime(2015, 1, 15, 3, 30), datetime(2015, 1, 15, 13, 30)),
+        (datetime(2015, 1, 15, 3, 30), datetime(2015, 1, 15, 3, 30)),
         {"RXNORM//204520": NONE, "RXNORM//313002": NONE},
     ),
     ("MedicationStatement", "example001"): (

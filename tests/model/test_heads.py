@@ -48,9 +48,9 @@ def test_a_censored_batch_still_owes_its_cumulative_hazard():
 
 
 def test_untrained_head_gives_the_base_rates():
-    head = HazardHead(8, 2, EDGES)
+    head = HazardHead(8, 3, 2, EDGES)
     head.base[:] = torch.arange(10.0).reshape(2, 5)
-    assert torch.equal(head(torch.randn(4, 8)), head.base.expand(4, 2, 5))
+    assert torch.equal(head(torch.randn(4, 8), torch.randn(4, 3)), head.base.expand(4, 2, 5))
 
 
 def test_base_rate_is_events_over_exposure_and_shrinks_where_there_are_none():

@@ -10,6 +10,7 @@ import pytest
 from ehrseq.task.cohort import build_cohort
 from ehrseq.task.definition import Task
 from ehrseq.task.label import REASONS
+from ehrseq.task.split import split_subjects
 
 MI, VISIT = "SNOMED//22298006", "ENCOUNTER//AMB/discharge"
 OUTCOMES = {"mi": {"codes": [MI], "competing": ["death"]}, "death": {"codes": ["MEDS_DEATH"]}}
@@ -96,6 +97,29 @@ def test_an_outcome_present_in_everyone_gets_a_hint(make_timelines, make_task):
     assert "incident = false" in second
     assert third == "never never happens after a prediction time."
     assert cohort.attrition.filter(pl.col("step") == "no_prediction_time")["subjects"].to_list() == [1]
+
+
+def test_follow_up_to_the_last_contact_gets_a_warning(make_timelines, make_task):
+    task = make_task({"mi": {"codes": [MI]}}, prediction_times={"rule": "every_encounter"})
+    events = [(1, 10, VISIT), (1, 20, MI)]
+    rules = {1: {"follow_up_rule": "last_contact"}, 2: {"follow_up_rule": "last_contact"}, 3: {}}
+    (line,) = build_cohort(make_timelines(events, rules), task).remarks()
+    assert line.startswith("Follow-up of 2 subjects ends with their last record (last_contact)")
+    assert "data cut" in line
+    assert build_cohort(make_timelines(events, {1: {}, 2: {"follow_up_rule": "data_cut"}}), task).remarks() == []
+
+
+def test_the_split_is_that_of_the_seed(make_timelines, make_task):
+    timelines = make_timelines([], {s: {} for s in range(1, 60)})
+    task = make_task(OUTCOMES, prediction_times={"rule": "landmarks", "after_start": ["1d"]})
+
+    def splits(seed):
+        rows = build_cohort(timelines, task, seed=seed).rows
+        return dict(rows.select("subject_id", "split").iter_rows())
+
+    for seed in (0, 7):
+        assert splits(seed) == dict(split_subjects(timelines, seed=seed).iter_rows())
+    assert splits(0) != splits(7)
 
 
 def test_nobody_at_all(make_timelines, make_task):

@@ -186,9 +186,12 @@ def test_bad_queries_are_refused(make_timelines, make_task, at):
             "no_history",
         ),
         # an observation period that has begun is a history, one that begins later is not
-        ([], {"follow_up_start": 100, "follow_up_rule": "observation_period"}, 100, None),
-        ([], {"follow_up_start": 101, "follow_up_rule": "observation_period"}, 100, "no_history"),
+        ([], {"observation_start": 100, "follow_up_rule": "observation_period"}, 100, None),
+        ([], {"observation_start": 101, "follow_up_rule": "observation_period"}, 100, "no_history"),
         ([], {"follow_up_start": 100, "follow_up_rule": "last_contact"}, 100, "no_history"),
+        # whatever the rule of its end: how it ends is not known then
+        ([], {"observation_start": 100, "follow_up_rule": "data_cut"}, 100, None),
+        ([], {"observation_start": 100, "follow_up_rule": None, "follow_up_end": None}, 100, None),
         ([(1, 100, VISIT)], {}, 100, None),
         ([(1, 100, MI)], {}, 100, "already_present"),
         ([(1, 1, VISIT), (1, 101, MI)], {}, 100, None),

@@ -65,6 +65,37 @@ def test_a_day_precision_event_on_the_last_day_counts_at_the_end(make_timelines,
     assert times(make_timelines([], {1: facts}), task) == []
 
 
+@pytest.mark.parametrize(
+    ("precision", "hours", "counts"),
+    [
+        ("day", 23, True),  # the day of death ends at 5:00 UTC, an hour before that
+        ("day", 24, False),  # the day before
+        ("minute", 1, False),
+        (None, 1, False),
+    ],
+)
+def test_a_day_of_death_that_ends_at_no_midnight_of_utc_counts_too(
+    make_timelines, make_task, day, precision, hours, counts
+):
+    died = day(20) + timedelta(hours=5) - LAST
+    end = died - timedelta(hours=hours)
+    facts = {"time_precision": precision, "known_time": died}
+    death = (1, 20 + 5 / 24, "MEDS_DEATH", facts)
+    timelines = make_timelines([death], {1: {"death_time": died, "follow_up_end": end}})
+    task = make_task({"death": {"codes": ["MEDS_DEATH"]}})
+    assert times(timelines, task) == ([end] if counts else [])
+    assert timelines.summary()["deaths_inside_follow_up"] == counts
+
+
+def test_the_summary_counts_deaths_as_the_task_does(make_timelines, make_task, day):
+    dead = {"death_time": day(21) - LAST}
+    ends = {1: day(20.5), 2: day(20), 3: day(20) - LAST, 4: day(21), 5: None}
+    timelines = make_timelines([], {s: dead | {"follow_up_end": end} for s, end in ends.items()})
+    found = occurrences(timelines, make_task({"death": {"codes": ["MEDS_DEATH"]}}))
+    assert found["subject_id"].to_list() == [1, 2, 4]
+    assert timelines.summary()["deaths_inside_follow_up"] == 3
+
+
 def test_deaths_come_from_the_subject_table_or_else_from_an_event(make_timelines, day):
     timelines = make_timelines(
         [(1, 5, "MEDS_DEATH"), (2, 6, "MEDS_DEATH"), (2, 8, "MEDS_DEATH"), (4, 3, CODE)],

@@ -17,6 +17,8 @@ from polars.testing import assert_frame_equal
 
 from ehrseq.errors import SourceError, UserError
 from ehrseq.fhir.ledger import Reason
+from ehrseq.task.definition import Task
+from ehrseq.task.outcome import occurrences
 from ehrseq.timeline.build import read_fhir, subject_number
 from ehrseq.timeline.ingest import ingest
 from ehrseq.timeline.schema import EVENT_SCHEMA, SUBJECT_SCHEMA, sort_events
@@ -106,12 +108,69 @@ def test_nothing_is_known_before_it_happened() -> None:
     assert row["known_time"] == row["time"] == datetime(2020, 3, 2, 10)
 
 
-def test_a_running_encounter_ends_with_the_data() -> None:
-    running = STAY | {"period": {"start": STAY["period"]["start"]}}  # type: ignore[index]
-    later = observation(effectiveDateTime="2020-03-20T00:00:00Z")
-    records = [PATIENT, running, condition(**IN_STAY), later]
-    assert only(read_fhir(records), "c")["known_time"] == datetime(2020, 3, 20)
+RUNNING = STAY | {"period": {"start": "2020-03-01T08:00:00+02:00"}}
+
+
+def test_a_running_encounter_ends_at_the_data_cut() -> None:
+    records = [PATIENT, RUNNING, condition(**IN_STAY)]
     assert only(read_fhir(records, data_cut=datetime(2020, 4, 1)), "c")["known_time"] == datetime(2020, 4, 1)
+
+
+def test_without_a_cut_what_is_known_at_a_running_encounters_end_is_not_known_yet() -> None:
+    records = [
+        PATIENT,
+        RUNNING,
+        condition(**IN_STAY),
+        condition("onset", onsetDateTime="2020-03-02", abatementDateTime="2020-03-03", **IN_STAY),
+        condition("recorded", recordedDate="2020-03-02", **IN_STAY),
+        observation(**IN_STAY),
+        observation("dated", effectiveDateTime="2020-03-02", **IN_STAY),
+    ]
+    timelines = read_fhir(records)
+    found = reasons(timelines)
+    assert (found["Condition", "encounter_open"], found["Observation", "encounter_open"]) == (2, 1)
+    assert {"recorded", "dated", "e"} == set(timelines.events["resource_id"]) - {"p"}
+    assert timelines.subjects["follow_up_end"].item() == datetime(2020, 3, 2, 23, 59, 59, 999999)
+    # nothing that anybody else's records say of later times changes that
+    q = PATIENT | {"id": "q"}
+    later = observation("late", effectiveDateTime="2030-01-01", subject={"reference": "Patient/q"})
+    more = read_fhir([*records, q, later])
+    me = pl.col("subject_id") == subject_number("Patient/p")
+    assert_frame_equal(more.events.filter(me), timelines.events, categorical_as_str=True)
+    assert_frame_equal(more.subjects.filter(me), timelines.subjects)
+
+
+@pytest.mark.parametrize(
+    ("fields", "known"),
+    [
+        # recorded long after it was over
+        (
+            {"onsetDateTime": "2010", "abatementDateTime": "2012", "recordedDate": "2015-01-01T10:00:00Z"},
+            datetime(2015, 1, 1, 10),
+        ),
+        # over within the stay whose end makes it known
+        ({"onsetDateTime": "2020-03-02", "abatementDateTime": "2020-03-03", **IN_STAY}, END),
+        ({"abatementDateTime": "2020-03-03", **IN_STAY}, END),
+        # over after it became known
+        (
+            {"onsetDateTime": "2010", "recordedDate": "2011", "abatementDateTime": "2020-05-01"},
+            datetime(2020, 5, 1, 23, 59, 59, 999999),
+        ),
+        ({"abatementDateTime": "2020-05-01T10:00:00Z", **IN_STAY}, datetime(2020, 5, 1, 10)),
+    ],
+)
+def test_an_end_of_illness_is_not_known_before_the_illness(fields: dict[str, Any], known: datetime) -> None:
+    events = read_fhir([PATIENT, STAY, condition(**fields)]).events.filter(pl.col("resource_id") == "c")
+    ends = events.filter(pl.col("code").str.starts_with("ABATEMENT//"))
+    assert ends["known_time"].to_list() == [known]
+    assert ends["time"].item() == min(ends["time"].item(), known)
+    assert (events["known_time"] <= known).all()
+
+
+def test_an_end_of_illness_without_a_readable_date_is_left_out() -> None:
+    timelines = read_fhir([PATIENT, STAY, condition(abatementDateTime="last year", **IN_STAY)])
+    assert only(timelines, "c")["code"] == "SNOMED//c"
+    assert timelines.metadata["events_left_out"] == {"invalid_time": 1}
 
 
 def test_an_encounter_that_is_not_there_or_has_no_dates_gives_no_time() -> None:
@@ -156,6 +215,35 @@ def test_the_day_of_death_stays_and_the_day_after_goes() -> None:
     assert reasons(timelines)["Encounter", "events"] == 1
     assert timelines.metadata["events_left_out"] == {"after_death": 1}
     assert not timelines.events["code"].str.ends_with("/discharge").any()
+
+
+@pytest.mark.parametrize(
+    ("zones", "end"),
+    [
+        (("-05:00",), datetime(2021, 5, 6, 4, 59, 59, 999999)),
+        (("-04:00", "-05:00", "-04:00"), datetime(2021, 5, 6, 4, 59, 59, 999999)),  # over when it is over in both
+        (("+02:00",), datetime(2021, 5, 5, 21, 59, 59, 999999)),
+        (("Z",), datetime(2021, 5, 5, 23, 59, 59, 999999)),
+        ((), datetime(2021, 5, 5, 23, 59, 59, 999999)),
+    ],
+)
+def test_a_day_of_death_ends_where_the_records_were_written(zones: tuple[str, ...], end: datetime) -> None:
+    dead = [PATIENT | {"deceasedDateTime": "2021-05-05"}, PATIENT | {"id": "q", "deceasedDateTime": "2021-05-05"}]
+    written = [
+        observation(f"{i}", effectiveDateTime=f"2021-05-05T23:30:00{zone}", issued=f"2021-05-05T23:40:00{zone}")
+        for i, zone in enumerate(zones)
+    ]
+    timelines = read_fhir([*dead, *written, observation("date", effectiveDateTime="2021-05-05")])
+    assert timelines.events.filter(pl.col("resource_type") == "Observation").height == len(zones) + 1
+    deaths = dict(timelines.subjects.select("patient", "death_time").iter_rows())
+    assert deaths == {"p": end, "q": datetime(2021, 5, 5, 23, 59, 59, 999999)}
+    event = timelines.events.filter(
+        (pl.col("code") == "MEDS_DEATH") & (pl.col("subject_id") == subject_number("Patient/p"))
+    )
+    assert event.select("time", "known_time").row(0) == (end, end)
+    # other dates stay days of UTC
+    assert only(timelines, "date")["known_time"] == datetime(2021, 5, 5, 23, 59, 59, 999999)
+    assert (timelines.events["time"] <= timelines.events["known_time"]).all()
 
 
 def test_a_death_with_a_clock_time_ends_there() -> None:
@@ -274,6 +362,98 @@ def test_follow_up_comes_from_research_subjects_or_the_data_cut() -> None:
     )
 
 
+def research_subject(name: str, **fields: Any) -> dict[str, Any]:
+    return {"resourceType": "ResearchSubject", "id": name, "individual": ME} | fields
+
+
+def test_observation_periods_that_cannot_be_used_say_why() -> None:
+    period = {"start": "2020", "end": "2021"}
+    records = [
+        PATIENT,
+        research_subject("good", period=period),
+        research_subject("open", period={"start": "2020"}),
+        research_subject("nobody", period=period, individual={"reference": "Patient/zz"}),
+        research_subject("group", period=period, individual={"reference": "Group/g"}),
+        research_subject("bad-end", period={"start": "1999", "end": "soon"}),
+        research_subject("bad-start", period={"start": "once", "end": "2030"}),
+        research_subject("dateless"),
+    ]
+    timelines = read_fhir(records, data_cut="2022-01-01")
+    found = {reason: n for (kind, reason), n in reasons(timelines).items() if kind == "ResearchSubject"}
+    assert found == {"follow_up": 2, "unknown_subject": 1, "not_a_patient": 1, "invalid_time": 2, "no_time": 1}
+    subject = timelines.subjects.row(0, named=True)
+    assert (subject["follow_up_start"], subject["observation_start"]) == (datetime(2020, 1, 1), datetime(2020, 1, 1))
+
+
+@pytest.mark.parametrize(("kind", "field"), [("EpisodeOfCare", "patient"), ("Coverage", "beneficiary")])
+def test_episodes_and_coverages_that_cannot_be_used_say_why(kind: str, field: str) -> None:
+    def record(name: str, who: str = "Patient/p", **fields: Any) -> dict[str, Any]:
+        return {"resourceType": kind, "id": name, field: {"reference": who}} | fields
+
+    period = {"start": "2020", "end": "2021"}
+    records = [
+        PATIENT,
+        record("good", period=period),
+        record("nobody", "Patient/zz", period=period),
+        record("group", "Group/g", period=period),
+        record("bad-end", period={"start": "1999", "end": "soon"}),
+        record("dateless"),
+        record("changed", period={"start": "1990"}, modifierExtension=[{"url": "x", "valueBoolean": True}]),
+    ]
+    timelines = read_fhir(records, data_cut="2022-01-01")
+    found = {reason: n for (k, reason), n in reasons(timelines).items() if k == kind}
+    assert found == dict.fromkeys(
+        ("follow_up", "unknown_subject", "not_a_patient", "invalid_time", "no_time", "modifier_extension"), 1
+    )
+    assert timelines.subjects["observation_start"].to_list() == [datetime(2020, 1, 1)]
+
+
+def test_a_result_is_there_with_the_first_report_that_was() -> None:
+    def report(name: str, day: int, **fields: Any) -> dict[str, Any]:
+        named = {"result": [{"reference": "Observation/x"}], "code": {"coding": [{"system": LOINC, "code": "1-8"}]}}
+        return {"resourceType": "DiagnosticReport", "id": name, "status": "final", "subject": ME,
+                "effectiveDateTime": f"2020-03-0{day}"} | named | fields  # fmt: skip
+
+    result = observation("x")
+    slow, quick = report("slow", 1, issued="2020-03-09T08:00:00Z"), report("quick", 2, issued="2020-03-04T08:00:00Z")
+    odd = report("odd", 3, issued="some day")
+    for reports in ([quick], [slow, quick], [quick, slow, odd]):
+        row = read_fhir([PATIENT, result, *reports]).events.filter(pl.col("resource_id") == "x").row(0, named=True)
+        expected = datetime(2020, 3, 2), datetime(2020, 3, 4, 8)
+        if odd in reports:  # there on its own day, for all that anybody can say
+            expected = datetime(2020, 3, 3), datetime(2020, 3, 3, 23, 59, 59, 999999)
+        assert (row["time"], row["known_time"]) == expected
+
+
+def test_no_other_record_ends_an_open_encounter() -> None:
+    other = PATIENT | {"id": "q"}
+    late = observation("late", effectiveDateTime="2024-01-01") | {"subject": {"reference": "Patient/q"}}
+    stay = STAY | {"period": {"start": STAY["period"]["start"]}}
+    inside = observation(**IN_STAY)
+    timelines = read_fhir([PATIENT, other, stay, inside, late])
+    assert reasons(timelines)["Observation", "encounter_open"] == 1
+    cut = read_fhir([PATIENT, other, stay, inside, late], data_cut="2020-03-05")
+    row = cut.events.filter(pl.col("encounter_id") == "e", pl.col("resource_type") == "Observation").row(0, named=True)
+    assert (row["time"], row["known_time"]) == (START, datetime(2020, 3, 5, 23, 59, 59, 999999))
+
+
+@pytest.mark.parametrize("death", [{"deceasedBoolean": True}, {"deceasedDateTime": "some day"}])
+def test_who_died_at_an_unknown_time_is_followed_to_the_last_contact(death: dict[str, Any]) -> None:
+    records = [observation(effectiveDateTime="2019-01-01"), observation("b", effectiveDateTime="2020-03-02")]
+    last = datetime(2020, 3, 2, 23, 59, 59, 999999)
+    period = research_subject("s", period={"start": "2018", "end": "2025"})
+    for more in ([], [period]):
+        timelines = read_fhir([PATIENT | death, *records, *more], data_cut="2030-01-01")
+        subject = timelines.subjects.row(0, named=True)
+        assert (subject["follow_up_end"], subject["follow_up_rule"]) == (last, "last_contact_undated_death")
+        assert subject["death_time"] is None
+        assert timelines.summary()["follow_up_rules"] == {"last_contact_undated_death": 1}
+    assert read_fhir([PATIENT | death], data_cut="2030-01-01").subjects["follow_up_end"].to_list() == [None]
+    for alive in (PATIENT, PATIENT | {"deceasedBoolean": False}, PATIENT | death | {"deceasedDateTime": "2025"}):
+        timelines = read_fhir([alive, *records], data_cut="2030-01-01")
+        assert timelines.subjects["follow_up_rule"].to_list() == ["data_cut"]
+
+
 def test_sources_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such path"):
         read_fhir(tmp_path / "nowhere")
@@ -388,6 +568,22 @@ def test_mimic_conditions_are_dated_and_known_by_their_encounter(mimic: Timeline
     assert conditions["time_source"].cast(pl.String).unique().to_list() == ["encounter"]
     for row in conditions.iter_rows(named=True):
         assert (row["time"], row["known_time"]) == periods[row["encounter_id"]]
+
+
+def test_mimic_nothing_happens_after_death_and_deaths_inside_follow_up_are_counted_once(mimic: Timelines) -> None:
+    deaths = mimic.subjects.select("subject_id", "death_time", "follow_up_end").drop_nulls("death_time")
+    late = mimic.events.join(deaths, on="subject_id").filter(pl.col("time") > pl.col("death_time"))
+    assert late.height == 0
+    task = Task.from_dict(
+        {
+            "horizons": ["1y"],
+            "outcomes": {"death": {"codes": ["MEDS_DEATH"]}},
+            "prediction_times": {"rule": "every_encounter"},
+        }
+    )
+    inside = mimic.summary()["deaths_inside_follow_up"]
+    assert inside == occurrences(mimic, task).height
+    assert inside >= deaths.filter(pl.col("death_time") <= pl.col("follow_up_end")).height
 
 
 def test_mimic_blood_pressure_panels(mimic: Timelines, data_folder: Path) -> None:

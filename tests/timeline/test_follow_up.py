@@ -1,4 +1,4 @@
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 
 import polars as pl
 import pytest
@@ -68,7 +68,7 @@ def periods(*rows):
 )
 def test_rules(given_periods, cut, expected):
     frame = follow_up(events(*LIVED), given_periods, cut)
-    start, end, rule = frame.filter(pl.col("subject_id") == 1).row(0)[1:]
+    start, end, rule = frame.filter(pl.col("subject_id") == 1).row(0)[1:4]
     assert (start and start.year, end and end.year, rule) == expected
     assert rule is None or rule in RULES
 
@@ -87,13 +87,15 @@ def test_dates_stand_for_whole_days():
 def test_subjects_without_contact_have_no_follow_up_unless_a_period_says_so():
     silent = events((1, None, "SEX//male"), (1, 1990, "MEDS_BIRTH"), (1, 2010, "MEDS_DEATH"))
     for cut in (None, Y[2020]):
-        assert follow_up(silent, data_cut=cut).row(0) == (1, None, None, None)
-    assert follow_up(silent, periods((1, 2000, 2005))).row(0) == (1, Y[2000], Y[2005], "observation_period")
+        assert follow_up(silent, data_cut=cut).row(0) == (1, None, None, None, None)
+    assert follow_up(silent, periods((1, 2000, 2005))).row(0)[:4] == (1, Y[2000], Y[2005], "observation_period")
 
 
 def test_a_period_of_a_subject_without_any_event_counts():
-    assert follow_up(events(), periods((5, 2000, 2005))).rows() == [(5, Y[2000], Y[2005], "observation_period")]
-    assert follow_up(events(), periods((5, 2000, None))).rows() == [(5, None, None, None)]
+    assert follow_up(events(), periods((5, 2000, 2005))).rows() == [
+        (5, Y[2000], Y[2005], "observation_period", Y[2000])
+    ]
+    assert follow_up(events(), periods((5, 2000, None))).rows() == [(5, None, None, None, Y[2000])]
 
 
 def test_periods_without_their_columns_are_refused():
@@ -129,7 +131,7 @@ def test_every_end_follows_its_start_and_row_order_does_not_matter(rows, period_
     assert result["subject_id"].is_unique().all()
     assert (result["follow_up_start"] <= result["follow_up_end"]).all()
     # start, end and rule are there together or not at all
-    assert result.select(pl.sum_horizontal(pl.exclude("subject_id").is_null()).is_in([0, 3])).to_series().all()
+    assert result.select(pl.sum_horizontal(pl.col("^follow_up_.*$").is_null()).is_in([0, 3])).to_series().all()
     if cut is not None:
         assert (result["follow_up_end"] <= Y[cut]).all()
     shuffled = list(rows)
@@ -151,7 +153,37 @@ def test_last_contact_by_a_plain_loop(rows):
     assert found == expected
 
 
-def test_one_day_of_contact_is_a_follow_up_of_that_day():
+def test_one_day_of_contact_is_a_follow_up_of_its_last_moment():
     frame = normalise_events({"subject_id": [1], "time": [date(2020, 5, 5)], "code": ["LOINC//1"]})
     start, end = follow_up(frame).row(0)[1:3]
-    assert end - start == timedelta(days=1, microseconds=-1)
+    assert start == end == datetime(2020, 5, 5, 23, 59, 59, 999999)
+
+
+def test_a_back_dated_contact_starts_no_follow_up_before_it_was_known():
+    frame = events((1, 1995, "SNOMED//1", 2016), (1, 2017, "LOINC//1"), (2, 1999, "LOINC//1"))
+    assert follow_up(frame, data_cut=Y[2020])["follow_up_start"].to_list() == [Y[2016], Y[1999]]
+
+
+@pytest.mark.parametrize("end", [2005, None])
+@pytest.mark.parametrize("cut", [2003, 2010, None])
+def test_observation_starts_with_the_period_however_it_ends(end, cut):
+    found = follow_up(events(*LIVED), periods((1, 2000, end), (1, 2001, 2002), (2, None, 2005)), Y.get(cut))
+    assert found["observation_start"].to_list() == [Y[2000], None]
+    assert follow_up(events(*LIVED), None, Y.get(cut))["observation_start"].to_list() == [None]
+
+
+@pytest.mark.parametrize(
+    ("given_periods", "cut", "expected"),
+    [
+        (None, None, 2004),
+        (None, Y[2007], 2004),
+        (None, Y[2003], 2003),
+        (periods((1, 2000, 2012)), None, 2004),
+        (periods((1, 2000, 2003)), None, 2003),
+    ],
+)
+def test_an_undated_death_ends_follow_up_with_the_last_contact(given_periods, cut, expected):
+    _, _, end, rule, _ = follow_up(events(*LIVED), given_periods, cut, pl.Series([1])).row(0)
+    assert (end, rule) == (Y[expected], "last_contact_undated_death")
+    other = follow_up(events(*LIVED), given_periods, cut, pl.Series([2]))
+    assert_frame_equal(other, follow_up(events(*LIVED), given_periods, cut))

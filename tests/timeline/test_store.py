@@ -19,7 +19,7 @@ from ehrseq.errors import TimelineError, UserError
 from ehrseq.timeline.meds import SHARDS, shard_of
 from ehrseq.timeline.schema import EVENT_SCHEMA, SUBJECT_SCHEMA, normalise_events
 from ehrseq.timeline.store import Timelines, as_timelines
-from ehrseq.timeline.subjects import normalise_subjects
+from ehrseq.timeline.subjects import derive_subjects, normalise_subjects
 
 TABLES = ("events", "subjects", "splits", "ledger", "quarantine", "sources")
 SUBJECTS = 40
@@ -506,6 +506,18 @@ def test_summary_counts(timelines):
 
 def event_pair(timelines):
     return timelines.events["time"].to_list(), timelines.events["code"].to_list()
+
+
+def test_a_given_follow_up_counts_as_observed_from_its_start():
+    table = {
+        "subject_id": [1, 2],
+        "follow_up_start": [date(1999, 1, 1), None],
+        "follow_up_end": [None, date(2009, 1, 1)],
+    }
+    subjects = derive_subjects(normalise_events(event_columns()), pl.DataFrame(table))
+    found = dict(subjects.select("subject_id", "observation_start").iter_rows())
+    assert found.pop(1) == datetime(1999, 1, 1)
+    assert set(found.values()) == {None}
 
 
 def test_deaths_inside_follow_up_are_counted():

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ehrseq.timeline.analytes import ANALYTES
@@ -108,6 +108,8 @@ def test_what_does_not_convert_stays_and_is_kept_apart(code, unit):
 
 
 @given(st.text(max_size=12), st.sampled_from(sorted(ANALYTES)))
+@example("B", "LOINC//10834-0")
+@example("Cel", "LOINC//10834-0")
 @settings(deadline=None)
 def test_no_text_breaks_the_parser(text, code):
     convert(ANALYTES[code], text)
