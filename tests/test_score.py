@@ -15,7 +15,8 @@ from ehrseq.score import evaluate_export, fit_model, inspect, score_export
 from ehrseq.storage import MANIFEST, write_json
 from ehrseq.synthetic import write_simulation
 from ehrseq.task.definition import Task
-from ehrseq.timeline.build import ingest, read_fhir
+from ehrseq.timeline.build import read_fhir
+from ehrseq.timeline.ingest import ingest
 from ehrseq.timeline.store import Timelines
 from tests.toy import CONFIG
 
