@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from ehrseq.model.network import ProgressionNetwork
 from ehrseq.task.definition import Horizon, Task
 from ehrseq.task.history import visible
 from ehrseq.task.label import known_at_risk, label
-from ehrseq.task.outcome import occurrences
+from ehrseq.task.outcome import occurrences, with_dataset_descendants
 from ehrseq.task.query import resolve_prediction_times
 from ehrseq.task.split import split_subjects
 from ehrseq.task.times import prediction_times
@@ -63,7 +64,8 @@ class ProgressionModel:
         else a seeded hash of the subject. `report(epoch, tuning_loss)` is called after each epoch. Returns self.
         """
         timelines = as_timelines(timelines)
-        self.task_ = task if isinstance(task, Task) else Task.from_toml(task)
+        # descendants are settled now: an export scored later need not bring the hierarchy along
+        self.task_ = with_dataset_descendants(timelines, task if isinstance(task, Task) else Task.from_toml(task))
         self.times_withheld_ = False
         splits = split_subjects(timelines, seed=self.config.seed)
         self._take(fit_model(timelines, self.task_, splits, self.config, report))
@@ -154,11 +156,12 @@ class ProgressionModel:
         return result
 
     def _same_outcomes(self, task: Task) -> Task:
-        if {o.name: o for o in task.outcomes} != {o.name: o for o in self.task_.outcomes}:
+        theirs, ours = ({o.name: replace(o, descendant_codes=()) for o in t.outcomes} for t in (task, self.task_))
+        if theirs != ours:
             raise EvaluationError(
                 "a task with the outcomes that the model was fitted for", "other outcomes", "fit a model for this task"
             )
-        return task
+        return replace(task, outcomes=tuple(self.task_.outcome(o.name) for o in task.outcomes))
 
     def seen_in_training(self, subject_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether each subject was in the train or tuning split of the fit."""
