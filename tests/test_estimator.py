@@ -38,7 +38,7 @@ def reference(model, timelines):
     return model.forecast(timelines, AT).risk
 
 
-def same(a: pl.DataFrame, b: pl.DataFrame, tolerance: float = TOLERANCE) -> None:
+def assert_same(a: pl.DataFrame, b: pl.DataFrame, tolerance: float = TOLERANCE) -> None:
     numbers = ["probability", "competing", "event_free"]
     assert a.drop(*numbers, "lower", "upper").equals(b.drop(*numbers, "lower", "upper"))
     np.testing.assert_allclose(a.select(numbers).to_numpy(), b.select(numbers).to_numpy(), atol=tolerance, rtol=0)
@@ -89,7 +89,7 @@ def test_what_becomes_known_later_changes_nothing(model, timelines, reference, d
         (i, AT + timedelta(days=when), code, value, AT + timedelta(days=max(when, 0) + delay, microseconds=1))
         for i, when, code, value, delay in drawn
     ]
-    same(model.forecast(append(timelines, rows), AT).risk, reference)
+    assert_same(model.forecast(append(timelines, rows), AT).risk, reference)
 
 
 def test_a_back_dated_diagnosis_between_two_old_events_changes_nothing(model, timelines, reference):
@@ -99,7 +99,7 @@ def test_a_back_dated_diagnosis_between_two_old_events_changes_nothing(model, ti
         .agg(pl.col("time").min())
     )
     rows = [(i, t + timedelta(days=1), "ICD10CM//y", None, AT + timedelta(days=3)) for i, t in first.iter_rows()]
-    same(model.forecast(append(timelines, rows), AT).risk, reference)
+    assert_same(model.forecast(append(timelines, rows), AT).risk, reference)
 
 
 def test_what_is_known_in_time_does_change_the_forecast(model, timelines, reference):
@@ -118,7 +118,7 @@ def test_follow_up_and_death_are_no_inputs(model, timelines, reference):
     )
     events = timelines.events.filter(pl.col("code") != "MEDS_DEATH")
     forecast = model.forecast(Timelines(events=events, subjects=blind).select(alive), AT).risk
-    same(forecast.join(reference, on=["subject_id", "outcome", "horizon_days"], how="semi"), reference)
+    assert_same(forecast.join(reference, on=["subject_id", "outcome", "horizon_days"], how="semi"), reference)
 
 
 def test_row_order_changes_nothing(model, timelines, reference):
@@ -126,12 +126,12 @@ def test_row_order_changes_nothing(model, timelines, reference):
         events=timelines.events.sample(fraction=1, shuffle=True, seed=3),
         subjects=timelines.subjects.sample(fraction=1, shuffle=True, seed=4),
     )
-    same(model.forecast(shuffled, AT).risk, reference)
+    assert_same(model.forecast(shuffled, AT).risk, reference)
 
 
 def test_one_subject_alone_scores_as_in_a_batch(model, timelines, reference):
     for i in reference["subject_id"].unique().sort()[:5]:
-        same(model.forecast(timelines.select([i]), AT).risk, reference.filter(pl.col("subject_id") == i))
+        assert_same(model.forecast(timelines.select([i]), AT).risk, reference.filter(pl.col("subject_id") == i))
 
 
 def test_batch_size_padding_and_company_change_nothing(model, timelines):
@@ -158,7 +158,7 @@ def test_long_histories_keep_the_static_facts_and_the_most_recent_events(model, 
     alone = model.forecast(long, pl.DataFrame({"subject_id": [7], "prediction_time": [AT]})).risk
     times = [day(-1500), day(-1000), AT]
     several = model.forecast(long, pl.DataFrame({"subject_id": [7] * 3, "prediction_time": times})).risk
-    same(alone, several.filter(pl.col("prediction_time") == AT))
+    assert_same(alone, several.filter(pl.col("prediction_time") == AT))
 
 
 def test_save_then_load_is_bit_equal(model, timelines, reference, tmp_path):
@@ -204,7 +204,7 @@ def test_ensemble_range_holds_the_members(timelines):
 def test_any_horizon_by_closed_form(model, timelines, reference):
     more = model.forecast(timelines, AT, horizons=["1y", "2y", "3y"]).risk
     shared = more.filter(pl.col("horizon_days").is_in(reference["horizon_days"].unique().implode()))
-    same(shared, reference, 1e-12)
+    assert_same(shared, reference, 1e-12)
 
 
 def test_beyond_the_follow_up_is_extrapolated(model, timelines):
@@ -239,7 +239,7 @@ def test_a_subject_without_birth_date_is_skipped_and_the_others_scored(model, ti
     events = timelines.events.filter((pl.col("code") != "MEDS_BIRTH") | (pl.col("subject_id") != 1))
     forecast = model.forecast(Timelines(events=events, subjects=subjects), AT)
     assert forecast.skipped.filter(pl.col("subject_id") == 1)["reason"].to_list() == ["no_birth_date"]
-    same(forecast.risk, reference.filter(pl.col("subject_id") != 1))
+    assert_same(forecast.risk, reference.filter(pl.col("subject_id") != 1))
 
 
 def test_a_history_of_unknown_codes_is_refused(model, timelines):
@@ -276,5 +276,5 @@ def test_unfitted_model_says_so(timelines):
 def test_pandas_in_pandas_out(model, timelines, reference):
     at = pl.DataFrame({"patient": timelines.subjects["patient"], "prediction_time": [AT] * len(timelines)})
     forecast = model.forecast(timelines, at.to_pandas())
-    same(forecast.risk, reference)
+    assert_same(forecast.risk, reference)
     assert list(forecast.to_pandas().columns) == reference.columns
