@@ -123,7 +123,7 @@ def fit_verb(
         model = fit_model(timelines, task, out, config=config, report=report)
     splits = dict(model.trained_on_["split"].value_counts().iter_rows())
     say(f"fitted on {splits.get('train', 0):,} training and {splits.get('tuning', 0):,} tuning subjects")
-    for name, count in model.events_.items():
+    for name, count in model.fitted_.events.items():
         if not count:
             say(f"outcome '{name}' has no training event and is not forecast: check its codes")
     say(f"model: {out}")

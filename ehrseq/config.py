@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from ehrseq.errors import UserError, nearest
 
 T = TypeVar("T")
+MODELS = ("hybrid", "transformer", "boosted", "cox", "age_sex")
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class NetworkConfig:
     """Size of the sequence network and what it reads.
 
     `max_events` bounds the history of one forecast: the most recent events are kept. Codes seen in fewer than
-    `min_subjects` training subjects are not learned (they identify people).
+    `min_subjects` training subjects are not learned (they identify people). `demographics` are the columns of the
+    subject table that are read as static facts: any of `sex`, `race`, `ethnicity`.
     """
 
     width: int = 64
@@ -28,6 +30,7 @@ class NetworkConfig:
     min_subjects: int = 10
     max_events: int = 512
     summary_codes: int = 64
+    demographics: tuple[str, ...] = ("sex",)
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,9 @@ class TrainingConfig:
     """How the network is fitted.
 
     `landmarks_per_subject` prediction times are drawn anew each epoch, uniformly over the subject's follow-up.
-    Training stops after `patience` epochs without a better tuning likelihood, and keeps the best weights.
+    Training stops after `patience` epochs without a better tuning likelihood, and keeps the best weights. The next
+    occurrence of each of the `auxiliary_codes` most frequent codes is learned beside the outcomes, all of them together
+    with `auxiliary_weight` times the weight of one outcome.
     """
 
     max_epochs: int = 10
@@ -47,15 +52,40 @@ class TrainingConfig:
     landmarks_per_subject: int = 5
     tuning_landmarks_per_subject: int = 8
     tokens_per_batch: int = 8192
-    members: int = 1
+    members: int = 3
+    auxiliary_codes: int = 32
+    auxiliary_weight: float = 2.0
+
+
+@dataclass(frozen=True)
+class BoostedConfig:
+    """The boosted hazards: how trees are grown.
+
+    `landmarks_per_subject` prediction times are drawn once; the time after them is seen in `periods` coarse steps. All
+    periods with an event are used, and those of about `event_free_rows` prediction times without, weighted up. A leaf's
+    value is drawn to 0 by `prior_events` expected events. The tuning likelihood chooses the number of trees.
+    """
+
+    landmarks_per_subject: int = 8
+    periods: int = 4
+    event_free_rows: int = 25_000
+    max_trees: int = 200
+    learning_rate: float = 0.05
+    leaves: int = 12
+    min_rows_per_leaf: int = 200
+    prior_events: float = 5.0
+    features_per_split: float = 0.5
+    bins: int = 127
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The configuration of a progression model."""
+    """The configuration of a progression model; `model` says which of `MODELS` is fitted."""
 
     network: NetworkConfig = NetworkConfig()
     training: TrainingConfig = TrainingConfig()
+    boosted: BoostedConfig = BoostedConfig()
+    model: str = "hybrid"
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,7 +105,8 @@ class ModelConfig:
         content = dict(content)
         network = from_mapping(NetworkConfig, content.pop("network", {}))
         training = from_mapping(TrainingConfig, content.pop("training", {}))
-        return from_mapping(cls, {**content, "network": network, "training": training})
+        boosted = from_mapping(BoostedConfig, content.pop("boosted", {}))
+        return from_mapping(cls, {**content, "network": network, "training": training, "boosted": boosted})
 
 
 def from_mapping(kind: type[T], content: dict[str, Any]) -> T:

@@ -15,37 +15,31 @@ from numpy.typing import NDArray
 from ehrseq.config import ModelConfig
 from ehrseq.errors import ArtifactError, EvaluationError, ForecastError
 from ehrseq.evaluate.evaluation import Evaluation, evaluate_forecasts
-from ehrseq.forecast.table import SKIPPED_SCHEMA, Forecast, Hazards, risk_table
-from ehrseq.model.artifact import Artifact, hashed_ids, load_artifact, load_weights, save_artifact
-from ehrseq.model.baselines import HazardBaseline
+from ehrseq.forecast.predict import check_branch, outcome_hazards
+from ehrseq.forecast.screen import screen
+from ehrseq.forecast.table import Forecast, risk_table
+from ehrseq.model.artifact import Artifact, hashed_ids, load_artifact, save_artifact
 from ehrseq.model.card import model_card
-from ehrseq.model.fitting import Fitted, fit_model
-from ehrseq.model.heads import HazardName
-from ehrseq.model.inference import predict_hazards
-from ehrseq.model.network import ProgressionNetwork
+from ehrseq.model.fitted import Fitted
+from ehrseq.model.fitting import fit_model
 from ehrseq.task.definition import Horizon, Task
-from ehrseq.task.history import visible
-from ehrseq.task.label import known_at_risk, label
+from ehrseq.task.label import label
 from ehrseq.task.outcome import occurrences, with_dataset_descendants
 from ehrseq.task.query import resolve_prediction_times
 from ehrseq.task.split import split_subjects
 from ehrseq.task.times import prediction_times
-from ehrseq.timeline.store import Timelines, as_timelines
-from ehrseq.tokens.encode import MICROSECONDS_PER_DAY, encode
-from ehrseq.tokens.vocabulary import Vocabulary, model_events
+from ehrseq.timeline.store import as_timelines
 
 Float = NDArray[np.float64]
 At = str | date | datetime | pl.DataFrame | Any | None
-BASELINES = ("age_sex", "null")
-WHOLE_SUBJECT = ("no_birth_date", "before_birth", "dead", "no_history", "unknown_codes")
 
 
 class ProgressionModel:
     """A transformer over event timelines that forecasts competing risks.
 
-    Parameters are kept, nothing is computed. After `fit`: `task_`, `vocabulary_`, `networks_` (one a member),
-    `baselines_`, `edges_` (interval edges in days), `hazards_`, `supported_days_`, `events_` (training subjects with
-    each outcome), `history_` (tuning loss by member and epoch).
+    Parameters are kept, nothing is computed. After `fit`: `task_`; `fitted_`, with the vocabulary, the networks (one a
+    member), the boosted hazards, what blends and adjusts them, the baselines, the number of training subjects with
+    each outcome (`events`) and the tuning loss by member and epoch (`history`); `trained_on_`, hashed subject ids.
 
     >>> ProgressionModel(seed=1).config.seed
     1
@@ -53,7 +47,7 @@ class ProgressionModel:
 
     def __init__(self, config: ModelConfig | None = None, *, seed: int | None = None) -> None:
         config = config or ModelConfig()
-        self.config = config if seed is None else ModelConfig(config.network, config.training, seed)
+        self.config = config if seed is None else replace(config, seed=seed)
 
     def fit(
         self, timelines: Any, task: Task | str | Path, *, report: Callable[[int, float], None] | None = None
@@ -68,34 +62,31 @@ class ProgressionModel:
         self.task_ = with_dataset_descendants(timelines, task if isinstance(task, Task) else Task.from_toml(task))
         self.times_withheld_ = False
         splits = split_subjects(timelines, seed=self.config.seed)
-        self._take(fit_model(timelines, self.task_, splits, self.config, report))
+        self.fitted_ = fit_model(timelines, self.task_, splits, self.config, report)
         used = splits.filter(pl.col("split").is_in(["train", "tuning"])).sort("subject_id")
         self.trained_on_ = used.select(
-            hashed_id=pl.Series(hashed_ids(used["subject_id"].to_numpy(), self.data_hash_), dtype=pl.String),
+            hashed_id=pl.Series(hashed_ids(used["subject_id"].to_numpy(), self.fitted_.data_hash), dtype=pl.String),
             split="split",
         ).sort("hashed_id")
         return self
 
-    def _take(self, fitted: Fitted) -> None:
-        self.vocabulary_, self.edges_, self.hazards_ = fitted.vocabulary, fitted.edges, fitted.hazards
-        self.networks_, self.baselines_ = fitted.networks, fitted.baselines
-        self.supported_days_, self.events_ = fitted.supported_days, fitted.events
-        self.history_, self.data_hash_ = fitted.history, fitted.data_hash
-
     def forecast(
-        self, timelines: Any, at: At = None, *, horizons: Sequence[str] | None = None, baseline: str | None = None
+        self, timelines: Any, at: At = None, *, horizons: Sequence[str] | None = None, branch: str | None = None
     ) -> Forecast:
         """Forecasts at a prediction time, from what is known by then.
 
         `at`: a date (its end) or datetime for everyone; a frame with `patient` (or `subject_id`) and
         `prediction_time`; "task" for the task's own prediction times; None for each subject's end of follow-up.
-        `horizons` such as "18m" replace the task's. `baseline` ("age_sex" or "null") answers instead of the network.
+        `horizons` such as "18m" replace the task's. `branch` says who answers: "hybrid" (the default where it was
+        fitted), "transformer", "boosted", "cox", or a baseline, "age_sex" or "null".
         Raises ForecastError where nobody can be scored.
         """
         self._check_fitted()
+        branch = check_branch(self.fitted_, branch)
         timelines = as_timelines(timelines)
         queries = resolve_prediction_times(timelines, at, self.task_)
-        scored, skipped = self._screen(timelines, queries)
+        fitted = self.fitted_
+        scored, skipped = screen(timelines, queries, self.task_, fitted.vocabulary.codes, fitted.outcomes)
         if not scored.height and queries.height:
             reasons = skipped.group_by("reason").len().sort("len", descending=True)
             raise ForecastError(
@@ -104,13 +95,13 @@ class ProgressionModel:
                 "choose a later prediction time, or check that the export and the model speak of the same codes",
             )
         spans = tuple(Horizon(h) for h in horizons) if horizons is not None else self.task_.horizons
-        tables = self._hazards(timelines, scored, baseline)
+        tables = outcome_hazards(fitted, timelines, scored, branch, self.config.network.max_events)
         who = scored.select(pl.col("subject_id").unique().sort())
         seen = who.filter(pl.Series(self.seen_in_training(who["subject_id"].to_numpy())))
         metadata = {
-            "model": baseline or "transformer",
+            "model": branch,
             "task": _without_patients(self.task_.to_dict()),
-            "data_hash": self.data_hash_,
+            "data_hash": self.fitted_.data_hash,
         }
         return Forecast(risk_table(tables, spans), skipped, metadata, tuple(tables), seen)
 
@@ -142,11 +133,11 @@ class ProgressionModel:
             )
         labels = label(queries, occurrences(unseen, task), unseen.subjects, task)
         at = queries.select("subject_id", "prediction_time")
-        names: dict[str, str | None] = {"transformer": None, **{b: b for b in BASELINES}}
         spans = [h.label for h in task.horizons]
-        risks = {name: self.forecast(unseen, at, horizons=spans, baseline=b).risk for name, b in names.items()}
+        names = (*self.fitted_.branches, *self.fitted_.baselines)
+        risks = {name: self.forecast(unseen, at, horizons=spans, branch=name).risk for name in names}
         risks["null"] = _same_for_all(risks["null"])
-        order = {name: i for i, name in enumerate(self._outcomes())}
+        order = {name: i for i, name in enumerate(self.fitted_.outcomes)}
         labels = labels.filter(pl.col("outcome").is_in(list(order))).sort(
             pl.col("outcome").replace_strict(order, return_dtype=pl.Int64), "landmark", maintain_order=True
         )
@@ -166,31 +157,28 @@ class ProgressionModel:
     def seen_in_training(self, subject_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether each subject was in the train or tuning split of the fit."""
         known = set(self.trained_on_["hashed_id"].to_list())
-        return np.array([h in known for h in hashed_ids(subject_ids, self.data_hash_)], dtype=bool)
+        return np.array([h in known for h in hashed_ids(subject_ids, self.fitted_.data_hash)], dtype=bool)
 
     def save(self, folder: str | Path) -> None:
         """Write the model folder atomically: JSON and safetensors, no code."""
         self._check_fitted()
         counts = dict(self.trained_on_["split"].value_counts().iter_rows())
         facts = {
-            "seed": self.config.seed, "data_hash": self.data_hash_, "n_train": counts.get("train", 0),
+            "seed": self.config.seed, "data_hash": self.fitted_.data_hash, "n_train": counts.get("train", 0),
             "n_tuning": counts.get("tuning", 0),
         }  # fmt: skip
         task = _without_patients(self.task_.to_dict())
-        refused = [o.name for o in self.task_.outcomes if o.name not in self._outcomes()]
+        fitted = self.fitted_
+        refused = [o.name for o in self.task_.outcomes if o.name not in fitted.outcomes]
         parts = {
             "config": self.config.to_dict(),
             "task": task,
-            "vocabulary": self.vocabulary_.to_dict(),
-            "baselines": {k: {o: b.to_dict() for o, b in v.items()} for k, v in self.baselines_.items()},
-            "training": {
-                "edges": self.edges_.tolist(), "hazards": [[h.outcome, h.competing] for h in self.hazards_],
-                "supported_days": self.supported_days_, "events": self.events_, "history": self.history_,
-            },
-        }  # fmt: skip
-        weights = [dict(network.state_dict()) for network in self.networks_]
-        card = model_card(task, facts, self.events_, refused)
-        save_artifact(folder, Artifact(parts, weights, self.trained_on_, card, facts))
+            **fitted.parts(),
+        }
+        weights = [dict(network.state_dict()) for network in fitted.networks]
+        trees = [hazard.trees.arrays() for hazard in fitted.boosted]
+        card = model_card(task, facts, fitted.events, refused)
+        save_artifact(folder, Artifact(parts, weights, trees, self.trained_on_, card, facts))
 
     @classmethod
     def load(cls, folder: str | Path) -> ProgressionModel:
@@ -201,115 +189,19 @@ class ProgressionModel:
             model = cls(ModelConfig.from_dict(parts["config"]))
             model.task_ = Task.from_dict({**parts["task"], "prediction_times": _placeholder(parts["task"])})
             model.times_withheld_ = parts["task"]["prediction_times"] is None
-            training = parts["training"]
-            fitted = Fitted(
-                vocabulary=Vocabulary.from_dict(parts["vocabulary"]),
-                edges=np.asarray(training["edges"], dtype=np.float64),
-                hazards=[HazardName(str(o), bool(c)) for o, c in training["hazards"]],
-                networks=[],
-                baselines={
-                    k: {o: HazardBaseline.from_dict(b) for o, b in v.items()} for k, v in parts["baselines"].items()
-                },
-                supported_days=training["supported_days"],
-                events=training["events"],
-                history=training["history"],
-                data_hash=str(artifact.facts["data_hash"]),
-            )
+            model.fitted_ = Fitted.from_parts(artifact, model.config.network)
+        except ArtifactError:
+            raise
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
                 "model settings of this version", type(error).__name__, "make the folder again"
             ) from None
-        for weights in artifact.weights:
-            network = ProgressionNetwork(fitted.vocabulary, model.config.network, len(fitted.hazards), fitted.edges)
-            load_weights(network, weights)
-            fitted.networks.append(network.eval())
-        model._take(fitted)
         model.trained_on_ = artifact.trained_on
         return model
 
     def _check_fitted(self) -> None:
-        if not hasattr(self, "networks_"):
+        if not hasattr(self, "fitted_"):
             raise ForecastError("a fitted model", "one that was not fitted", "call fit, or load_model")
-
-    def _outcomes(self) -> list[str]:
-        return [h.outcome for h in self.hazards_ if not h.competing]
-
-    def _screen(self, timelines: Timelines, queries: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Rows (query x outcome) that can be scored, and those that cannot with the reason."""
-        rows = known_at_risk(queries, timelines, self.task_)
-        unknown = self._unknown_history(timelines, queries)
-        rows = rows.with_columns(
-            reason=pl.when(pl.col("reason").is_not_null())
-            .then("reason")
-            .when(pl.Series(np.repeat(unknown, len(self.task_.outcomes))))
-            .then(pl.lit("unknown_codes"))
-            .when(~pl.col("outcome").is_in(self._outcomes()))
-            .then(pl.lit("no_training_events"))
-        ).join(timelines.subjects.select("subject_id", "patient"), on="subject_id", how="left", maintain_order="left")
-        skipped = (
-            rows.filter(pl.col("reason").is_not_null())
-            .with_columns(outcome=pl.when(~pl.col("reason").is_in(WHOLE_SUBJECT)).then("outcome"))
-            .select(pl.col(c).cast(t) for c, t in SKIPPED_SCHEMA.items())
-            .unique(maintain_order=True)
-            .sort("subject_id", "prediction_time", "outcome", nulls_last=False)
-        )
-        scored = rows.filter(pl.col("reason").is_null()).drop("reason", "at_risk")
-        return scored, skipped
-
-    def _unknown_history(self, timelines: Timelines, queries: pl.DataFrame) -> NDArray[np.bool_]:
-        """Whether a query has visible, dated events, and none of them has a code of the vocabulary."""
-        dated = model_events(timelines.events).filter(pl.col("known_time").is_not_null())
-        known = pl.col("code").is_in(self.vocabulary_.codes)
-        first = dated.group_by("subject_id").agg(
-            any=pl.col("known_time").min(), known=pl.col("known_time").filter(known).min()
-        )
-        joined = queries.select("subject_id", "prediction_time").join(
-            first, on="subject_id", how="left", maintain_order="left"
-        )
-        seen = {c: visible(pl.col(c), pl.col("prediction_time")).fill_null(False) for c in ("any", "known")}
-        return joined.select(seen["any"] & ~seen["known"]).to_series().to_numpy()
-
-    def _hazards(self, timelines: Timelines, scored: pl.DataFrame, baseline: str | None) -> list[Hazards]:
-        """Hazards of every outcome at the rows of `scored` that ask for it."""
-        queries = scored.select("subject_id", "prediction_time").unique(maintain_order=True).with_row_index("query")
-        subjects = timelines.subjects.join(queries, on="subject_id", how="semi").sort("subject_id")
-        if baseline is None:
-            values = self._network_hazards(timelines, subjects, queries)
-        out = []
-        for name in self._outcomes():
-            rows = scored.filter(pl.col("outcome") == name).join(
-                queries, on=["subject_id", "prediction_time"], maintain_order="left"
-            )
-            which = rows["query"].to_numpy()
-            if baseline is None:
-                own = values[:, which, self.hazards_.index(HazardName(name))]
-                rival = HazardName(name, competing=True)
-                other = values[:, which, self.hazards_.index(rival)] if rival in self.hazards_ else np.zeros_like(own)
-            else:
-                own, other = self._baseline_hazards(baseline, name, rows, subjects)
-            keyed = rows.select("subject_id", "patient", "prediction_time")
-            out.append(Hazards(name, keyed, own, other, self.edges_, self.supported_days_[name]))
-        return out
-
-    def _network_hazards(self, timelines: Timelines, subjects: pl.DataFrame, queries: pl.DataFrame) -> Float:
-        encoded = encode(timelines.events, subjects, self.vocabulary_)
-        return predict_hazards(
-            self.networks_, encoded, encoded.position(queries["subject_id"].to_numpy()),
-            queries["prediction_time"].dt.epoch("us").to_numpy(), max_events=self.config.network.max_events,
-            n_summary_codes=len(self.vocabulary_.summary_codes),
-        )  # fmt: skip
-
-    def _baseline_hazards(
-        self, kind: str, outcome: str, rows: pl.DataFrame, subjects: pl.DataFrame
-    ) -> tuple[Float, Float]:
-        if kind not in self.baselines_:
-            raise ForecastError(f"a baseline: {', '.join(self.baselines_)}", f"'{kind}'", "choose one of these")
-        known = rows.join(
-            subjects.select("subject_id", "birth_time", "sex"), on="subject_id", how="left", maintain_order="left"
-        )
-        age = (known["prediction_time"] - known["birth_time"]).dt.total_microseconds() / (MICROSECONDS_PER_DAY * 365.25)
-        own, other = self.baselines_[kind][outcome].hazards(age.to_numpy(), known["sex"].to_list())
-        return own[None], other[None]
 
 
 def _same_for_all(risk: pl.DataFrame) -> pl.DataFrame:

@@ -157,13 +157,14 @@ def inspect(folder: str | Path) -> dict[str, Any]:
         model = load_model(folder)
         return {
             "kind": kind,
-            "outcomes": model.events_,
+            "model": model.config.model,
+            "outcomes": model.fitted_.events,
             "horizons": [h.label for h in model.task_.horizons],
-            "codes": len(model.vocabulary_.codes),
-            "parameters": sum(p.numel() for p in model.networks_[0].parameters()),
-            "members": len(model.networks_),
+            "codes": len(model.fitted_.vocabulary.codes),
+            "parameters": sum(p.numel() for n in model.fitted_.networks[:1] for p in n.parameters()),
+            "members": len(model.fitted_.networks),
             "trained_on": dict(model.trained_on_["split"].value_counts().sort("split").iter_rows()),
-            "tuning_loss": [min(losses) for losses in model.history_],
+            "tuning_loss": [min(losses) for losses in model.fitted_.history],
         }
     if kind == "forecast":
         forecast = Forecast.load(folder)

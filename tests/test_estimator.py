@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ehrseq.errors import ArtifactError, EvaluationError, ForecastError, TaskError, TimelineError
 from ehrseq.estimator import ProgressionModel, load_model
-from ehrseq.model.inference import predict_hazards
+from ehrseq.model.inference import predict_log_hazards
 from ehrseq.task.definition import Task
 from ehrseq.timeline.store import Timelines
 from ehrseq.tokens.encode import encode
@@ -136,14 +136,14 @@ def test_one_subject_alone_scores_as_in_a_batch(model, timelines, reference):
 
 def test_batch_size_padding_and_company_change_nothing(model, timelines):
     subjects = timelines.subjects.sort("subject_id")
-    encoded = encode(timelines.events, subjects, model.vocabulary_)
+    encoded = encode(timelines.events, subjects, model.fitted_.vocabulary)
     who = np.repeat(np.arange(len(subjects)), 3)
     at = np.tile([int(day(d).timestamp()) for d in (200, 700, 1500)], len(subjects)) * 1_000_000
 
     def hazards(tokens, rows=slice(None), max_events=CONFIG.network.max_events):
-        return predict_hazards(
-            model.networks_, encoded, who[rows], at[rows], max_events=max_events,
-            n_summary_codes=len(model.vocabulary_.summary_codes), tokens_per_batch=tokens,
+        return predict_log_hazards(
+            model.fitted_.networks, encoded, who[rows], at[rows], max_events=max_events,
+            n_summary_codes=len(model.fitted_.vocabulary.summary_codes), tokens_per_batch=tokens,
         )  # fmt: skip
 
     together = hazards(100_000)
@@ -165,8 +165,8 @@ def test_save_then_load_is_bit_equal(model, timelines, reference, tmp_path):
     model.save(tmp_path / "model")
     loaded = load_model(tmp_path / "model")
     assert loaded.forecast(timelines, AT).risk.equals(reference)
-    assert loaded.forecast(timelines, AT, baseline="age_sex").risk.equals(
-        model.forecast(timelines, AT, baseline="age_sex").risk
+    assert loaded.forecast(timelines, AT, branch="age_sex").risk.equals(
+        model.forecast(timelines, AT, branch="age_sex").risk
     )
     assert loaded.trained_on_.equals(model.trained_on_)
     loaded.save(tmp_path / "again")

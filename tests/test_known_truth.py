@@ -21,7 +21,7 @@ def both(tmp_path_factory):
     model = ProgressionModel(seed=0).fit(timelines, folder / "task.toml")
     truth = pl.read_parquet(folder / "truth.parquet").rename({"probability": "truth"})
     forecast = {
-        name: model.forecast(timelines, "task", baseline=baseline).risk.select(*KEY, "probability")
+        name: model.forecast(timelines, "task", branch=baseline).risk.select(*KEY, "probability")
         for name, baseline in (("transformer", None), ("null", "null"))
     }
     tables = {name: truth.join(risk, on=KEY) for name, risk in forecast.items()}

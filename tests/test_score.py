@@ -227,7 +227,7 @@ def test_outcomes_that_never_occur(work, tmp_path):
     config = ModelConfig(CONFIG.network, CONFIG.training, seed=1)
     with_it = Task.from_dict(task | {"outcomes": {"never": never, "death": task["outcomes"]["death"]}})
     model = fit_model(work / "timelines", with_it, tmp_path / "model", config=config)
-    assert model.events_["never"] == 0
+    assert model.fitted_.events["never"] == 0
     forecast = score_export(work / "timelines", tmp_path / "model", at=AT)
     assert set(forecast.risk["outcome"]) == {"death"}
     assert forecast.skipped.filter(outcome="never")["reason"].unique().to_list() == ["no_training_events"]

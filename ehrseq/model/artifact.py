@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from safetensors import SafetensorError
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save as save_arrays
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ehrseq.errors import ArtifactError
 from ehrseq.storage import atomic_folder, read_json, read_manifest, write_json, write_manifest
 
-KIND, FORMAT_VERSION = "model", 1
+T = TypeVar("T")
+KIND, FORMAT_VERSION = "model", 2
 TRAINED_ON_SCHEMA: dict[str, Any] = {"hashed_id": pl.String, "split": pl.String}
-JSON_PARTS = ("config", "task", "vocabulary", "baselines", "training")
+JSON_PARTS = ("config", "task", "vocabulary", "baselines", "training", "calibration")
+SINCE = {"calibration": 2}  # parts that earlier format versions do not have are empty
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Artifact:
 
     parts: dict[str, Any]
     weights: list[dict[str, Tensor]]
+    boosted: list[dict[str, NDArray[Any]]]
     trained_on: pl.DataFrame
     card: str
     facts: dict[str, Any]
@@ -40,9 +45,11 @@ def save_artifact(folder: str | Path, artifact: Artifact) -> None:
     with atomic_folder(folder, KIND) as scratch:
         for name in JSON_PARTS:
             write_json(scratch / f"{name}.json", artifact.parts[name], sort_keys=False)  # outcomes have an order
-        flat = {f"{m}.{k}": t.contiguous() for m, w in enumerate(artifact.weights) for k, t in w.items()}
-        # `save_file` would make the file readable by its owner alone, unlike its neighbours
-        (scratch / "weights.safetensors").write_bytes(save(flat))
+        # `save_file` would make the files readable by their owner alone, unlike their neighbours
+        (scratch / "weights.safetensors").write_bytes(
+            save(_flat([{k: t.contiguous() for k, t in w.items()} for w in artifact.weights]))
+        )
+        (scratch / "boosted.safetensors").write_bytes(save_arrays(_flat(artifact.boosted)))
         artifact.trained_on.write_parquet(scratch / "trained_on.parquet")
         (scratch / "model_card.md").write_text(artifact.card, encoding="utf-8")
         libraries = {name: version(name) for name in ("ehrseq", "torch", "polars", "numpy")}
@@ -53,20 +60,31 @@ def load_artifact(folder: str | Path) -> Artifact:
     """Read a model folder: format known, hashes equal, every part readable."""
     folder = Path(folder)
     manifest = read_manifest(folder, KIND, FORMAT_VERSION)
-    parts = {name: read_json(folder / f"{name}.json") for name in JSON_PARTS}
+    version = int(manifest["format_version"])
+    parts = {name: read_json(folder / f"{name}.json") if SINCE.get(name, 1) <= version else {} for name in JSON_PARTS}
     try:
-        flat = load_file(folder / "weights.safetensors")
+        weights = _nested(load_file(folder / "weights.safetensors"))
+        boosted = _nested(load_arrays(folder / "boosted.safetensors")) if version > 1 else []
         trained_on = pl.read_parquet(folder / "trained_on.parquet")
         trained_on = trained_on.select(pl.col(name).cast(kind) for name, kind in TRAINED_ON_SCHEMA.items())
         card = (folder / "model_card.md").read_text(encoding="utf-8")
-        weights: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in flat.items():
-            member, _, name = key.partition(".")
-            weights.setdefault(int(member), {})[name] = tensor
     except (OSError, ValueError, SafetensorError, pl.exceptions.PolarsError) as error:
         raise ArtifactError("a whole model folder", type(error).__name__, "copy it again") from None
     facts = {k: v for k, v in manifest.items() if k not in ("kind", "format_version", "files", "libraries")}
-    return Artifact(parts, [weights[m] for m in sorted(weights)], trained_on, card, facts)
+    return Artifact(parts, weights, boosted, trained_on, card, facts)
+
+
+def _flat(groups: Sequence[Mapping[str, T]]) -> dict[str, T]:
+    return {f"{i}.{name}": value for i, group in enumerate(groups) for name, value in group.items()}
+
+
+def _nested(flat: Mapping[str, T]) -> list[dict[str, T]]:
+    """One dictionary a number, from names such as `0.weight`."""
+    found: dict[int, dict[str, T]] = {}
+    for key, value in flat.items():
+        number, _, name = key.partition(".")
+        found.setdefault(int(number), {})[name] = value
+    return [found[i] for i in sorted(found)]
 
 
 def load_weights(network: Any, weights: Mapping[str, Tensor]) -> None:

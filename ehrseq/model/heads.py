@@ -39,6 +39,7 @@ class HazardHead(nn.Module):
     """
 
     base: Tensor
+    edges: Tensor
     terms: Tensor
 
     def __init__(self, width: int, n_times: int, n_hazards: int, edges: NDArray[np.float64]) -> None:
@@ -47,6 +48,7 @@ class HazardHead(nn.Module):
         span = max(float(middle[-1] - middle[0]), 1e-9)
         u = 2 * (middle - middle[0]) / span - 1
         self.register_buffer("terms", torch.tensor(np.stack([np.ones_like(u), u, u**2]), dtype=torch.float32))
+        self.register_buffer("edges", torch.tensor(edges, dtype=torch.float32), persistent=False)
         self.register_buffer("base", torch.zeros(n_hazards, len(u)))
         self.offset = nn.Parameter(torch.zeros(n_hazards, len(u)))
         self.linear = nn.Linear(width, n_hazards * SHAPE_TERMS)

@@ -12,10 +12,10 @@ from ehrseq.model.network import ProgressionNetwork
 from ehrseq.tokens.batch import Batches
 from ehrseq.tokens.encode import EncodedTimelines
 
-TOKENS_PER_BATCH = 32768
+TOKENS_PER_BATCH = 8192
 
 
-def predict_hazards(
+def predict_log_hazards(
     networks: Sequence[ProgressionNetwork],
     encoded: EncodedTimelines,
     subject: NDArray[np.int64],
@@ -25,7 +25,7 @@ def predict_hazards(
     n_summary_codes: int,
     tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> NDArray[np.float64]:
-    """Hazards per day, (members, n, H, I), at n queries: rows of `encoded` and microseconds.
+    """Log hazards per day, (members, n, H, I), at n queries: rows of `encoded` and microseconds.
 
     The answer for a query does not depend on the other queries, on the packing or on the padding beyond float32
     rounding.
@@ -40,5 +40,5 @@ def predict_hazards(
             query = batch.query.numpy()
             asked = query >= 0
             for member, network in enumerate(networks):
-                out[member, query[asked]] = network(batch).double().exp().numpy()[asked]
+                out[member, query[asked]] = network(batch).double().numpy()[asked]
     return out

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from ehrseq.model.heads import HazardName, exposure_and_interval
 from ehrseq.task.cohort import label
 from ehrseq.task.definition import Task
+from ehrseq.tokens.encode import MICROSECONDS_PER_DAY, EncodedTimelines
 
 Float = NDArray[np.float64]
 Index = NDArray[np.int64]
-MICROSECONDS_PER_YEAR = 86_400_000_000 * 365.25
+MICROSECONDS_PER_YEAR = MICROSECONDS_PER_DAY * 365.25
 
 
 def draw_landmarks(start: Index, end: Index, per_subject: int, rng: np.random.Generator) -> tuple[Index, Index, Float]:
@@ -36,15 +37,26 @@ def draw_landmarks(start: Index, end: Index, per_subject: int, rng: np.random.Ge
 
 @dataclass(frozen=True)
 class Targets:
-    """What happened after each of Q queries, for H hazards over I intervals.
+    """What happened after each of Q queries, for H hazards.
 
-    exposure (Q, H, I) days at risk, all zero where the subject is not at risk of the hazard's outcome; event
-    (Q, H) interval index of the event, -1 for none; weight (Q,) years of follow-up that the query stands for.
+    days (Q, H) at risk until the event, a competitor or the end of follow-up, 0 where the subject is not at risk of
+    the hazard's outcome; event (Q, H) whether it was the hazard's event that ended them; weight (Q,) years of
+    follow-up that the query stands for.
     """
 
-    exposure: NDArray[np.float32]
-    event: Index
+    days: NDArray[np.float32]
+    event: NDArray[np.bool_]
     weight: Float
+
+    def select(self, hazards: slice) -> Targets:
+        """The targets of some hazards."""
+        return Targets(self.days[:, hazards], self.event[:, hazards], self.weight)
+
+    def person_intervals(self, hazard: int, edges: Float) -> tuple[Float, Index]:
+        """Days at risk in each interval (Q, I) of one hazard, and the interval of its event (Q,), -1 for none."""
+        exposure, interval = exposure_and_interval(self.days[:, hazard].astype(np.float64), edges)
+        happened = self.event[:, hazard] & (interval < len(edges) - 1)
+        return exposure, np.where(happened, interval, -1)
 
 
 def targets(
@@ -56,9 +68,8 @@ def targets(
     subjects: pl.DataFrame,
     task: Task,
     hazards: list[HazardName],
-    edges: Float,
 ) -> Targets:
-    """Exposure and events after each query, from the task's labels."""
+    """Days at risk and events after each query, from the task's labels."""
     queries = pl.DataFrame({"subject_id": subject_id, "prediction_time": time}).with_columns(
         pl.col("prediction_time").cast(pl.Datetime("us"))
     )
@@ -68,12 +79,34 @@ def targets(
     days = np.nan_to_num(labels["days"].cast(pl.Float64).to_numpy()).reshape(-1, n_outcomes)
     cause = labels["cause"].fill_null(0).to_numpy().reshape(-1, n_outcomes)
     column = {outcome.name: i for i, outcome in enumerate(task.outcomes)}
-    exposure = np.zeros((len(time), len(hazards), len(edges) - 1), np.float32)
-    event = np.full((len(time), len(hazards)), -1, np.int64)
-    for h, hazard in enumerate(hazards):
-        k = column[hazard.outcome]
-        spent, interval = exposure_and_interval(np.where(at_risk[:, k], days[:, k], 0.0), edges)
-        exposure[:, h] = spent
-        happened = at_risk[:, k] & (cause[:, k] == (2 if hazard.competing else 1)) & (interval < len(edges) - 1)
-        event[:, h] = np.where(happened, interval, -1)
-    return Targets(exposure, event, weight)
+    k = np.array([column[h.outcome] for h in hazards], dtype=np.int64)
+    number = np.array([2 if h.competing else 1 for h in hazards])
+    spent = np.where(at_risk[:, k], days[:, k], 0.0).astype(np.float32)
+    return Targets(spent, at_risk[:, k] & (cause[:, k] == number), weight)
+
+
+def next_known(encoded: EncodedTimelines, code: Index, row: Index, time: Index, end: Index) -> Targets:
+    """When each of C codes is next known of after each query: auxiliary outcomes that need no label.
+
+    `code` (C,) indices of the vocabulary; `row` (Q,) of the encoded timelines, `time` and `end` (Q,) of the query and
+    of its follow-up in microseconds. Every query has weight 1.
+    """
+    moments = np.unique(encoded.known_time)
+    rank = np.searchsorted(moments, encoded.known_time)
+    # one integer orders (subject, moment), so that one search a code finds the next event of every query
+    stride = len(moments) + 1
+    owner = np.repeat(np.arange(len(encoded.subject_id)), np.diff(encoded.offset))
+    key = owner * stride + rank
+    asked = row * stride + np.searchsorted(moments, time, side="right")
+    days = np.zeros((len(row), len(code)), np.float32)
+    event = np.zeros((len(row), len(code)), bool)
+    left = np.maximum(end - time, 0)
+    for c, one in enumerate(code):
+        mine = np.flatnonzero(encoded.code == one)
+        at = np.searchsorted(key[mine], asked)
+        found = at < len(mine)
+        following = mine[np.minimum(at, len(mine) - 1)]
+        gap = encoded.known_time[following] - time
+        event[:, c] = found & (owner[following] == row) & (gap <= left)
+        days[:, c] = np.where(event[:, c], gap, left) / MICROSECONDS_PER_DAY
+    return Targets(days, event, np.ones(len(row)))

@@ -13,34 +13,33 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as lightning
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ehrseq.config import TrainingConfig
 from ehrseq.errors import TrainingError
 from ehrseq.model.landmarks import Targets
-from ehrseq.model.loss import poisson_negative_log_likelihood
+from ehrseq.model.loss import exposure_and_event, poisson_negative_log_likelihood
 from ehrseq.model.network import ProgressionNetwork
+from ehrseq.model.sample import Sample
 from ehrseq.tokens.batch import Batch, Batches
 
-Index = NDArray[np.int64]
 DIRECT_RATE = 5.0  # the direct time terms are few and well scaled, and must settle within some hundred steps
-Draw = Callable[[np.random.Generator], tuple[Index, Index, Targets]]
+Draw = Callable[[np.random.Generator], Sample]
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """A batch of tokens with its targets: exposure and event (B, K, H, I), weight (B, K)."""
+    """A batch of tokens with its targets: days at risk and event (B, K, H), weight (B, K)."""
 
     inputs: Batch
-    exposure: Tensor
+    days: Tensor
     event: Tensor
     weight: Tensor
 
     def to(self, device: torch.device) -> TrainingBatch:
         """The same batch on another device."""
         inputs = Batch(**{f.name: getattr(self.inputs, f.name).to(device) for f in fields(Batch)})
-        return TrainingBatch(inputs, self.exposure.to(device), self.event.to(device), self.weight.to(device))
+        return TrainingBatch(inputs, self.days.to(device), self.event.to(device), self.weight.to(device))
 
 
 class LandmarkBatches:
@@ -55,23 +54,19 @@ class LandmarkBatches:
 
     def __iter__(self) -> Iterator[TrainingBatch]:
         """One pass over the subjects."""
-        row, time, target = self.fixed or self.draw(self.rng)
+        sample = self.fixed or self.draw(self.rng)
         shuffle = None if self.fixed else self.rng
-        for batch in self.batches.over(row, time, self.tokens_per_batch, shuffle):
-            yield with_targets(batch, target)
+        for batch in self.batches.over(sample.row, sample.time, self.tokens_per_batch, shuffle):
+            yield with_targets(batch, sample.target)
 
 
 def with_targets(batch: Batch, target: Targets) -> TrainingBatch:
-    """Attach exposure, events and weights; padded queries have weight 0."""
+    """Attach days, events and weights; padded queries have weight 0."""
     query = batch.query.numpy()
     real = query >= 0
     q = np.where(real, query, 0)
-    exposure = torch.from_numpy(target.exposure[q])
-    which = torch.from_numpy(target.event[q])
-    event = torch.zeros_like(exposure).scatter_(-1, which.clamp(min=0).unsqueeze(-1), 1.0)
-    event = event * (which >= 0).unsqueeze(-1)
     weight = torch.from_numpy(np.where(real, target.weight[q], 0.0).astype(np.float32))
-    return TrainingBatch(batch, exposure, event, weight)
+    return TrainingBatch(batch, torch.from_numpy(target.days[q]), torch.from_numpy(target.event[q]), weight)
 
 
 class ProgressionModule(lightning.LightningModule):
@@ -94,29 +89,37 @@ class ProgressionModule(lightning.LightningModule):
         self.best_weights: dict[str, Tensor] = {}
         self.report: Callable[[int, float], None] | None = None
         self._sums: list[Tensor] = []
+        n = 0 if network.auxiliary is None else len(network.auxiliary.base)
+        self.auxiliary_weight = config.auxiliary_weight * (1 / n if len(network.head.base) and n else 1.0)
 
-    def loss(self, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
-        """Weighted sums over the batch's queries: negative log-likelihood of all hazards, and weight."""
-        log_hazard = self.network(batch.inputs)
-        nll = poisson_negative_log_likelihood(log_hazard, batch.exposure, batch.event).sum(-1)
-        return (nll * batch.weight).sum(), batch.weight.sum()
+    def losses(self, batch: TrainingBatch) -> Tensor:
+        """Weighted sums over the batch's queries, (3,): negative log-likelihood of the outcomes' hazards, of the
+        auxiliary ones, and weight."""
+        log_hazard = self.network.all_hazards(batch.inputs)
+        exposure, event = exposure_and_event(batch.days, batch.event, self.network.head.edges)
+        nll = poisson_negative_log_likelihood(log_hazard, exposure, event)
+        n = self.network.head.base.shape[0]
+        parts = [(nll[..., some].sum(-1) * batch.weight).sum() for some in (slice(n), slice(n, None))]
+        return torch.stack([*parts, batch.weight.sum()])
 
     def training_step(self, batch: TrainingBatch, _: int) -> Tensor:
         """One optimiser step's loss."""
-        total = self.loss(batch)[0] / self.weight_per_batch
+        outcomes, auxiliary, _ = self.losses(batch)
+        total: Tensor = (outcomes + self.auxiliary_weight * auxiliary) / self.weight_per_batch
         if not torch.isfinite(total):
             raise TrainingError("the loss is not finite: look for impossible values or times in the timelines")
         return total
 
     def validation_step(self, batch: TrainingBatch, _: int) -> None:
         """Collect the tuning likelihood."""
-        self._sums.append(torch.stack(self.loss(batch)).double())
+        self._sums.append(self.losses(batch).double())
 
     def on_validation_epoch_end(self) -> None:
         """Keep the best weights."""
-        loss, weight = torch.stack(self._sums).sum(0).tolist()
+        outcomes, auxiliary, weight = torch.stack(self._sums).sum(0).tolist()
         self._sums.clear()
-        mean = loss / max(weight, 1e-12)
+        # without outcomes (pretraining) the auxiliary hazards are what is learned
+        mean = (outcomes if len(self.network.head.base) else auxiliary) / max(weight, 1e-12)
         self.history.append(mean)
         self.log("tuning_loss", mean)
         if self.report is not None:
@@ -128,8 +131,9 @@ class ProgressionModule(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW with linear warm-up and cosine decay over the longest training allowed."""
         c = self.config
-        direct = [self.network.head.direct.weight]
-        others = [p for p in self.network.parameters() if p is not direct[0]]
+        heads = [h for h in (self.network.head, self.network.auxiliary) if h is not None]
+        direct = [h.direct.weight for h in heads]
+        others = [p for p in self.network.parameters() if not any(p is d for d in direct)]
         optimizer = torch.optim.AdamW(
             [
                 {"params": [p for p in others if p.ndim > 1], "weight_decay": c.weight_decay},

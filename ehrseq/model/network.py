@@ -13,6 +13,34 @@ from ehrseq.model.heads import HazardHead
 from ehrseq.tokens.batch import FEATURES, Batch, summary_width
 from ehrseq.tokens.vocabulary import Vocabulary
 
+SHORT = 96  # tokens up to which plain matrix products are faster than the fused kernel (measured on CPU)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """Attention of (B, heads, R, d) queries over (B, heads, T, d) keys and values, bias (B, 1, R, T) added."""
+    if query.is_cuda or key.shape[2] > SHORT:
+        return scaled_dot_product_attention(query, key, value, bias)
+    score = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-1, -2)) + bias
+    return torch.matmul(score.softmax(-1), value)
+
+
+class SequenceDropout(nn.Module):
+    """Dropout of whole features, the same for all tokens of a sequence.
+
+    One draw a sequence and feature costs a tenth of one a token (drawing is what makes dropout slow on a CPU). Source:
+    Gal and Ghahramani (2016), NeurIPS 29.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.keep = 1 - probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, width), unchanged when not training."""
+        if not self.training or self.keep == 1:
+            return x
+        return x * torch.empty_like(x[:, :1]).bernoulli_(self.keep).div_(self.keep)
+
 
 class Block(nn.Module):
     """Pre-norm attention and SwiGLU; rows may be fewer than columns, so that the last block serves queries only."""
@@ -28,15 +56,13 @@ class Block(nn.Module):
         self.mlp_norm = nn.RMSNorm(width)
         self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = SequenceDropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor, first_row: int) -> Tensor:
-        """x (B, T, width), mask (B, T - first_row, T) -> (B, T - first_row, width)."""
+    def forward(self, x: Tensor, bias: Tensor, first_row: int) -> Tensor:
+        """x (B, T, width), bias (B, 1, T - first_row, T) -> (B, T - first_row, width)."""
         normed = self.attention_norm(x)
         key, value = self.key_value(normed).chunk(2, dim=-1)
-        attended = scaled_dot_product_attention(
-            self._split(self.query(normed[:, first_row:])), self._split(key), self._split(value), mask.unsqueeze(1)
-        )
+        attended = attend(self._split(self.query(normed[:, first_row:])), self._split(key), self._split(value), bias)
         x = x[:, first_row:] + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
         hidden: Tensor = x + self.dropout(self.down(silu(gate) * up))
@@ -86,7 +112,14 @@ class ProgressionNetwork(nn.Module):
     knots, and its times. The query's embedding is the sum of its times and of the summary of what is visible.
     """
 
-    def __init__(self, vocabulary: Vocabulary, config: NetworkConfig, n_hazards: int, edges: NDArray[float64]) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        config: NetworkConfig,
+        n_hazards: int,
+        edges: NDArray[float64],
+        n_auxiliary: int = 0,
+    ) -> None:
         super().__init__()
         width = config.width
         self.code = nn.Embedding(vocabulary.n_codes, width, padding_idx=0)
@@ -103,7 +136,8 @@ class ProgressionNetwork(nn.Module):
         self.blocks = nn.ModuleList(Block(width, config.heads, config.dropout) for _ in range(config.layers))
         self.norm = nn.RMSNorm(width)
         self.head = HazardHead(width, FEATURES, n_hazards, edges)
-        self.dropout = nn.Dropout(config.dropout)
+        self.auxiliary = HazardHead(width, FEATURES, n_auxiliary, edges) if n_auxiliary else None
+        self.dropout = SequenceDropout(config.dropout)
         for table in (self.code, self.coded_value, self.knot):
             nn.init.normal_(table.weight, std=0.1)
             with torch.no_grad():
@@ -111,14 +145,26 @@ class ProgressionNetwork(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Log hazards per day, (B, K, H, I), at the batch's queries."""
+        out: Tensor = self.head(self.represent(batch), self.query_times.scaled(batch.query_features))
+        return out
+
+    def all_hazards(self, batch: Batch) -> Tensor:
+        """Log hazards of the outcomes and, after them, of the auxiliary codes: (B, K, H + A, I)."""
+        represented, times = self.represent(batch), self.query_times.scaled(batch.query_features)
+        heads = [self.head] if self.auxiliary is None else [self.head, self.auxiliary]
+        return torch.cat([head(represented, times) for head in heads], dim=2)
+
+    def represent(self, batch: Batch) -> Tensor:
+        """What the network makes of the history at each query, (B, K, width): what every head reads."""
         n_events = batch.code.shape[1]
         x = torch.cat([self.embed_events(batch), self.embed_queries(batch)], dim=1)
         x = self.dropout(x)
+        bias = torch.zeros_like(batch.mask, dtype=x.dtype).masked_fill_(~batch.mask, -torch.inf).unsqueeze(1)
         for i, block in enumerate(self.blocks):
             first_row = n_events if i == len(self.blocks) - 1 else 0
-            x = block(x, batch.mask[:, first_row:], first_row)
-        log_hazard: Tensor = self.head(self.norm(x), self.query_times.scaled(batch.query_features))
-        return log_hazard
+            x = block(x, bias[:, :, first_row:], first_row)
+        out: Tensor = self.norm(x)
+        return out
 
     def embed_events(self, batch: Batch) -> Tensor:
         """(B, E, width)."""

@@ -9,7 +9,15 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ehrseq.tokens.vocabulary import CODED_TEXT, FIRST_CODE, UNKNOWN, Vocabulary, model_events
+from ehrseq.tokens.vocabulary import (
+    CODED_TEXT,
+    DEMOGRAPHICS,
+    FIRST_CODE,
+    UNKNOWN,
+    Vocabulary,
+    model_events,
+    static_facts,
+)
 
 STATIC = np.iinfo(np.int64).min  # the known_time of static facts: before everything
 MICROSECONDS_PER_DAY = 86_400_000_000
@@ -46,10 +54,11 @@ def encode(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Vocabulary)
     Repeated measurements of one code at one moment become one token with their mean. Codes outside the vocabulary
     become the unknown token; values in a unit the vocabulary does not know are left out, never mixed.
     """
+    facts = static_facts(subjects, DEMOGRAPHICS).filter(pl.col("code").is_in(vocabulary.codes))
     subjects = subjects.select("subject_id", "birth_time").sort("subject_id")
     merge = ["subject_id", "time", "known_time", "code", "text_value", "unit"]
     tokens = (
-        model_events(events)
+        pl.concat([model_events(events).select(*merge, "numeric_value"), facts], how="diagonal_relaxed")
         .join(subjects.select("subject_id"), on="subject_id", how="semi")
         .with_columns(
             pl.when(pl.col("text_value").str.contains(CODED_TEXT)).then("text_value").alias("text_value"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from ehrseq.config import NetworkConfig, from_mapping
 from ehrseq.timeline.schema import BIRTH_CODE, DEATH_CODE
 
 PADDING, UNKNOWN, FIRST_CODE = 0, 1, 2
+DEMOGRAPHICS = ("sex", "race", "ethnicity")
 CODED_TEXT = r"^\S+//\S+$"  # a coded value such as SNOMED//8392000; free text never enters a vocabulary
 
 
@@ -30,7 +32,7 @@ class ValueScale:
 class Vocabulary:
     """Codes (index FIRST_CODE on), coded values (index 1 on) and value scales known to the model.
 
-    `summary_codes` are the most frequent codes, which the per-query summaries cover.
+    `summary_codes` are what the per-query summaries cover: the most frequent codes, and the static facts.
     """
 
     codes: tuple[str, ...]
@@ -54,8 +56,8 @@ class Vocabulary:
         return 1 + sum(len(s.knots) for s in self.scales)
 
     @classmethod
-    def fit(cls, events: pl.DataFrame, config: NetworkConfig) -> Vocabulary:
-        """Learn the vocabulary from the events of the training subjects.
+    def fit(cls, events: pl.DataFrame, config: NetworkConfig, subjects: pl.DataFrame | None = None) -> Vocabulary:
+        """Learn the vocabulary from the events, and the demographics, of the training subjects.
 
         >>> events = pl.DataFrame({"subject_id": [1, 2], "code": ["A//1", "A//1"], "text_value": [None, None],
         ...     "numeric_value": [1.0, 3.0], "unit": ["kg", "kg"]}, schema_overrides={"text_value": pl.String})
@@ -64,6 +66,13 @@ class Vocabulary:
         """
         events = model_events(events)
         codes = _frequent(events, pl.col("code"), config.min_subjects)
+        facts = (
+            []
+            if subjects is None
+            else _frequent(static_facts(subjects, config.demographics), pl.col("code"), config.min_subjects)
+        )
+        summary_codes = (*codes[: config.summary_codes], *(f for f in facts if f not in codes[: config.summary_codes]))
+        codes += facts
         known = events.filter(pl.col("code").is_in(codes))
         coded = known.filter(pl.col("text_value").str.contains(CODED_TEXT))
         values = _frequent(coded, pl.col("code") + "=" + pl.col("text_value"), config.min_subjects)
@@ -75,7 +84,7 @@ class Vocabulary:
             )
             if group["subject_id"].n_unique() >= config.min_subjects
         )
-        return cls(tuple(sorted(codes)), tuple(sorted(values)), scales, tuple(codes[: config.summary_codes]))
+        return cls(tuple(sorted(set(codes))), tuple(sorted(values)), scales, summary_codes)
 
     def to_dict(self) -> dict[str, Any]:
         """The vocabulary as JSON-safe content."""
@@ -99,6 +108,30 @@ class Vocabulary:
 def model_events(events: pl.DataFrame) -> pl.DataFrame:
     """The events a model may learn from: birth is given as age, and death is an outcome."""
     return events.filter(~pl.col("code").is_in([BIRTH_CODE, DEATH_CODE]))
+
+
+def static_facts(subjects: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
+    """One dateless fact, `subject_id` and `code`, for each known value of these columns of the subject table.
+
+    >>> static_facts(pl.DataFrame({"subject_id": [1, 2], "sex": ["female", None]}), ["sex", "race"]).rows()
+    [(1, 'SEX//female')]
+    """
+    columns = [c for c in columns if c in subjects.columns]
+    none = pl.DataFrame(schema={"subject_id": pl.Int64, "code": pl.String})
+    return pl.concat(
+        [none]
+        + [
+            subjects.filter(pl.col(c).is_not_null()).select(
+                "subject_id", code=pl.lit(f"{c.upper()}//") + pl.col(c).cast(pl.String)
+            )
+            for c in columns
+        ]
+    )
+
+
+def is_static_fact(code: str) -> bool:
+    """Whether a code is one that `static_facts` gives."""
+    return code.partition("//")[0].lower() in DEMOGRAPHICS
 
 
 def _frequent(events: pl.DataFrame, key: pl.Expr, min_subjects: int) -> list[str]:

@@ -89,8 +89,8 @@ def test_a_missing_file_is_refused(folder, name):
 
 def test_an_unknown_version_is_refused(folder):
     manifest = read_json(folder / MANIFEST)
-    write_json(folder / MANIFEST, manifest | {"format_version": 2})
-    with pytest.raises(ArtifactError, match="expected model format version 1 to 1; found version 2; use a newer"):
+    write_json(folder / MANIFEST, manifest | {"format_version": 3})
+    with pytest.raises(ArtifactError, match="expected model format version 1 to 2; found version 3; use a newer"):
         load_model(folder)
 
 
@@ -156,7 +156,7 @@ def test_only_a_model_folder_is_replaced(folder, tmp_path):
 def test_members_load_in_their_order(tmp_path):
     stored = load_artifact(FOLDER)
     weights = [{"x": torch.tensor([float(m)])} for m in range(12)]
-    parts = Artifact(stored.parts, weights, stored.trained_on, stored.card, stored.facts)
+    parts = Artifact(stored.parts, weights, [], stored.trained_on, stored.card, stored.facts)
     save_artifact(tmp_path / "many", parts)
     assert [float(w["x"]) for w in load_artifact(tmp_path / "many").weights] == list(range(12))
 

@@ -1,0 +1,168 @@
+"""What is visible at a prediction time as one wide row: what tabular models read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ehrseq.features.summary import DAY
+
+Index = NDArray[np.int64]
+Float = NDArray[np.float64]
+YEAR = 365.25 * DAY  # microseconds
+RECENT = int(2 * YEAR)
+STATIC = np.iinfo(np.int64).min
+APART = 32.0  # scaled values are within 5 of 0: so far apart, the groups of a running minimum never mix
+OVERALL = ("age", "events", "recent_events", "moments", "years_since_last", "years_since_first")
+EVENT = ("count", "recent_count", "years_since_last", "years_since_first")
+VALUE = ("last", "mean", "minimum", "maximum", "deviation", "slope", "change")
+
+
+@dataclass(frozen=True)
+class History:
+    """Flat events of S subjects, sorted by subject and then `known_time` (microseconds; STATIC for static facts).
+
+    Subject s owns rows `offset[s]:offset[s + 1]`; `code` (N,) is 0 to n_codes - 1, or negative for a code that is not
+    summarised; `value` (N,) scaled, NaN where there is none; `birth` (S,) microseconds. `static` and `valued`
+    (n_codes,) say of which codes only presence is told, and of which also values.
+    """
+
+    offset: Index
+    known_time: Index
+    code: Index
+    value: NDArray[np.float32]
+    birth: Index
+    static: NDArray[np.bool_]
+    valued: NDArray[np.bool_]
+
+
+class Tabulator:
+    """Rows of features for any (subject, prediction time), from running sums made once.
+
+    Whatever the number of events, a query costs one search a code: a feature is a running sum, minimum or maximum as
+    it stood at the last event visible to the query.
+
+    >>> history = History(np.array([0, 2]), np.array([0, DAY * 365]), np.array([0, 0]),
+    ...                   np.array([1.0, 2.0], np.float32), np.array([0]), np.array([False]), np.array([True]))
+    >>> table = Tabulator(history)
+    >>> row = table.rows(np.array([0]), np.array([DAY * 365 - 1]))[0]  # only the first value is visible
+    >>> row[table.names.index("0:last")], row[table.names.index("0:count")]
+    (np.float32(1.0), np.float32(1.0))
+    """
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+        known, code = history.known_time, history.code
+        self.moments = np.unique(known)
+        self.owner = np.repeat(np.arange(len(history.birth)), np.diff(history.offset))
+        kept = code >= 0
+        self.static, self.dynamic = np.flatnonzero(history.static).tolist(), np.flatnonzero(~history.static).tolist()
+        self.valued = np.flatnonzero(history.valued & ~history.static).tolist()
+        self.dated = _Running(self, np.flatnonzero(known != STATIC), by_code=False)
+        self.by_code = _Running(self, np.flatnonzero(kept), by_code=True)
+        self.by_value = _Running(self, np.flatnonzero(kept & ~np.isnan(history.value)), by_code=True)
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each column: `overall:NAME`, or the number of the code and what is told of it."""
+        return (
+            [f"overall:{name}" for name in OVERALL]
+            + [f"{c}:{name}" for c in self.dynamic for name in EVENT]
+            + [f"{c}:{name}" for c in self.valued for name in VALUE]
+            + [f"{c}:present" for c in self.static]
+        )
+
+    def rows(self, subject: Index, time: Index) -> NDArray[np.float32]:
+        """(Q, F) float32 for subjects (row numbers) and times (microseconds); NaN where there is nothing to tell.
+
+        Ages and times in years, values in spreads of their code, slopes in spreads a year (drawn to 0 where the
+        values span little time).
+        """
+        age = (time - self.history.birth[subject]) / YEAR
+        parts = [np.column_stack([age, self._overall(subject, time)])]
+        parts += [self._events(subject, time, c) for c in self.dynamic]
+        parts += [self._values(subject, time, c) for c in self.valued]
+        parts += [(self.by_code.last(subject, time, c) >= 0)[:, None].astype(np.float64) for c in self.static]
+        return np.concatenate(parts, axis=1).astype(np.float32)
+
+    def _overall(self, subject: Index, time: Index) -> Float:
+        counts = self._counts(self.dated, subject, time, 0)
+        at = self.dated.last(subject, time, 0)
+        moments = np.where(at >= 0, self.dated.moments[at], 0)
+        return np.column_stack([counts[:, :2], moments, counts[:, 2:]])
+
+    def _events(self, subject: Index, time: Index, code: int) -> Float:
+        return self._counts(self.by_code, subject, time, code)
+
+    def _counts(self, run: _Running, subject: Index, time: Index, code: int) -> Float:
+        at, before = run.last(subject, time, code), run.last(subject, time - RECENT, code)
+        count, earlier = (np.where(i >= 0, i - run.start[i] + 1.0, 0) for i in (at, before))
+        since = [np.where(at >= 0, (time - run.known[i]) / YEAR, np.nan) for i in (at, run.start[at])]
+        return np.column_stack([count, count - earlier, *since])
+
+    def _values(self, subject: Index, time: Index, code: int) -> Float:
+        run = self.by_value
+        at = run.last(subject, time, code)
+        first = run.start[at]
+        n = np.where(at >= 0, at - first + 1.0, 1)
+        value, year, square, year_square, product = (
+            running[at + 1] - running[first]
+            for running in (run.value, run.year, run.square, run.year_square, run.product)
+        )
+        mean = value / n
+        # a prior of one year squared: two values a week apart tell nothing of a trend
+        slope = (product - year * mean) / (np.maximum(year_square - year**2 / n, 0) + 1)
+        deviation = np.sqrt(np.maximum(square / n - mean**2, 0))
+        last = run.last_value[at]
+        out = np.column_stack([last, mean, run.minimum[at], run.maximum[at], deviation, slope, last - mean])
+        out[at < 0] = np.nan
+        return out
+
+
+class _Running:
+    """Running sums over some events in the order of (subject, code, known_time); a group is a subject's code.
+
+    There is always a row to look at, even without events, so that arrays can be indexed with -1 for "none".
+    """
+
+    def __init__(self, table: Tabulator, rows: Index, *, by_code: bool) -> None:
+        h = table.history
+        self.table, self.codes = table, len(h.static) if by_code else 1
+        code = h.code[rows] if by_code else np.zeros(len(rows), np.int64)
+        group = table.owner[rows] * self.codes + code
+        order = np.argsort(group, kind="stable")
+        rows, self.group = rows[order], group[order]
+        self.known = h.known_time[rows]
+        self.stride = len(table.moments) + 1
+        self.key = self.group * self.stride + np.searchsorted(table.moments, self.known)
+        new = np.append(True, self.group[1:] != self.group[:-1])[: len(rows)]
+        place = np.flatnonzero(new)
+        number = np.cumsum(new) - 1
+        self.start = place[number]
+        steps = np.cumsum(np.append(True, self.key[1:] != self.key[:-1])[: len(rows)])
+        self.moments = steps - steps[self.start] + 1
+        value = h.value[rows].astype(np.float64)
+        # years since the group's first event keep the sums small and exact
+        years = np.where(self.known == STATIC, 0, self.known - self.known[self.start]) / YEAR
+        sums = (value, years, value**2, years**2, value * years)
+        self.value, self.year, self.square, self.year_square, self.product = (
+            np.append(0.0, np.cumsum(np.nan_to_num(x))) for x in sums
+        )
+        self.last_value = value
+        self.minimum = np.minimum.accumulate(value - APART * number) + APART * number
+        self.maximum = np.maximum.accumulate(value + APART * number) - APART * number
+        if not len(rows):
+            for name in ("known", "start", "moments"):
+                setattr(self, name, np.zeros(1, np.int64))
+            for name in ("last_value", "minimum", "maximum"):
+                setattr(self, name, np.zeros(1))
+
+    def last(self, subject: Index, time: Index, code: int) -> Index:
+        """(Q,) the last row of each subject's code that is visible at `time` (inclusive), -1 for none."""
+        group = subject * self.codes + code
+        asked = group * self.stride + np.searchsorted(self.table.moments, time, side="right")
+        at = np.searchsorted(self.key, asked) - 1
+        found = (at >= 0) & (self.group[np.maximum(at, 0)] == group) if len(self.group) else at >= 0
+        return np.where(found, at, -1)

@@ -1,0 +1,66 @@
+"""Hazards of scored rows, from a fitted branch or from a baseline."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ehrseq.errors import ForecastError
+from ehrseq.forecast.table import Hazards
+from ehrseq.model.fitted import Fitted
+from ehrseq.model.heads import HazardName
+from ehrseq.timeline.store import Timelines
+from ehrseq.tokens.encode import MICROSECONDS_PER_DAY, encode
+
+Float = NDArray[np.float64]
+KEY = ("subject_id", "prediction_time")
+
+
+def check_branch(fitted: Fitted, branch: str | None) -> str:
+    """The branch to answer, the best by default; ForecastError for one that was not fitted."""
+    known = [*fitted.branches, *fitted.baselines]
+    if branch is not None and branch not in known:
+        raise ForecastError(f"a fitted branch: {', '.join(known)}", f"'{branch}'", "choose one of these, or fit it")
+    return branch or known[0]
+
+
+def outcome_hazards(
+    fitted: Fitted, timelines: Timelines, scored: pl.DataFrame, branch: str, max_events: int
+) -> list[Hazards]:
+    """Hazards of every outcome at the rows of `scored` that ask for it.
+
+    `scored` has `subject_id`, `patient`, `prediction_time` and `outcome`.
+    """
+    queries = scored.select(KEY).unique(maintain_order=True).with_row_index("query")
+    subjects = timelines.subjects.join(queries, on="subject_id", how="semi").sort("subject_id")
+    baseline = branch in fitted.baselines
+    if not baseline:
+        encoded = encode(timelines.events, subjects, fitted.vocabulary)
+        row = encoded.position(queries["subject_id"].to_numpy())
+        time = queries["prediction_time"].dt.epoch("us").to_numpy()
+        values = np.exp(fitted.log_hazards(encoded, row, time, max_events=max_events, branch=branch))
+    out = []
+    for name in fitted.outcomes:
+        rows = scored.filter(pl.col("outcome") == name).join(queries, on=KEY, maintain_order="left")
+        if baseline:
+            own, other = _baseline(fitted, branch, name, rows, subjects)
+        else:
+            which = rows["query"].to_numpy()
+            own = values[:, which, fitted.hazards.index(HazardName(name))]
+            rival = HazardName(name, competing=True)
+            other = values[:, which, fitted.hazards.index(rival)] if rival in fitted.hazards else np.zeros_like(own)
+        keyed = rows.select("subject_id", "patient", "prediction_time")
+        out.append(Hazards(name, keyed, own, other, fitted.edges, fitted.supported_days[name]))
+    return out
+
+
+def _baseline(
+    fitted: Fitted, kind: str, outcome: str, rows: pl.DataFrame, subjects: pl.DataFrame
+) -> tuple[Float, Float]:
+    known = rows.join(
+        subjects.select("subject_id", "birth_time", "sex"), on="subject_id", how="left", maintain_order="left"
+    )
+    age = (known["prediction_time"] - known["birth_time"]).dt.total_microseconds() / (MICROSECONDS_PER_DAY * 365.25)
+    own, other = fitted.baselines[kind][outcome].hazards(age.to_numpy(), known["sex"].to_list())
+    return own[None], other[None]

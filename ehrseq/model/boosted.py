@@ -1,0 +1,231 @@
+"""Gradient-boosted hazards on tabular summaries: the tabular branch of a model.
+
+A hazard is its base rate in each interval times exp(score); the score is a sum of regression trees over a subject's
+summary and the period after the prediction time, grown by scikit-learn under the Poisson likelihood of person-periods.
+Fitted trees are plain arrays, evaluated here with numpy: nothing of scikit-learn is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.ensemble import HistGradientBoostingRegressor
+
+from ehrseq.config import BoostedConfig
+
+Float = NDArray[np.float64]
+Rows = NDArray[np.float32]
+Index = NDArray[np.int64]
+CHUNK = 4096  # rows evaluated together: their features stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class Trees:
+    """T regression trees as flat node arrays; tree t starts at node `root[t]`, and children are node numbers.
+
+    feature, left, right (M,) int32, left = -1 at a leaf; threshold, value (M,) float64; missing_left (M,) bool. A row
+    goes left where its feature is at most the threshold, or missing and `missing_left`. `offset` is added to the sum.
+    """
+
+    root: NDArray[np.int32]
+    feature: NDArray[np.int32]
+    threshold: Float
+    missing_left: NDArray[np.bool_]
+    left: NDArray[np.int32]
+    right: NDArray[np.int32]
+    value: Float
+    offset: float
+    depth: int
+
+    def predict(self, rows: Rows) -> Float:
+        """(n,) the sum of the trees' leaves, for rows (n, F) float32 with NaN for missing."""
+        out = np.full(len(rows), self.offset)
+        for start in range(0, len(rows), CHUNK):
+            chunk = rows[start : start + CHUNK]
+            for root in self.root:
+                out[start : start + CHUNK] += self.value[self._leaf(chunk, root)]
+        return out
+
+    def stages(self, rows: Rows) -> Iterator[Float]:
+        """(n,) the sum after each tree."""
+        total = np.full(len(rows), self.offset)
+        for root in self.root:
+            total = total + self.value[self._leaf(rows, root)]
+            yield total
+
+    def first(self, n_trees: int) -> Trees:
+        """The first trees alone."""
+        end = int(self.root[n_trees]) if n_trees < len(self.root) else len(self.value)
+        names = ("feature", "threshold", "missing_left", "left", "right", "value")
+        return replace(self, root=self.root[:n_trees], **{name: getattr(self, name)[:end] for name in names})
+
+    def _leaf(self, rows: Rows, root: np.int32) -> NDArray[np.int32]:
+        node = np.full(len(rows), root, np.int32)
+        number = np.arange(len(rows))
+        for _ in range(self.depth):
+            inner = self.left[node] >= 0
+            if not inner.any():
+                break
+            x = rows[number, self.feature[node]]
+            goes_left = np.where(np.isnan(x), self.missing_left[node], x <= self.threshold[node])
+            node = np.where(inner, np.where(goes_left, self.left[node], self.right[node]), node)
+        return node
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The trees as arrays by name; `from_arrays` gives back equal ones."""
+        names = ("root", "feature", "threshold", "missing_left", "left", "right", "value")
+        return {name: getattr(self, name) for name in names} | {
+            "offset": np.array([self.offset]), "depth": np.array([self.depth], np.int32),
+        }  # fmt: skip
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Trees:
+        """The trees that `arrays` described."""
+        rest = {k: v for k, v in arrays.items() if k not in ("offset", "depth")}
+        return cls(**rest, offset=float(arrays["offset"][0]), depth=int(arrays["depth"][0]))
+
+    @classmethod
+    def from_sklearn(cls, model: HistGradientBoostingRegressor) -> Trees:
+        """The trees of a fitted regressor, on the scale of its link (here the log of the rate)."""
+        nodes = [stage[0].nodes for stage in model._predictors]
+        size = [len(n) for n in nodes]
+        root = np.cumsum([0, *size])[: len(size)].astype(np.int32)
+        every, shift = np.concatenate(nodes), np.repeat(root, size)
+        leaf = every["is_leaf"].astype(bool)
+        return cls(
+            root=root,
+            feature=np.where(leaf, 0, every["feature_idx"]).astype(np.int32),
+            threshold=np.where(leaf, 0.0, every["num_threshold"]).astype(np.float64),
+            missing_left=every["missing_go_to_left"].astype(bool),
+            left=np.where(leaf, -1, every["left"].astype(np.int64) + shift).astype(np.int32),
+            right=np.where(leaf, -1, every["right"].astype(np.int64) + shift).astype(np.int32),
+            value=every["value"].astype(np.float64),
+            offset=float(np.ravel(model._baseline_prediction)[0]),
+            depth=int(every["depth"].max(initial=0)),
+        )
+
+
+def periods(n_intervals: int, n_periods: int) -> Index:
+    """(n_intervals,) the period of each interval: trees look at time after the prediction in a few coarse steps.
+
+    >>> periods(10, 4).tolist()
+    [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]
+    """
+    return (np.arange(n_intervals) * n_periods) // n_intervals
+
+
+@dataclass(frozen=True)
+class BoostedHazard:
+    """One hazard: log hazard per day in interval b = base[b] + trees(features, period of b)."""
+
+    base: Float
+    trees: Trees
+    period: Index
+
+    def log_hazard(self, rows: Rows) -> Float:
+        """(n, I) log hazards per day for feature rows (n, F)."""
+        score = [self.trees.predict(_with_period(rows, p)) for p in range(int(self.period[-1]) + 1)]
+        return np.asarray(self.base + np.stack(score, axis=1)[:, self.period])
+
+    @classmethod
+    def fit(
+        cls, training: PersonPeriods, tuning: PersonPeriods, cuts: Cuts, base: Float, period: Index,
+        config: BoostedConfig, seed: int,
+    ) -> BoostedHazard:  # fmt: skip
+        """Grow trees on the training periods; their number is the one of least tuning loss."""
+        model = HistGradientBoostingRegressor(
+            loss="poisson", learning_rate=config.learning_rate, max_iter=config.max_trees,
+            max_leaf_nodes=config.leaves, min_samples_leaf=config.min_rows_per_leaf,
+            l2_regularization=config.prior_events, max_features=config.features_per_split, max_bins=config.bins,
+            early_stopping=False, random_state=seed,
+        )  # fmt: skip
+        # no offset is to be had: the ratio of observed to expected events, weighted by the expected ones
+        model.fit(cuts.codes(training.rows), training.events / training.expected, sample_weight=training.expected)
+        trees = cuts.uncoded(Trees.from_sklearn(model))
+        best = 1 + int(np.argmin([tuning.loss(score) for score in trees.stages(tuning.rows)]))
+        return cls(base, trees.first(best), period)
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """For each of F features the values (ascending float32) at which a split may cut: below or equal goes left.
+
+    scikit-learn would look for them anew for each hazard, with weights, and take most of the time of a fit for it; it
+    takes the small whole numbers of `codes` as they are.
+    """
+
+    values: list[Rows]
+
+    @classmethod
+    def fit(cls, rows: Rows, n_bins: int) -> Cuts:
+        """At most `n_bins` bins a feature: midway between neighbours where they are few, else quantiles."""
+        out = []
+        for column in rows.T:
+            distinct = np.unique(column[~np.isnan(column)])
+            if len(distinct) > n_bins:
+                levels = np.linspace(0, 1, n_bins + 1)[1:-1]
+                out.append(np.unique(np.quantile(column[~np.isnan(column)], levels, method="lower")))
+            else:
+                out.append(distinct[:-1] + (distinct[1:] - distinct[:-1]) / 2)
+        return cls(out)
+
+    def codes(self, rows: Rows) -> Rows:
+        """The number of cuts below each value, (n, F) as float32; missing stays missing, all-missing becomes 0."""
+        out = np.zeros_like(rows)
+        for f, cuts in enumerate(self.values):
+            column = rows[:, f]
+            if not np.isnan(column).all():
+                out[:, f] = np.where(np.isnan(column), column, np.searchsorted(cuts, column))
+        return out
+
+    def uncoded(self, trees: Trees) -> Trees:
+        """Trees on the values themselves, from trees on their codes."""
+        threshold = np.array(
+            [
+                # a split between missing and present has no cut above it
+                float(self.values[f][int(t)]) if t < len(self.values[f]) else np.inf
+                for f, t in zip(trees.feature, trees.threshold, strict=True)
+            ]
+        )
+        return replace(trees, threshold=threshold)
+
+
+@dataclass(frozen=True)
+class PersonPeriods:
+    """Rows (n, F + 1) of features and period, with the expected events (n,) under the base rate and the observed."""
+
+    rows: Rows
+    expected: Float
+    events: Float
+
+    def loss(self, score: Float) -> float:
+        """Negative log-likelihood of scores (n,), up to a constant."""
+        return float(self.expected @ np.exp(score) - self.events @ score)
+
+
+def person_periods(
+    rows: Rows, exposure: Float, interval: Index, weight: Float, base: Float, period: Index, keep: Float
+) -> PersonPeriods:
+    """Rows of those at risk in each period.
+
+    rows (Q, F); exposure (Q, I) days; interval (Q,) of the event, -1 for none; weight (Q,); base (I,) log rate per
+    day; `keep` (Q,) is 0 where periods without an event are left out, else what the expected events of those that are
+    kept are multiplied by.
+    """
+    parts = []
+    for p in range(int(period[-1]) + 1):
+        inside = period == p
+        expected = exposure[:, inside] @ np.exp(base[inside]) * weight
+        happened = np.where(interval >= 0, inside[interval], False) * weight
+        expected = np.where(happened > 0, expected, expected * keep)
+        kept = expected > 0
+        parts.append((_with_period(rows[kept], p), expected[kept], happened[kept]))
+    return PersonPeriods(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _with_period(rows: Rows, period: int) -> Rows:
+    return np.column_stack([rows, np.full(len(rows), period, np.float32)])

@@ -1,0 +1,100 @@
+"""The subjects of a split as training material: encoded timelines, follow-up, and what happened after each landmark."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ehrseq.errors import TimelineError
+from ehrseq.features.tabular import History
+from ehrseq.model.heads import HazardName
+from ehrseq.model.landmarks import Targets, draw_landmarks, next_known, targets
+from ehrseq.task.definition import Task
+from ehrseq.timeline.store import Timelines
+from ehrseq.tokens.encode import EncodedTimelines, encode
+from ehrseq.tokens.vocabulary import Vocabulary, is_static_fact
+
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """What is to be learned: the hazards of the task's outcomes, and the next occurrence of auxiliary codes.
+
+    `auxiliary` are indices of the vocabulary's codes.
+    """
+
+    occurrences: pl.DataFrame
+    subjects: pl.DataFrame
+    task: Task
+    hazards: list[HazardName]
+    auxiliary: Index
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Q prediction times (row of the encoded timelines, microseconds) and what happened after them."""
+
+    row: Index
+    time: Index
+    target: Targets
+
+
+@dataclass(frozen=True)
+class Part:
+    """The subjects of one split that can teach: birth known, some follow-up; `start`, `end` in microseconds."""
+
+    encoded: EncodedTimelines
+    subjects: pl.DataFrame
+    start: Index
+    end: Index
+
+    @classmethod
+    def prepare(cls, timelines: Timelines, vocabulary: Vocabulary, name: str) -> Part:
+        """The usable subjects of the split `name`; TimelineError where there are none."""
+        usable = timelines.subjects.filter(
+            pl.col("birth_time").is_not_null() & (pl.col("follow_up_end") > pl.col("follow_up_start"))
+        ).sort("subject_id")
+        if not usable.height:
+            raise TimelineError(
+                f"subjects with a birth date and follow-up in the split '{name}'", "none", "check `ehrseq cohort`"
+            )
+        start, end = (usable[c].dt.epoch("us").to_numpy() for c in ("follow_up_start", "follow_up_end"))
+        return cls(encode(timelines.events, usable, vocabulary), usable, start, end)
+
+    @property
+    def years(self) -> float:
+        """All follow-up together."""
+        return float((self.end - self.start).sum()) / (86_400_000_000 * 365.25)
+
+    def draw(
+        self, rng: np.random.Generator, per_subject: int, labeller: Labeller, *, auxiliary: bool = False
+    ) -> Sample:
+        """Landmarks uniform over each subject's follow-up with their targets, auxiliary ones last."""
+        row, time, weight = draw_landmarks(self.start, self.end, per_subject, rng)
+        found = targets(
+            self.encoded.subject_id[row], time, weight, occurrences=labeller.occurrences,
+            subjects=labeller.subjects, task=labeller.task, hazards=labeller.hazards,
+        )  # fmt: skip
+        if auxiliary and len(labeller.auxiliary):
+            more = next_known(self.encoded, labeller.auxiliary, row, time, self.end[row])
+            found = Targets(
+                np.concatenate([found.days, more.days], axis=1),
+                np.concatenate([found.event, more.event], axis=1),
+                weight,
+            )
+        return Sample(row, time, found)
+
+
+def history_of(encoded: EncodedTimelines, vocabulary: Vocabulary) -> History:
+    """What the tabular features are made of."""
+    codes = vocabulary.summary_codes
+    measured = {s.code for s in vocabulary.scales}
+    static = np.array([is_static_fact(c) for c in codes], dtype=bool)
+    valued = np.array([c in measured for c in codes], dtype=bool)
+    return History(
+        encoded.offset, encoded.known_time, encoded.summary_code, encoded.value, encoded.birth, static, valued
+    )
