@@ -24,27 +24,29 @@ def change_periods(values: pl.DataFrame, outcome: Outcome) -> pl.DataFrame:
 
     Takes measurements: `subject_id`, `time`, `known_time`, `numeric_value`, `value_modifier`, `occurred_time` (end of
     the clinical interval) and `counts` (whether the value meets the outcome's bounds). Returns `subject_id`,
-    `from_time` (inclusive), `until_time` (exclusive; null: for ever), `present` (the last value known is already past
+    `from_time` (inclusive), `until_time` (exclusive), `present` (the last value known is already past
     the bound, which only a mean allows), and `occurred_time`, `known_time` and `time` (the one of the two that
     `event_time` chooses) of the first value, known after the prediction time, that is past the bound; null where
     there is none. A moment in no period has no baseline.
     """
-    if outcome.baseline is None:
-        raise ValueError("no change from baseline")
+    if outcome.baseline is None or outcome.change is None:
+        raise ValueError("an outcome that is no change from baseline")
     values = values.filter(pl.col("time").is_not_null()).with_columns(
         pl.col("numeric_value").cast(pl.Float64), exact=pl.col("value_modifier").fill_null("") == ""
     )
     values = values.sort("subject_id", "known_time", "time", "numeric_value")
     periods = _baselines(values, outcome.baseline)
-    limit, upper = _limit(outcome), outcome.fall is not None
-    if amount(outcome.fall if outcome.fall is not None else outcome.rise or 0)[1]:
+    (size, share), upper = amount(outcome.change), outcome.fall is not None
+    if share:
         periods = periods.filter(pl.col("baseline") > 0)  # a share of nothing is nothing
+    limit = _limit(-size if upper else size, share=share)
     periods = periods.with_columns(limit=limit.cast(pl.Float32)).with_row_index("period")
     last = pl.col("last").cast(pl.Float32)
     present = last <= pl.col("limit") if upper else last >= pl.col("limit")
     candidates = values.filter("counts").select(
         "subject_id", "time", "known_time", "occurred_time", "numeric_value", "value_modifier"
     )
+    candidates = _reachable(candidates, periods, upper)
     found = pl.concat([_next_changes(part, candidates, outcome) for part in _parts(periods, candidates)])
     first = found.group_by("period").agg(pl.col("occurred_time", "known_time").min())
     chosen = "known_time" if outcome.event_time == "known" else "occurred_time"
@@ -55,14 +57,20 @@ def change_periods(values: pl.DataFrame, outcome: Outcome) -> pl.DataFrame:
     )
 
 
-def _limit(outcome: Outcome) -> pl.Expr:
-    """The value that a change must reach, from the column `baseline`."""
-    number, share = amount(outcome.fall if outcome.fall is not None else outcome.rise or 0)
-    sign = -1 if outcome.fall is not None else 1
+def _reachable(values: pl.DataFrame, periods: pl.DataFrame, upper: bool) -> pl.DataFrame:
+    """The values that are past the limit of some period of their subject: most are past none."""
+    limit = pl.col("limit")
+    extreme = periods.group_by("subject_id").agg(limit.max() if upper else limit.min())
+    known = values.join(extreme, on="subject_id", maintain_order="left")
+    return known.filter(beyond(limit, upper=upper, inclusive=True)).drop("limit")
+
+
+def _limit(change: float, *, share: bool) -> pl.Expr:
+    """The value that a fall (below zero) or a rise must reach, from the column `baseline`."""
     baseline = pl.col("baseline")
-    limit = baseline * (1 + sign * number) if share else baseline + sign * number
+    limit = baseline * (1 + change) if share else baseline + change
     # values have seven digits: 0.54 is a fall by 40% from 0.9, although not to the last bit
-    return limit - sign * ROUNDING * baseline.abs()
+    return limit + (ROUNDING if change < 0 else -ROUNDING) * baseline.abs()
 
 
 def _baselines(values: pl.DataFrame, baseline: Baseline) -> pl.DataFrame:
@@ -130,12 +138,10 @@ def _following(column: str) -> pl.Expr:
 
 
 def _parts(periods: pl.DataFrame, values: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """The periods by subjects, in parts of about PAIRS pairs of a period and a value."""
+    """The periods, each of which stands alone, in parts of about PAIRS pairs of a period and a value."""
     counts = values.group_by("subject_id").agg(_values=pl.len())
     sized = periods.join(counts, on="subject_id", how="left", maintain_order="left")
-    size = pl.col("_values").fill_null(0).cast(pl.Int64).cum_sum()
-    # by where a subject's last period falls, so that no subject is divided
-    sized = sized.with_columns(_part=size).with_columns(_part=pl.col("_part").last().over("subject_id") // PAIRS)
+    sized = sized.with_columns(_part=pl.col("_values").fill_null(0).cast(pl.Int64).cum_sum() // PAIRS)
     for _, part in sized.group_by("_part", maintain_order=True):
         yield part.drop("_part", "_values")
     if not periods.height:

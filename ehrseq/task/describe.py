@@ -49,7 +49,7 @@ def _content(outcome: Outcome, task: Task) -> str:
     if outcome.stage is not None:
         text += f" ({outcome.stage})"
     if outcome.baseline is not None:
-        word, change = ("falls", outcome.fall) if outcome.rise is None else ("rises", outcome.rise)
+        word, change = "falls" if outcome.rise is None else "rises", outcome.change
         size = change if isinstance(change, str) else f"{change:g}{_unit(outcome.measure)}"
         text += f" {word} by at least {size} from the {outcome.baseline.value} value of {outcome.baseline.within.label}"
     if outcome.confirm is not None:

@@ -156,6 +156,11 @@ class Outcome:
         return self.baseline is not None
 
     @property
+    def change(self) -> float | str | None:
+        """The `fall` or `rise`."""
+        return self.fall if self.fall is not None else self.rise
+
+    @property
     def stages(self) -> Stages | None:
         """The stages of the measure where the outcome names one."""
         return None if self.stage is None or self.measure is None else stages_of(self.measure)
@@ -241,9 +246,8 @@ def _check_values(outcome: Outcome, where: str) -> None:
             "none",
             "say which values count",
         )
-    change = outcome.rise if outcome.fall is None else outcome.fall
-    if change is not None:
-        _check_change(change, falls=outcome.rise is None, where=where)
+    if outcome.change is not None:
+        _check_change(outcome.change, falls=outcome.rise is None, where=where)
 
 
 def _check_change(change: float | str, *, falls: bool, where: str) -> None:

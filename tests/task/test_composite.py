@@ -71,6 +71,14 @@ def test_a_composite_is_known_when_all_it_takes_is_known(make_timelines, make_ta
         assert known["reason"].to_list() == [None, "already_present"]
 
 
+def test_a_sequence_is_known_by_the_first_of_those_that_begin_it(make_timelines, make_task, day):
+    timelines = make_timelines(
+        [(1, 5, "A", {"known_time": day(9)}), (1, 8, "A", {"known_time": day(90)}), (1, 10, "B")]
+    )
+    assert days(timelines, make_task({"x": {"sequence": [A, B]}}), day) == [(1, 10)]
+    assert days(timelines, make_task({"x": {"sequence": [A, B], "within": "2d"}}), day) == [(1, 90)]
+
+
 def test_what_happens_on_one_day_is_no_sequence(make_timelines, make_task, day):
     facts = {"time_precision": "day", "known_time": day(11)}
     timelines = make_timelines([(1, 10, "A", facts), (1, 10, "B", facts)])
@@ -137,6 +145,12 @@ def test_washout_goes_by_what_is_known(make_timelines, make_task, at, day):
         "occurred_unknown", "within_washout", None,
     ]  # fmt: skip
     assert known_at_risk(at((1, 60), (1, 79)), timelines, occurred)["reason"].to_list() == [None, "within_washout"]
+
+
+def test_washout_looks_at_the_latest_that_is_known_not_at_the_last_to_become_known(make_timelines, make_task, at, day):
+    events = [(1, 50, "A", {"known_time": day(55)}), (1, 10, "A", {"known_time": day(60)})]
+    task = make_task({"x": {**A, "incident": False, "washout": "30d", "event_time": "occurred"}})
+    assert reasons(make_timelines(events), task, at((1, 70)))[0][0] == "within_washout"
 
 
 def test_a_composite_may_have_a_washout(make_timelines, make_task, at):

@@ -363,8 +363,9 @@ def test_from_toml_on_bad_files(tmp_path):
 
 def test_the_reference_page_shows_a_valid_task_and_every_key_and_reason():
     page = (Path(__file__).parents[2] / "docs" / "task.md").read_text(encoding="utf-8")
-    example = re.search(r"```toml\n(.*?)```", page, re.DOTALL)
-    assert [o.name for o in Task.from_dict(tomllib.loads(example[1])).outcomes] == [
+    example, *others = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert [tomllib.loads(other) for other in others]
+    assert [o.name for o in Task.from_dict(tomllib.loads(example)).outcomes] == [
         "t2d", "ckd3b", "readmission", "death",
     ]  # fmt: skip
     keys = [f.name for f in dataclasses.fields(Outcome) if f.name != "name"]
