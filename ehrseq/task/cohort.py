@@ -11,7 +11,7 @@ from ehrseq.survival import aalen_johansen
 from ehrseq.task.definition import Task
 from ehrseq.task.describe import describe
 from ehrseq.task.label import REASONS, known_at_risk, label
-from ehrseq.task.outcome import all_occurrences, occurrences, unmatched_of_task
+from ehrseq.task.outcome import all_occurrences, occurrences, off_scale, unmatched_of_task
 from ehrseq.task.split import split_subjects
 from ehrseq.task.stays import unended
 from ehrseq.task.times import prediction_times, table_times
@@ -39,6 +39,7 @@ class Cohort:
     - `unmatched_codes`: codes and prefixes of the task that match no event.
     - `outside_follow_up`: `outcome` and `occurrences` that do not count, being after the end of follow-up.
     - `followed_to_last_contact`: subjects whose follow-up ends with their last record, for want of anything better.
+    - `off_scale`: lab codes, and how many of their numbers do not count, being in a unit that does not convert.
     - `stays_without_end`: stays of the task, and how many of their encounters have no discharge on record.
     """
 
@@ -50,6 +51,7 @@ class Cohort:
     outside_follow_up: pl.DataFrame
     followed_to_last_contact: int = 0
     stays_without_end: tuple[tuple[str, int], ...] = ()
+    off_scale: tuple[tuple[str, int], ...] = ()
 
     def summary(self) -> str:
         """Attrition, events and remarks as text."""
@@ -75,6 +77,10 @@ class Cohort:
         lines += [
             f"Occurrences of {name} after the end of follow-up, which do not count: {count:,}."
             for name, count in self.outside_follow_up.iter_rows()
+        ]
+        lines += [
+            f"Numbers of {code} that do not count, their unit being none that converts: {count:,}."
+            for code, count in self.off_scale
         ]
         if self.followed_to_last_contact:
             lines.append(
@@ -135,6 +141,7 @@ def build_cohort(timelines: Timelines, task: Task, seed: int = 0) -> Cohort:
         unmatched_codes=unmatched_of_task(timelines, task),
         outside_follow_up=_outside(timelines, task, found),
         followed_to_last_contact=_followed_to_last_contact(timelines),
+        off_scale=off_scale(timelines, task),
         stays_without_end=tuple((s.name, n) for s in task.stays if (n := unended(timelines, s))),
     )
 

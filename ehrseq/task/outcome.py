@@ -241,15 +241,34 @@ def unmatched_of_task(timelines: Timelines, task: Task) -> tuple[str, ...]:
     return tuple(dict.fromkeys(unmatched))
 
 
+def off_scale(timelines: Timelines, task: Task) -> tuple[tuple[str, int], ...]:
+    """Lab codes of the task with numbers that do not count, as their unit does not convert, and how many."""
+    measures = {o.measure: o for o in task.definitions if o.measure in ANALYTES}
+    events = timelines.events.select(_INPUT).filter(event_matches([m for m in measures if m is not None]))
+    events, _ = normalise_units(events.filter(pl.col("numeric_value").is_not_null()))
+    counts = {
+        code: events.filter(event_matches(outcome.patterns) & ~_on_scale(outcome)).height
+        for code, outcome in measures.items()
+        if code is not None
+    }
+    return tuple((code, count) for code, count in counts.items() if count)
+
+
 def _matching(events: pl.DataFrame, outcome: Outcome, *, bounded: bool = True) -> pl.DataFrame:
     """The events that count for codes or a measure; without its bounds, those with a number on their scale."""
     matching = events.filter(event_matches(outcome.patterns))
     matching = matching.filter(value_matches(outcome.bounds) if bounded else pl.col("numeric_value").is_not_null())
-    if (analyte := ANALYTES.get(outcome.measure or "")) is not None:
-        # a number in a unit that does not convert is not on the bounds' scale; with stages, none without a unit may be
-        unit, strict = pl.col("unit"), outcome.stages is not None and outcome.stages.needs_unit
-        matching = matching.filter((unit == analyte.unit) if strict else (unit.is_null() | (unit == analyte.unit)))
+    matching = matching.filter(_on_scale(outcome))
     return matching if outcome.confirm is None else confirmed(matching, outcome.confirm)
+
+
+def _on_scale(outcome: Outcome) -> pl.Expr:
+    """Whether a number is on the scale of the bounds: in the analyte's unit, or in none where that can be told."""
+    if (analyte := ANALYTES.get(outcome.measure or "")) is None:
+        return pl.lit(True)
+    converted = (pl.col("unit") == analyte.unit).fill_null(False)
+    needs_unit = outcome.stages is not None and outcome.stages.needs_unit
+    return converted if needs_unit else converted | pl.col("unit").is_null()
 
 
 def _occurred() -> pl.Expr:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ehrseq.errors import TaskError
-from ehrseq.task.outcome import occurrences
+from ehrseq.task.outcome import occurrences, off_scale
 from ehrseq.task.stages import GFR, HBA1C, stages_of
 from ehrseq.timeline.units import NGSP_FROM_IFCC
 
@@ -88,6 +88,7 @@ def test_hba1c_counts_in_either_unit_and_never_without(make_timelines, make_task
     timelines = make_timelines(events, {n: {} for n in values})
     task = make_task({"diabetes": {"measure": measure, "stage": "diabetes"}})
     assert occurrences(timelines, task)["subject_id"].to_list() == [1, 3, 7]
+    assert off_scale(timelines, task) == (() if measure == "hba1c" else ((measure, 2),))
 
 
 def test_hba1c_has_all_its_codes(make_timelines, make_task):
