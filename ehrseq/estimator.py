@@ -147,7 +147,7 @@ class ProgressionModel:
         return result
 
     def _same_outcomes(self, task: Task) -> Task:
-        theirs, ours = ({o.name: replace(o, descendant_codes=()) for o in t.outcomes} for t in (task, self.task_))
+        theirs, ours = ({o.name: o.as_written() for o in t.outcomes} for t in (task, self.task_))
         if theirs != ours:
             raise EvaluationError(
                 "a task with the outcomes that the model was fitted for", "other outcomes", "fit a model for this task"

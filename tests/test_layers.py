@@ -10,7 +10,7 @@ import pytest
 SOURCES = Path(__file__).parents[1] / "ehrseq"
 ORDER = (
     "errors",
-    "config frames storage figures",
+    "config frames storage figures survival",
     "fhir synthetic",
     "timeline",
     "task",

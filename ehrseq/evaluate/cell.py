@@ -21,8 +21,8 @@ from ehrseq.evaluate.metrics import (
     state_at,
     weighted_mean,
 )
-from ehrseq.evaluate.survival import aalen_johansen, kaplan_meier_censoring
 from ehrseq.evaluate.tables import Aligned
+from ehrseq.survival import aalen_johansen, kaplan_meier_censoring
 
 FloatArray = NDArray[np.float64]
 Censoring = Callable[[pl.DataFrame, FloatArray], FloatArray]

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from ehrseq.survival import aalen_johansen
 from ehrseq.task.definition import Task
+from ehrseq.task.describe import describe
 from ehrseq.task.label import REASONS, known_at_risk, label
-from ehrseq.task.outcome import all_occurrences, occurrences, unmatched_of_task
+from ehrseq.task.outcome import all_occurrences, occurrences, off_scale, unmatched_of_task
 from ehrseq.task.split import split_subjects
+from ehrseq.task.stays import unended
 from ehrseq.task.times import prediction_times, table_times
 from ehrseq.timeline.store import Timelines
 
@@ -30,28 +33,37 @@ class Cohort:
       `all_subjects`, `no_prediction_time` and, where they occur, `unknown_patient` (rows of the task's table about
       nobody in the timelines; no subjects) and `no_split` (subjects the dataset's split does not name; kept).
     - `events`: `outcome`, `landmark`, `horizon`, `at_risk`, `events`, `competing`, `censored` (each by the horizon),
-      `event_free`, and `observed_fraction` = events / at_risk, which takes the censored for event-free: a floor, not
-      an estimate (see `evaluate` for that).
+      `event_free`, and the cumulative `incidence` of the outcome and of its competitors (`competing_incidence`) by
+      the horizon, of Aalen and Johansen: the censored leave those at risk. Null where nobody is followed as long.
+    - `outcomes`: `outcome` and `definition`, in words.
     - `unmatched_codes`: codes and prefixes of the task that match no event.
     - `outside_follow_up`: `outcome` and `occurrences` that do not count, being after the end of follow-up.
     - `followed_to_last_contact`: subjects whose follow-up ends with their last record, for want of anything better.
+    - `off_scale`: lab codes, and how many of their numbers do not count, being in a unit that does not convert.
+    - `stays_without_end`: stays of the task, and how many of their encounters have no discharge on record.
     """
 
     rows: pl.DataFrame
     attrition: pl.DataFrame
     events: pl.DataFrame
+    outcomes: pl.DataFrame
     unmatched_codes: tuple[str, ...]
     outside_follow_up: pl.DataFrame
     followed_to_last_contact: int = 0
+    stays_without_end: tuple[tuple[str, int], ...] = ()
+    off_scale: tuple[tuple[str, int], ...] = ()
 
     def summary(self) -> str:
         """Attrition, events and remarks as text."""
         return "\n".join(
             [
+                "What is to be forecast",
+                _show(self.outcomes),
+                "",
                 "Who is at risk",
                 _show(self.attrition),
                 "",
-                "What happens by each horizon (censored people count as event-free in observed_fraction)",
+                "What happens by each horizon (cumulative incidence of Aalen and Johansen among those at risk)",
                 _show(self.events),
                 *self.remarks(),
             ]
@@ -66,12 +78,20 @@ class Cohort:
             f"Occurrences of {name} after the end of follow-up, which do not count: {count:,}."
             for name, count in self.outside_follow_up.iter_rows()
         ]
+        lines += [
+            f"Numbers of {code} that do not count, their unit being none that converts: {count:,}."
+            for code, count in self.off_scale
+        ]
         if self.followed_to_last_contact:
             lines.append(
                 f"Follow-up of {self.followed_to_last_contact:,} subjects ends with their last record (last_contact): "
                 "whoever is at risk has a later record, so the risk of anything that is itself a record (an admission, "
                 "a diagnosis) comes out too high; give a data cut when reading the export."
             )
+        lines += [
+            f"Encounters of {name} without a recorded discharge, which count as still running: {count:,}."
+            for name, count in self.stays_without_end
+        ]
         by_outcome = self.rows.group_by("outcome", maintain_order=True).agg(
             at_risk=pl.col("at_risk").sum(),
             present=(pl.col("reason") == "already_present").sum(),
@@ -115,9 +135,14 @@ def build_cohort(timelines: Timelines, task: Task, seed: int = 0) -> Cohort:
         rows=rows,
         attrition=_attrition(timelines, task, rows, splits),
         events=_events(rows, task),
+        outcomes=pl.DataFrame(
+            [(o.name, describe(o, task)) for o in task.outcomes], ["outcome", "definition"], orient="row"
+        ),
         unmatched_codes=unmatched_of_task(timelines, task),
         outside_follow_up=_outside(timelines, task, found),
         followed_to_last_contact=_followed_to_last_contact(timelines),
+        off_scale=off_scale(timelines, task),
+        stays_without_end=tuple((s.name, n) for s in task.stays if (n := unended(timelines, s))),
     )
 
 
@@ -153,7 +178,8 @@ def _events(rows: pl.DataFrame, task: Task) -> pl.DataFrame:
     at_risk = rows.filter("at_risk")
     tables = []
     for order, horizon in enumerate(task.horizons):
-        ended = pl.col("days") <= horizon.days_after(_T)
+        span = horizon.days_after(_T)
+        ended = pl.col("days") <= span
         causes = {"events": 1, "competing": 2, "censored": 0}
         tables.append(
             at_risk.group_by("outcome", "landmark").agg(
@@ -162,10 +188,29 @@ def _events(rows: pl.DataFrame, task: Task) -> pl.DataFrame:
                 pl.len().alias("at_risk"),
                 *((ended & (pl.col("cause") == cause)).sum().alias(name) for name, cause in causes.items()),
                 (~ended).sum().alias("event_free"),
+                (pl.col("days") / span).alias("_share"),
+                pl.col("cause").alias("_cause"),
             )
         )
     table = _in_order(pl.concat(tables), task, pl.col("_order"))
-    return table.drop("_order").with_columns(observed_fraction=pl.col("events") / pl.col("at_risk"))
+    curves = [_incidence(*row) for row in table.select("_share", "_cause").iter_rows()]
+    names = {"incidence": pl.Float64, "competing_incidence": pl.Float64}
+    return table.drop("_order", "_share", "_cause").hstack(pl.DataFrame(curves, names, orient="row"))
+
+
+def _incidence(share: list[float], cause: list[int]) -> tuple[float | None, float | None]:
+    """Cumulative incidence of the outcome and of its competitors, with time as a share of each row's horizon.
+
+    A horizon of a year has 365 or 366 days, by where it starts; so each row is measured by its own.
+
+    >>> _incidence([0.5, 0.7, 1.5], [1, 0, 1]), _incidence([0.5, 0.7], [1, 0])
+    ((0.3333333333333333, 0.0), (None, None))
+    """
+    last = max(share, default=0.0)
+    if last < 1 and any(s == last and c == 0 for s, c in zip(share, cause, strict=True)):
+        return None, None
+    outcome, competing = aalen_johansen(share, cause, at=[1.0])
+    return float(outcome[0]), float(competing[0])
 
 
 def _in_order(table: pl.DataFrame, task: Task, last: pl.Expr) -> pl.DataFrame:
@@ -178,9 +223,11 @@ def _in_order(table: pl.DataFrame, task: Task, last: pl.Expr) -> pl.DataFrame:
 
 
 def _outside(timelines: Timelines, task: Task, counted: pl.DataFrame) -> pl.DataFrame:
-    """`outcome` and `occurrences`: those that happen after the end of follow-up."""
-    total = all_occurrences(timelines, task).group_by("outcome").len("all")
-    inside = counted.group_by("outcome").len("inside")
+    """`outcome` and `occurrences`: those that happen after the end of follow-up; changes from baseline have none."""
+    names = [o.name for o in task.outcomes]
+    happened = pl.col("outcome").is_in(names) & pl.col("part").is_null()
+    total = all_occurrences(timelines, task).filter(happened).group_by("outcome").len("all")
+    inside = counted.filter(happened).group_by("outcome").len("inside")
     return (
         total.join(inside, on="outcome", how="left")
         .select("outcome", occurrences=pl.col("all").cast(pl.Int64) - pl.col("inside").fill_null(0).cast(pl.Int64))

@@ -7,157 +7,78 @@ dataclasses, which check themselves: an unknown key, a bad horizon or an impossi
 from __future__ import annotations
 
 import datetime as dt
-import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 
 from ehrseq.errors import TaskError, nearest
+from ehrseq.task.composite import check_references, with_discharges
 from ehrseq.task.fields import check_distinct, check_keys, flag, optional_number, optional_string, strings, table_of
-from ehrseq.timeline.hierarchy import descendants, read_code_parents
-from ehrseq.timeline.measures import MEASURES
+from ehrseq.task.outcome_definition import (
+    DERIVED_MEASURES,
+    Baseline,
+    Confirm,
+    Outcome,
+    check_pattern,
+    known_keys,
+)
+from ehrseq.task.span import MICROSECONDS_A_DAY, NOMINAL_DAYS, Horizon
+from ehrseq.timeline.hierarchy import read_code_parents
 from ehrseq.timeline.schema import DEATH_CODE
 
-DERIVED_MEASURES = tuple(MEASURES)  # what an outcome may name instead of a lab code
-RULES = ("landmarks", "every_encounter", "after", "table")
-NOMINAL_DAYS = {"h": 1 / 24, "d": 1.0, "w": 7.0, "m": 365.25 / 12, "y": 365.25}
-_POLARS_UNIT = {"h": "h", "d": "d", "w": "w", "m": "mo", "y": "y"}
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
-_SPAN = re.compile(r"[0-9]{1,6}[hdwmy]")
-MICROSECONDS_A_DAY = 86_400_000_000
+__all__ = [
+    "DERIVED_MEASURES", "MICROSECONDS_A_DAY", "NOMINAL_DAYS", "Baseline", "Confirm", "Horizon", "Outcome",
+    "PredictionTimes", "Stay", "Task",
+]  # fmt: skip
+
+RULES = ("landmarks", "every_encounter", "after", "admission", "discharge", "table")
+NEEDED = {"landmarks": "after_start", "after": "code", "admission": "stay", "discharge": "stay",
+          "table": "table or times"}  # fmt: skip
+_STAY_KEYS = ("classes", "admission", "discharge")
 
 
 @dataclass(frozen=True)
-class Horizon:
-    """A span of time: a whole number of hours (h), days (d), weeks (w), calendar months (m) or calendar years (y).
+class Stay:
+    """A stay in hospital: the encounters of some `classes`, or those that `admission` and `discharge` codes mark.
 
-    >>> Horizon("5y").days, Horizon("48h").days
-    (1826.25, 2.0)
-    >>> start = pl.Series([dt.datetime(2005, 1, 1), dt.datetime(2004, 2, 29)])
-    >>> pl.select(Horizon("5y").after(pl.lit(start))).to_series().to_list()
-    [datetime.datetime(2010, 1, 1, 0, 0), datetime.datetime(2009, 2, 28, 0, 0)]
-    """
+    Encounters that overlap or touch (emergency department, ward, intensive care) are one stay.
 
-    label: str
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.label, str) or not _SPAN.fullmatch(self.label):
-            raise TaskError(
-                "a span such as '48h', '30d', '2w', '6m' or '5y'", repr(self.label), "write a number and one unit"
-            )
-
-    @property
-    def count(self) -> int:
-        """How many units."""
-        return int(self.label[:-1])
-
-    @property
-    def unit(self) -> str:
-        """One of h, d, w, m, y."""
-        return self.label[-1]
-
-    @property
-    def days(self) -> float:
-        """The nominal length in days: a year is 365.25, a month a twelfth of that."""
-        return self.count * NOMINAL_DAYS[self.unit]
-
-    def after(self, expr: pl.Expr) -> pl.Expr:
-        """The exact instant this long after each datetime: y and m keep the calendar day (29 February: the 28th)."""
-        return expr.dt.offset_by(f"{self.count}{_POLARS_UNIT[self.unit]}")
-
-    def days_after(self, expr: pl.Expr) -> pl.Expr:
-        """The exact length in days counted from each datetime: 5y from 2005-01-01 is 1826."""
-        return (self.after(expr) - expr).dt.total_microseconds() / MICROSECONDS_A_DAY
-
-
-@dataclass(frozen=True)
-class Confirm:
-    """An outcome needs `times` matching events, each at least `apart` after the one before."""
-
-    times: int
-    apart: Horizon
-
-    def __post_init__(self) -> None:
-        if isinstance(self.times, bool) or not isinstance(self.times, int) or not 2 <= self.times <= 10:
-            raise TaskError("confirm.times from 2 to 10", repr(self.times), "leave confirm out if one event is enough")
-        if self.apart.count == 0:
-            raise TaskError("confirm.apart above zero", f"'{self.apart.label}'", "use for example '90d'")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What is to be forecast: events by code, or a lab value beyond a bound, confirmed or not.
-
-    `codes` are exact codes or prefixes (trailing `*`); with `descendants`, what the codes are parents of counts too:
-    `descendant_codes` are those known so far. `measure` is one lab code or derived measure and needs `below` or
-    `above`. `competing` names outcomes that preclude this one. People known to have an `incident` outcome are not at
-    risk of it. `event_time` says when it happens: when it is "known" or when it "occurred".
+    >>> Stay("hospital", classes=("inpatient",)).admissions
+    ('ENCOUNTER//inpatient/admission',)
     """
 
     name: str
-    codes: tuple[str, ...] = ()
-    descendants: bool = False
-    descendant_codes: tuple[str, ...] = ()
-    measure: str | None = None
-    below: float | None = None
-    above: float | None = None
-    confirm: Confirm | None = None
-    competing: tuple[str, ...] = ()
-    incident: bool = True
-    event_time: Literal["known", "occurred"] = "known"
+    classes: tuple[str, ...] = ()
+    admission: tuple[str, ...] = ()
+    discharge: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        where = f"outcome '{self.name}'"
-        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+        where = f"stays.{self.name}"
+        if bool(self.classes) == bool(self.admission and self.discharge) or (
+            bool(self.admission) != bool(self.discharge)
+        ):
             raise TaskError(
-                "an outcome name of letters, digits, _ and -, starting with a letter",
-                repr(self.name),
-                "rename the outcome",
+                f"either classes or both admission and discharge in {where}",
+                "others",
+                "e.g. hospital = { classes = ['inpatient'] }",
             )
-        if bool(self.codes) == (self.measure is not None):
-            found = "both" if self.codes else "neither"
-            raise TaskError(f"either codes or measure in {where}", found, "give exactly one of them")
-        if self.measure is not None:
-            _check_measure(self.measure, where)
-            if self.below is None and self.above is None:
-                raise TaskError(f"below or above beside measure in {where}", "neither", "say which values count")
-        if (self.descendants and not self.codes) or (self.descendant_codes and not self.descendants):
-            raise TaskError(
-                f"descendants = true beside codes in {where}", "one without the other", "add what is missing"
-            )
-        if self.measure not in DERIVED_MEASURES:
-            for code in self.patterns:
-                check_pattern(code, where)
-        for bound in (self.below, self.above):
-            if bound is not None and not math.isfinite(bound):
-                raise TaskError(f"a finite bound in {where}", str(bound), "write a number, or leave the bound out")
-        if self.below is not None and self.above is not None and self.above >= self.below:
-            raise TaskError(
-                f"above < below in {where} (values between the two)",
-                f"above {self.above:g}, below {self.below:g}",
-                "correct the bounds, or use two outcomes",
-            )
-        if self.event_time not in ("known", "occurred"):
-            raise TaskError(f"event_time 'known' or 'occurred' in {where}", repr(self.event_time), "choose one")
-        if self.name in self.competing:
-            raise TaskError(f"other outcomes in competing of {where}", "the outcome itself", "remove it")
+        for code in (*self.admissions, *self.discharges):
+            check_pattern(code, where)
 
     @property
-    def patterns(self) -> tuple[str, ...]:
-        """The codes or prefixes whose events count."""
-        return (*self.codes, *self.descendant_codes) if self.measure is None else (self.measure,)
+    def admissions(self) -> tuple[str, ...]:
+        """The codes of an encounter's start."""
+        return self.admission or tuple(f"ENCOUNTER//{name}/admission" for name in self.classes)
 
-    def with_descendants(self, parents: pl.DataFrame) -> Outcome:
-        """The same outcome, with what its codes are parents of in a table of `code` and `parent`."""
-        if not self.descendants:
-            return self
-        found = sorted({*self.descendant_codes, *descendants(parents, self.codes)})
-        return replace(self, descendant_codes=tuple(found))
+    @property
+    def discharges(self) -> tuple[str, ...]:
+        """The codes of an encounter's end."""
+        return self.discharge or tuple(f"ENCOUNTER//{name}/discharge" for name in self.classes)
 
 
 @dataclass(frozen=True)
@@ -165,29 +86,33 @@ class PredictionTimes:
     """When forecasts are made.
 
     `rule` is "landmarks" (`after_start`: spans after the start of follow-up), "every_encounter" (each encounter's
-    end), "after" (`code`: each matching event) or "table" (`table`: a CSV or Parquet file with the columns `patient`
-    and `time`, or `times`: the pairs themselves; a date means the end of that day).
+    end), "after" (`code`: each matching event), "admission" or "discharge" (`stay`: each begin or end of such a stay)
+    or "table" (`table`: a CSV or Parquet file with the columns `patient` and `time`, or `times`: the pairs
+    themselves; a date means the end of that day).
     """
 
     rule: str = "landmarks"
     after_start: tuple[Horizon, ...] = ()
     code: str | None = None
+    stay: str | None = None
     table: str | None = None
     times: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
             raise TaskError(
-                "prediction_times.rule 'landmarks', 'every_encounter', 'after:CODE' or 'table'",
+                "prediction_times.rule 'landmarks', 'every_encounter', 'after:CODE', 'admission:STAY', "
+                "'discharge:STAY' or 'table'",
                 repr(self.rule),
                 nearest(str(self.rule), RULES),
             )
         given = {
             "after_start": bool(self.after_start),
             "code": self.code is not None,
+            "stay": self.stay is not None,
             "table or times": self.table is not None or bool(self.times),
         }
-        needed = {"landmarks": "after_start", "after": "code", "table": "table or times"}.get(self.rule)
+        needed = NEEDED.get(self.rule)
         if needed is not None and not given[needed]:
             raise TaskError(f"{needed} with prediction_times rule '{self.rule}'", "none", f"add {needed}")
         extra = [key for key, present in given.items() if present and key != needed]
@@ -223,6 +148,7 @@ class Task:
     horizons: tuple[Horizon, ...]
     prediction_times: PredictionTimes
     labs: tuple[str, ...] = ()
+    stays: tuple[Stay, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.outcomes:
@@ -230,11 +156,12 @@ class Task:
         names = [o.name for o in self.outcomes]
         if len(set(names)) < len(names):
             raise TaskError("outcomes of different names", "a name used twice", "rename one")
+        check_distinct([s.name for s in self.stays], "stays")
+        object.__setattr__(self, "outcomes", with_discharges(self.outcomes))
         competitors = {c for o in self.outcomes for c in o.competing}
         if "death" in competitors and "death" not in names:
             object.__setattr__(self, "outcomes", (*self.outcomes, Outcome("death", codes=(DEATH_CODE,))))
-        for name in sorted(competitors - {o.name for o in self.outcomes}):
-            raise TaskError("outcomes of the task in competing", f"'{name}'", nearest(name, names))
+        check_references(self.outcomes, [s.name for s in self.stays], self.prediction_times.stay)
         if not self.horizons or any(h.count == 0 for h in self.horizons):
             raise TaskError(
                 "at least one horizon, each above zero", "none or zero", "add for example horizons = ['1y']"
@@ -273,7 +200,7 @@ class Task:
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Task:
         """The task in a dictionary of the TOML file's keys."""
-        check_keys(table, ("outcomes", "horizons", "prediction_times", "labs", "code_parents"), "the task")
+        check_keys(table, ("outcomes", "horizons", "prediction_times", "labs", "stays", "code_parents"), "the task")
         for key in ("outcomes", "horizons", "prediction_times"):
             if key not in table:
                 raise TaskError(f"the key '{key}' in the task", "none", "add it (see the task reference in the docs)")
@@ -285,11 +212,12 @@ class Task:
             horizons=_spans(table["horizons"], "horizons"),
             prediction_times=_prediction_times(table_of(table["prediction_times"], "prediction_times")),
             labs=strings(labs.get("codes", ()), "labs.codes"),
+            stays=tuple(_stay(name, stay) for name, stay in table_of(table.get("stays", {}), "stays").items()),
         )
         file = optional_string(table.get("code_parents"), "code_parents")
         if file is None:
             return task
-        if not any(o.descendants for o in task.outcomes):
+        if not any(o.descendants for o in task.definitions):
             raise TaskError("descendants = true in an outcome beside code_parents", "none", "add it where it is meant")
         return task.with_descendants(read_code_parents(file))
 
@@ -311,10 +239,11 @@ class Task:
         times = self.prediction_times
         return {
             "horizons": [h.label for h in self.horizons],
-            "outcomes": {o.name: _outcome_dict(o) for o in self.outcomes},
+            "outcomes": {o.name: o.to_dict() for o in self.outcomes},
             "labs": {"codes": list(self.labs)},
+            "stays": {s.name: _stay_dict(s) for s in self.stays},
             "prediction_times": {
-                "rule": f"after:{times.code}" if times.rule == "after" else times.rule,
+                "rule": ":".join([times.rule, *(part for part in (times.code, times.stay) if part is not None)]),
                 "after_start": [h.label for h in times.after_start],
                 "table": times.table,
                 "times": [{"patient": patient, "time": time} for patient, time in times.times],
@@ -328,36 +257,27 @@ class Task:
                 return outcome
         raise TaskError("an outcome of the task", f"'{name}'", nearest(name, [o.name for o in self.outcomes]))
 
+    def stay(self, name: str) -> Stay:
+        """The stay of that name."""
+        for stay in self.stays:
+            if stay.name == name:
+                return stay
+        raise TaskError("a stay of the task", f"'{name}'", nearest(name, [s.name for s in self.stays]))
+
+    @property
+    def definitions(self) -> tuple[Outcome, ...]:
+        """Everything that is defined by codes or a measure: outcomes, and the composites' own parts."""
+        return tuple(part for o in self.outcomes for part in o.own_parts)
+
     @property
     def max_horizon_days(self) -> float:
         """The longest horizon in nominal days."""
         return self.horizons[-1].days
 
 
-def check_pattern(code: Any, where: str) -> None:
-    """Raise TaskError unless `code` is a code, or a prefix ending in one `*`."""
-    if not isinstance(code, str) or not code.rstrip("*").strip() or "*" in code[:-1]:
-        raise TaskError(
-            f"a code such as 'SNOMED//44054006' or a prefix such as 'ICD10CM//E11*' in {where}",
-            repr(code),
-            "correct the code; * may stand only at its end",
-        )
-
-
-def _check_measure(measure: str, where: str) -> None:
-    if "//" not in measure and measure not in DERIVED_MEASURES:
-        raise TaskError(
-            f"a lab code such as 'LOINC//2160-0' or a derived measure as measure of {where}",
-            repr(measure),
-            nearest(measure, DERIVED_MEASURES),
-        )
-    if measure.endswith("*"):
-        raise TaskError(f"one exact lab code as measure of {where}", "a prefix", "list several codes under codes")
-
-
-def _outcome(name: str, table: Mapping[str, Any]) -> Outcome:
+def _outcome(name: str, table: Mapping[str, Any], *, part: bool = False) -> Outcome:
     where = f"outcome '{name}'"
-    check_keys(table, [f.name for f in fields(Outcome) if f.name != "name"], where)
+    check_keys(table, known_keys(part=part), f"a part of {where}" if part else where)
     return Outcome(
         name=name,
         codes=strings(table.get("codes", ()), f"codes of {where}"),
@@ -366,11 +286,44 @@ def _outcome(name: str, table: Mapping[str, Any]) -> Outcome:
         measure=optional_string(table.get("measure"), f"measure of {where}"),
         below=optional_number(table.get("below"), f"below in {where}"),
         above=optional_number(table.get("above"), f"above in {where}"),
+        at_most=optional_number(table.get("at_most"), f"at_most in {where}"),
+        at_least=optional_number(table.get("at_least"), f"at_least in {where}"),
+        stage=optional_string(table.get("stage"), f"stage of {where}"),
+        fall=_change(table.get("fall"), f"fall in {where}"),
+        rise=_change(table.get("rise"), f"rise in {where}"),
+        baseline=None if table.get("baseline") is None else _baseline(table["baseline"], where),
+        any_of=_parts(table.get("any_of", ()), name, "any_of"),
+        all_of=_parts(table.get("all_of", ()), name, "all_of"),
+        sequence=_parts(table.get("sequence", ()), name, "sequence"),
+        within=_span(table.get("within")),
+        admission=optional_string(table.get("admission"), f"admission in {where}"),
+        discharge=optional_string(table.get("discharge"), f"discharge in {where}"),
         confirm=None if table.get("confirm") is None else _confirm(table["confirm"], where),
         competing=strings(table.get("competing", ()), f"competing of {where}"),
         incident=flag(table.get("incident", True), f"incident in {where}"),
+        washout=_span(table.get("washout")),
+        during=optional_string(table.get("during"), f"during in {where}"),
         event_time=table.get("event_time", "known"),
     )
+
+
+def _parts(value: Any, name: str, kind: str) -> tuple[str | Outcome, ...]:
+    where = f"{kind} of outcome '{name}'"
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise TaskError(f"a list for {where}", type(value).__name__, "list names of outcomes, or tables")
+    return tuple(p if isinstance(p, str) else _outcome(name, table_of(p, f"each of {where}"), part=True) for p in value)
+
+
+def _change(value: Any, where: str) -> float | str | None:
+    return value if isinstance(value, str) else optional_number(value, where)
+
+
+def _baseline(value: Any, where: str) -> Baseline:
+    table = table_of(value, f"baseline of {where}")
+    check_keys(table, ("value", "within"), f"baseline of {where}")
+    if "within" not in table:
+        raise TaskError(f"within in baseline of {where}", "none", 'e.g. { value = "last", within = "1y" }')
+    return Baseline(within=Horizon(table["within"]), value=table.get("value", "last"))
 
 
 def _confirm(value: Any, where: str) -> Confirm:
@@ -382,12 +335,20 @@ def _confirm(value: Any, where: str) -> Confirm:
     return Confirm(times=table["times"], apart=Horizon(table["apart"]))
 
 
-def _outcome_dict(outcome: Outcome) -> dict[str, Any]:
-    table = {f.name: getattr(outcome, f.name) for f in fields(Outcome) if f.name != "name"}
-    if outcome.confirm is not None:
-        table["confirm"] = {"times": outcome.confirm.times, "apart": outcome.confirm.apart.label}
-    lists = ("codes", "descendant_codes", "competing")
-    return table | {name: list(getattr(outcome, name)) for name in lists}
+def _span(value: Any) -> Horizon | None:
+    return None if value is None else Horizon(value)
+
+
+def _stay(name: str, value: Any) -> Stay:
+    where = f"stays.{name}"
+    if not isinstance(value, Mapping):
+        return Stay(name, classes=strings(value, where))
+    check_keys(value, _STAY_KEYS, where)
+    return Stay(name, *(strings(value.get(key, ()), f"{key} of {where}") for key in _STAY_KEYS))
+
+
+def _stay_dict(stay: Stay) -> dict[str, list[str]]:
+    return {key: list(getattr(stay, key)) for key in _STAY_KEYS}
 
 
 def _prediction_times(table: Mapping[str, Any]) -> PredictionTimes:
@@ -395,16 +356,17 @@ def _prediction_times(table: Mapping[str, Any]) -> PredictionTimes:
     rule = optional_string(table.get("rule"), "prediction_times.rule")
     if rule is None:
         raise TaskError("a rule in prediction_times", "none", "add for example rule = 'landmarks'")
-    after, _, code = rule.partition(":")
+    kind, _, code = rule.partition(":")
     # a bare "after" is refused below for want of its code
-    rule, code = ("after", code) if after == "after" else (rule, "")
+    rule, code = (kind, code) if NEEDED.get(kind) in ("code", "stay") else (rule, "")
     times = table.get("times", ())
     if isinstance(times, str) or not isinstance(times, Sequence):
         raise TaskError("a list for prediction_times.times", type(times).__name__, "write it as [{patient=, time=}]")
     return PredictionTimes(
         rule=rule,
         after_start=_spans(table.get("after_start", ()), "prediction_times.after_start"),
-        code=code or None,
+        code=code or None if kind == "after" else None,
+        stay=code or None if kind in ("admission", "discharge") else None,
         table=optional_string(table.get("table"), "prediction_times.table"),
         times=tuple(_pair(row) for row in times),
     )

@@ -9,10 +9,12 @@ from operator import or_
 import polars as pl
 
 from ehrseq.errors import TaskError
+from ehrseq.task.composite import changes
 from ehrseq.task.definition import MICROSECONDS_A_DAY, Outcome, Task
 from ehrseq.task.history import visible
 from ehrseq.task.outcome import all_occurrences, deaths
-from ehrseq.timeline.schema import BIRTH_CODE, TIME, instants
+from ehrseq.task.state import column, with_states
+from ehrseq.timeline.schema import BIRTH_CODE, DEATH_CODE, TIME, instants
 from ehrseq.timeline.store import Timelines
 
 REASONS = {
@@ -23,6 +25,9 @@ REASONS = {
     "after_follow_up": "follow-up has ended by the prediction time",
     "already_present": "an incident outcome known by the prediction time",
     "competing_present": "an incident competing outcome known by the prediction time",
+    "within_washout": "the outcome happened within its washout before the prediction time",
+    "no_baseline": "no value is known that a change could be counted from",
+    "outside_stay": "not in the stay during which the outcome is looked for",
     "occurred_unknown": "the outcome has occurred by the prediction time but becomes known later",
 }
 """Why a subject is not at risk in `label`, in the order in which the reasons are tried."""
@@ -34,6 +39,9 @@ SCORING_REASONS = {
     "no_history": "not yet under observation, and no event but birth and static facts is known by the prediction time",
     "already_present": "an incident outcome known by the prediction time",
     "competing_present": "an incident competing outcome known by the prediction time",
+    "within_washout": "the outcome is known to have happened within its washout before the prediction time",
+    "no_baseline": "no value is known that a change could be counted from",
+    "outside_stay": "not known to be in the stay during which the outcome is looked for",
 }
 """Why `known_at_risk` refuses a forecast, in the order in which the reasons are tried."""
 
@@ -67,9 +75,8 @@ def label(queries: pl.DataFrame, occurrences: pl.DataFrame, subjects: pl.DataFra
     [(True, None, 3.0, 1), (False, 'already_present', None, None)]
     """
     frame = _with_subjects(queries, subjects, "birth_time", "death_time", "follow_up_start", "follow_up_end")
-    frame = frame.sort("prediction_time")
-    for index, outcome in enumerate(task.outcomes):
-        frame = _join_outcome(frame, occurrences.filter(pl.col("outcome") == outcome.name), index)
+    frame = _left(frame, _deaths(occurrences, task))
+    frame = with_states(frame.sort("prediction_time"), occurrences, task)
     return _one_row_an_outcome(queries, frame.sort("_row"), task, _label_columns)
 
 
@@ -98,10 +105,15 @@ def known_at_risk(queries: pl.DataFrame, timelines: Timelines, task: Task) -> pl
     frame = _with_subjects(queries, timelines.subjects, "birth_time")
     for table in (known_death, first_event, _enrolment(timelines.subjects)):
         frame = _left(frame, table)
-    for index, outcome in enumerate(task.outcomes):
-        of_outcome = found.filter(pl.col("outcome") == outcome.name)
-        frame = _left(frame, of_outcome.group_by("subject_id").agg(pl.col("known_time").min().alias(f"_known_{index}")))
-    return _one_row_an_outcome(queries, frame, task, _scoring_columns)
+    frame = with_states(frame.sort("prediction_time"), found, task)
+    return _one_row_an_outcome(queries, frame.sort("_row"), task, _scoring_columns)
+
+
+def _deaths(occurrences: pl.DataFrame, task: Task) -> pl.DataFrame:
+    """When a subject died, by the outcomes that are death: a death on the day of a discharge comes before it."""
+    names = [o.name for o in task.outcomes if o.codes == (DEATH_CODE,)]
+    found = occurrences.filter(pl.col("outcome").is_in(names))
+    return found.group_by("subject_id").agg(_died=pl.col("time").min())
 
 
 def _enrolment(subjects: pl.DataFrame) -> pl.DataFrame:
@@ -116,24 +128,22 @@ def _enrolment(subjects: pl.DataFrame) -> pl.DataFrame:
 
 def _label_columns(outcome: Outcome, task: Task) -> dict[str, pl.Expr]:
     start, end = pl.col("_follow_up_start"), pl.col("_follow_up_end")
-    present, competitor_present = _present(outcome, task)
     reason = _first_reason(
         {
             "no_birth_date": pl.col("_birth_time").is_null(),
             "no_follow_up": start.is_null() | end.is_null(),
             "before_follow_up": start > _T,
-            "dead": pl.col("_death_time") <= _T,
+            "dead": pl.min_horizontal("_death_time", "_died") <= _T,
             "after_follow_up": end <= _T,
-            "already_present": present,
-            "competing_present": competitor_present,
+            **_known_reasons(outcome, task),
             "occurred_unknown": _any(_occurred(name, task) for name in (outcome.name, *outcome.competing)),
         }
     )
-    event = _column("_next", outcome.name, task)
-    competing = pl.min_horizontal(end, *(_column("_next", name, task) for name in outcome.competing))
+    event = column("next", outcome.name, task)
+    competing = pl.min_horizontal(end, *(column("next", name, task) for name in outcome.competing))
     first = pl.min_horizontal(event, competing)
     # `competing` is the end of follow-up where no competitor comes before it
-    any_competing = _any(_column("_next", name, task) == first for name in outcome.competing)
+    any_competing = _any(column("next", name, task) == first for name in outcome.competing)
     cause = pl.when(event == first).then(1).when(any_competing).then(2).otherwise(0).cast(pl.Int8)
     at_risk = reason.is_null()
     return {
@@ -145,39 +155,42 @@ def _label_columns(outcome: Outcome, task: Task) -> dict[str, pl.Expr]:
 
 
 def _scoring_columns(outcome: Outcome, task: Task) -> dict[str, pl.Expr]:
-    present, competitor_present = _present(outcome, task)
     reason = _first_reason(
         {
             "no_birth_date": pl.col("_birth_time").is_null(),
             "before_birth": pl.col("_birth_time") > _T,
             "dead": visible(pl.col("_known_death"), _T),
             "no_history": ~visible(pl.min_horizontal("_first_event", "_enrolled"), _T).fill_null(False),
-            "already_present": present,
-            "competing_present": competitor_present,
+            **_known_reasons(outcome, task),
         }
     )
     return {"at_risk": reason.is_null(), "reason": reason}
 
 
-def _present(outcome: Outcome, task: Task) -> tuple[pl.Expr, pl.Expr]:
-    """Whether the outcome, and whether one of its competitors, is incident and known by the prediction time."""
+def _known_reasons(outcome: Outcome, task: Task) -> dict[str, pl.Expr]:
+    """The reasons that can be told at the prediction time; a competitor counts where it is incident."""
 
     def known(name: str) -> pl.Expr:
-        return visible(_column("_known", name, task), _T) if task.outcome(name).incident else pl.lit(False)
+        return column("known", name, task) if task.outcome(name).incident else pl.lit(False)
 
-    return known(outcome.name), _any(known(name) for name in outcome.competing)
+    names = (outcome.name, *outcome.competing)
+    return {
+        "already_present": known(outcome.name),
+        "competing_present": _any(known(name) for name in outcome.competing),
+        "within_washout": column("recent", outcome.name, task),
+        "no_baseline": _any(column("no_baseline", name, task) for name in names),
+        "outside_stay": column("outside", outcome.name, task),
+    }
 
 
 def _occurred(name: str, task: Task) -> pl.Expr:
-    """Whether an incident outcome that counts when it occurs has occurred by the prediction time."""
+    """Whether an outcome that counts when it occurs, and keeps people out, has occurred by the prediction time."""
     outcome = task.outcome(name)
-    if outcome.event_time == "known" or not outcome.incident:
+    names = {o.name: o for o in task.outcomes}
+    keeps_out = outcome.incident or outcome.washout is not None or changes(outcome, names)
+    if outcome.event_time == "known" or not keeps_out:
         return pl.lit(False)
-    return _column("_occurred", name, task) <= _T
-
-
-def _column(kind: str, name: str, task: Task) -> pl.Expr:
-    return pl.col(f"{kind}_{task.outcomes.index(task.outcome(name))}")
+    return column("occurred", name, task)
 
 
 def _any(tests: Iterable[pl.Expr]) -> pl.Expr:
@@ -187,25 +200,6 @@ def _any(tests: Iterable[pl.Expr]) -> pl.Expr:
 def _first_reason(tests: dict[str, pl.Expr]) -> pl.Expr:
     """The name of the first test that holds, else null."""
     return pl.coalesce(pl.when(test).then(pl.lit(name)) for name, test in tests.items())
-
-
-def _join_outcome(frame: pl.DataFrame, found: pl.DataFrame, index: int) -> pl.DataFrame:
-    """The next occurrence after each prediction time and the earliest ones of all; `frame` is sorted by time."""
-    following = found.select("subject_id", pl.col("time").alias(f"_next_{index}")).sort(f"_next_{index}")
-    earliest = found.group_by("subject_id").agg(
-        pl.col("known_time").min().alias(f"_known_{index}"), pl.col("occurred_time").min().alias(f"_occurred_{index}")
-    )
-    joined = frame.join_asof(
-        following,
-        left_on="prediction_time",
-        right_on=f"_next_{index}",
-        by="subject_id",
-        strategy="forward",
-        allow_exact_matches=False,
-        coalesce=False,
-        check_sortedness=False,
-    )
-    return _left(joined, earliest)
 
 
 def _left(frame: pl.DataFrame, table: pl.DataFrame) -> pl.DataFrame:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 import polars as pl
 
 from ehrseq.errors import TaskError
+from ehrseq.task.change import change_periods
+from ehrseq.task.composite import all_of, changes, resolve, sequence
 from ehrseq.task.definition import DERIVED_MEASURES, Outcome, Task
 from ehrseq.task.predicate import code_matches, confirmed, event_matches, value_matches
+from ehrseq.task.stays import deaths_at_discharge, stays
 from ehrseq.timeline.analytes import ANALYTES
 from ehrseq.timeline.follow_up import deaths_by_day, within_follow_up
 from ehrseq.timeline.hierarchy import code_parents
@@ -25,6 +29,11 @@ _INPUT = (
     "subject_id", "time", "code", "numeric_value", "value_modifier", "known_time", "time_precision",
     "unit", "text_value", "other_codes", "unit_recorded",
 )  # fmt: skip
+_SCHEMA: dict[str, Any] = {
+    "subject_id": pl.Int64, "outcome": pl.String, "time": TIME, "occurred_time": TIME, "known_time": TIME,
+    "from_time": TIME, "until_time": TIME, "present": pl.Boolean, "part": pl.Int32, "by_day": pl.Boolean,
+    "is_period": pl.Boolean,
+}  # fmt: skip
 _PRECISION_SPAN = {"year": "1y", "month": "1mo", "day": "1d"}
 
 
@@ -37,7 +46,12 @@ def occurrences(timelines: Timelines, task: Task) -> pl.DataFrame:
     `event_time` chooses. A static event has the time 0001-01-01: it is known from the beginning.
 
     What happens after `follow_up_end` does not count. An occurrence dated to the day on which follow-up ends counts
-    at that end: a death "on the 5th" belongs to a stay that ended on the 5th at 15:00.
+    at that end: a death "on the 5th" belongs to a stay that ended on the 5th at 15:00, and comes before its discharge.
+
+    Some rows count only for prediction times from `from_time` until before `until_time`, which are null elsewhere.
+    A change from baseline has one row for each period of constant baseline that a change follows (`part`: which of a
+    composite's changes). Under `periods_of(outcome)` are all such periods, those without a change (no times) too, and
+    whether the change is `present` already; under `inside(stay)` are the stays that an outcome's `during` names.
 
     >>> from ehrseq.timeline.schema import normalise_events
     >>> day = datetime(2020, 1, 2)
@@ -48,34 +62,107 @@ def occurrences(timelines: Timelines, task: Task) -> pl.DataFrame:
     >>> occurrences(Timelines(events, subjects), task).select("outcome", "time").row(0)
     ('mi', datetime.datetime(2020, 1, 2, 0, 0))
     """
-    found = all_occurrences(timelines, task)
+    died = deaths_at_discharge(deaths(timelines), timelines.events)
+    found = _every_occurrence(timelines, task, died)
     ends = timelines.subjects.select("subject_id", pl.col("follow_up_end").cast(TIME))
     end = pl.col("follow_up_end")
+    names = ("time", "occurred_time", "known_time")
+    within = [within_follow_up(pl.col(c), end, pl.col("by_day")).alias(c) for c in names]
+    counts = pl.col("time") <= end
     return (
         found.join(ends, on="subject_id", how="left")
-        .with_columns(
-            within_follow_up(pl.col(c), end, pl.col("by_day")).alias(c) for c in ("time", "occurred_time", "known_time")
-        )
-        .filter(pl.col("time") <= end)
-        .drop("follow_up_end", "by_day")
-        .sort("subject_id", "outcome", "time", "known_time", "occurred_time")
+        .with_columns(within)
+        # a period without a change, or with one that does not count, still has its baseline
+        .with_columns(pl.when(counts | ~pl.col("is_period")).then(c).alias(c) for c in names)
+        .filter(counts | pl.col("is_period"))
+        .drop("follow_up_end", "by_day", "is_period")
+        .sort("subject_id", "outcome", "time", "known_time", "occurred_time", "from_time", "part")
     )
 
 
 def all_occurrences(timelines: Timelines, task: Task) -> pl.DataFrame:
-    """As `occurrences`, but regardless of follow-up, unsorted, and with `by_day`: a death that has no clock time."""
+    """As `occurrences`, but regardless of follow-up, unsorted, and with two more columns.
+
+    `by_day`: a death that has no clock time; `is_period`: the rows of `periods_of` and `inside`.
+    """
+    return _every_occurrence(timelines, task, deaths(timelines))
+
+
+def periods_of(outcome: str) -> str:
+    """The name under which the periods of constant baseline of an outcome stand; no outcome can have it."""
+    return f"{outcome}:periods"
+
+
+def inside(stay: str) -> str:
+    """The name under which the stays of that name stand; no outcome can have it."""
+    return f"{stay}:stay"
+
+
+def _every_occurrence(timelines: Timelines, task: Task, died: pl.DataFrame) -> pl.DataFrame:
     task = with_dataset_descendants(timelines, task)
-    patterns = [p for o in task.outcomes for p in o.patterns]
+    patterns = [p for o in task.definitions for p in o.patterns]
     events = timelines.events.select(_INPUT).filter(event_matches(patterns) & ~_is_death())
     events, _ = normalise_units(events)
     derived = [
         derive_measure(name, timelines.events, timelines.subjects)
-        for name in dict.fromkeys(o.measure for o in task.outcomes)
+        for name in dict.fromkeys(o.measure for o in task.definitions)
         if name in DERIVED_MEASURES
     ]
-    parts = [events.with_columns(_known_time()), deaths(timelines), *derived]
+    parts = [events.with_columns(_known_time()), died, *derived]
     events = pl.concat(parts, how="diagonal_relaxed")
-    return pl.concat(_occurrences_of(events, outcome) for outcome in task.outcomes)
+    asked = dict.fromkeys(s for o in task.outcomes for s in (o.admission, o.discharge, o.during) if s is not None)
+    spans = {name: stays(timelines, task.stay(name)) for name in asked}
+    tables = [_rows(events, spans, outcome, task) for outcome in task.outcomes]
+    tables += [_span_rows(spans[name], inside(name)) for name in dict.fromkeys(o.during for o in task.outcomes) if name]
+    return pl.concat([pl.DataFrame(schema=_SCHEMA), *tables], how="diagonal")
+
+
+def _rows(events: pl.DataFrame, spans: Mapping[str, pl.DataFrame], outcome: Outcome, task: Task) -> pl.DataFrame:
+    """The occurrences of one outcome, and its periods of constant baseline."""
+    names = {o.name: o for o in task.outcomes}
+    fixed = _happenings(events, spans, outcome, names)
+    chosen = "known_time" if outcome.event_time == "known" else "occurred_time"
+    tables = [
+        fixed.select(
+            "subject_id", "occurred_time", "known_time", "by_day", outcome=pl.lit(outcome.name), time=chosen,
+            is_period=pl.lit(False),
+        )
+    ]  # fmt: skip
+    for number, change in enumerate(changes(outcome, names)):
+        values = _matching(events, replace(change, confirm=None), bounded=False).with_columns(
+            counts=value_matches(change.bounds), occurred_time=_occurred()
+        )
+        periods = change_periods(values, replace(change, event_time=outcome.event_time)).with_columns(
+            part=pl.lit(number, pl.Int32)
+        )
+        tables += [
+            periods.with_columns(outcome=pl.lit(periods_of(outcome.name)), is_period=pl.lit(True)),
+            periods.drop_nulls("time").with_columns(outcome=pl.lit(outcome.name), is_period=pl.lit(False)),
+        ]
+    return pl.concat(tables, how="diagonal")
+
+
+def _happenings(
+    events: pl.DataFrame, spans: Mapping[str, pl.DataFrame], outcome: Outcome, names: Mapping[str, Outcome]
+) -> pl.DataFrame:
+    """`subject_id`, `occurred_time`, `known_time` and `by_day` of what does not depend on the prediction time."""
+    columns = ("subject_id", "occurred_time", "known_time", "by_day")
+    stay, edge = (outcome.discharge, "end") if outcome.admission is None else (outcome.admission, "begin")
+    if stay is not None:
+        moments = spans[stay].drop_nulls(edge)
+        return moments.select("subject_id", occurred_time=edge, known_time=edge, by_day=pl.lit(None, pl.Boolean))
+    if outcome.is_change:
+        return pl.DataFrame(schema={name: _SCHEMA[name] for name in columns})
+    if not outcome.parts:
+        return _matching(events, outcome).with_columns(occurred_time=_occurred()).select(columns)
+    parts = [_happenings(events, spans, part, names) for part in resolve(outcome, names)]
+    if outcome.any_of:
+        return pl.concat(parts)
+    return all_of(parts) if outcome.all_of else sequence(parts, outcome.within)
+
+
+def _span_rows(table: pl.DataFrame, name: str) -> pl.DataFrame:
+    return table.select("subject_id", outcome=pl.lit(name), from_time="begin", until_time="end", is_period=pl.lit(True))
 
 
 def with_dataset_descendants(timelines: Timelines, task: Task) -> Task:
@@ -83,7 +170,7 @@ def with_dataset_descendants(timelines: Timelines, task: Task) -> Task:
 
     Raises TaskError where an outcome asks for descendants and neither the task nor the dataset knows any parent.
     """
-    asking = [o for o in task.outcomes if o.descendants]
+    asking = [o for o in task.definitions if o.descendants]
     if not asking:
         return task
     parents = code_parents(timelines)
@@ -140,11 +227,12 @@ def unmatched_codes(timelines: Timelines, patterns: Iterable[str]) -> tuple[str,
 def unmatched_of_task(timelines: Timelines, task: Task) -> tuple[str, ...]:
     """The codes of a task, as written, that match no event; a parent is matched by its descendants."""
     prediction = task.prediction_times.code
-    plain = [p for o in task.outcomes if not o.descendants for p in o.patterns]
-    wanted = [*plain, *task.labs, *([] if prediction is None else [prediction])]
+    plain = [p for o in task.definitions if not o.descendants for p in o.patterns]
+    of_stays = [code for stay in task.stays for code in (*stay.admissions, *stay.discharges)]
+    wanted = [*plain, *task.labs, *of_stays, *([] if prediction is None else [prediction])]
     unmatched = list(unmatched_codes(timelines, wanted))
     parents = code_parents(timelines)
-    for outcome in task.outcomes:
+    for outcome in task.definitions:
         for code in outcome.codes if outcome.descendants else ():
             one = replace(outcome, codes=(code,), descendant_codes=())
             family = (*one.with_descendants(parents).patterns, *outcome.descendant_codes)
@@ -153,23 +241,39 @@ def unmatched_of_task(timelines: Timelines, task: Task) -> tuple[str, ...]:
     return tuple(dict.fromkeys(unmatched))
 
 
-def _occurrences_of(events: pl.DataFrame, outcome: Outcome) -> pl.DataFrame:
-    matching = events.filter(event_matches(outcome.patterns) & value_matches(outcome.below, outcome.above))
-    if (analyte := ANALYTES.get(outcome.measure or "")) is not None:
-        # a number in a unit that does not convert is not on the bounds' scale
-        matching = matching.filter(pl.col("unit").is_null() | (pl.col("unit") == analyte.unit))
-    if outcome.confirm is not None:
-        matching = confirmed(matching, outcome.confirm)
-    # "occurred" is never later than "known": the interval of an imprecise date may outlast the record of it
-    occurred = pl.min_horizontal(_interval_end(), "known_time")
-    return matching.select(
-        "subject_id",
-        outcome=pl.lit(outcome.name),
-        time=pl.col("known_time") if outcome.event_time == "known" else occurred,
-        occurred_time=occurred,
-        known_time="known_time",
-        by_day="by_day",
-    )
+def off_scale(timelines: Timelines, task: Task) -> tuple[tuple[str, int], ...]:
+    """Lab codes of the task with numbers that do not count, as their unit does not convert, and how many."""
+    measures = {o.measure: o for o in task.definitions if o.measure in ANALYTES}
+    events = timelines.events.select(_INPUT).filter(event_matches([m for m in measures if m is not None]))
+    events, _ = normalise_units(events.filter(pl.col("numeric_value").is_not_null()))
+    counts = {
+        code: events.filter(event_matches(outcome.patterns) & ~_on_scale(outcome)).height
+        for code, outcome in measures.items()
+        if code is not None
+    }
+    return tuple((code, count) for code, count in counts.items() if count)
+
+
+def _matching(events: pl.DataFrame, outcome: Outcome, *, bounded: bool = True) -> pl.DataFrame:
+    """The events that count for codes or a measure; without its bounds, those with a number on their scale."""
+    matching = events.filter(event_matches(outcome.patterns))
+    matching = matching.filter(value_matches(outcome.bounds) if bounded else pl.col("numeric_value").is_not_null())
+    matching = matching.filter(_on_scale(outcome))
+    return matching if outcome.confirm is None else confirmed(matching, outcome.confirm)
+
+
+def _on_scale(outcome: Outcome) -> pl.Expr:
+    """Whether a number is on the scale of the bounds: in the analyte's unit, or in none where that can be told."""
+    if (analyte := ANALYTES.get(outcome.measure or "")) is None:
+        return pl.lit(True)
+    converted = (pl.col("unit") == analyte.unit).fill_null(False)
+    needs_unit = outcome.stages is not None and outcome.stages.needs_unit
+    return converted if needs_unit else converted | pl.col("unit").is_null()
+
+
+def _occurred() -> pl.Expr:
+    """The end of the clinical interval; never later than known: an imprecise date may outlast the record of it."""
+    return pl.min_horizontal(_interval_end(), "known_time")
 
 
 def _interval_end() -> pl.Expr:

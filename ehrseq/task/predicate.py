@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from operator import or_
+from operator import and_, or_
 
 import polars as pl
 
-from ehrseq.task.definition import Confirm
+from ehrseq.task.outcome_definition import Bounds, Confirm
 
 
 def code_matches(patterns: Sequence[str], code: pl.Expr | None = None) -> pl.Expr:
@@ -39,29 +39,38 @@ def event_matches(patterns: Sequence[str]) -> pl.Expr:
     return code_matches(patterns) | others.fill_null(False)
 
 
-def value_matches(below: float | None = None, above: float | None = None) -> pl.Expr:
-    """Whether `numeric_value` is certainly below and above the bounds (both exclusive), as recorded, without units.
+def value_matches(bounds: Bounds) -> pl.Expr:
+    """Whether `numeric_value` is certainly within the bounds, as recorded, without units.
 
     `value_modifier` counts: `<45` is below 45, `>30` is not certainly below 45. Without bounds every event matches;
     with one, an event without a number does not.
 
     >>> values, modifiers = [44.9, 45, 45, 30, None], [None, None, "<", ">", None]
     >>> frame = pl.DataFrame({"numeric_value": values, "value_modifier": modifiers})
-    >>> frame.select(value_matches(below=45)).to_series().to_list()
-    [True, False, True, False, False]
+    >>> frame.select(value_matches(Bounds(below=45)), at_most=value_matches(Bounds(at_most=45))).rows()
+    [(True, True), (False, True), (True, True), (False, False), (False, False)]
     """
-    return _beyond(below, upper=True) & _beyond(above, upper=False)
+    tests = [
+        beyond(pl.lit(bound, pl.Float32), upper=upper, inclusive=inclusive)
+        for bound, upper, inclusive in (
+            (bounds.below, True, False),
+            (bounds.above, False, False),
+            (bounds.at_most, True, True),
+            (bounds.at_least, False, True),
+        )
+        if bound is not None
+    ]
+    return reduce(and_, tests, pl.lit(True))
 
 
-def _beyond(bound: float | None, *, upper: bool) -> pl.Expr:
-    if bound is None:
-        return pl.lit(True)
+def beyond(bound: pl.Expr, *, upper: bool, inclusive: bool) -> pl.Expr:
+    """Whether `numeric_value`, with its modifier, is certainly below an upper bound, or above a lower one."""
     # values are float32: 2.67 as float32 lies above 2.67 as float64
-    value, limit = pl.col("numeric_value").cast(pl.Float32), pl.lit(bound, dtype=pl.Float32)
+    value, limit = pl.col("numeric_value").cast(pl.Float32), bound.cast(pl.Float32)
     modifier = pl.col("value_modifier").fill_null("")
-    strict, open_towards, open_away = (value < limit, "<", [">", ">="]) if upper else (value > limit, ">", ["<", "<="])
-    certain = strict & ~modifier.is_in(open_away) | (value == limit) & (modifier == open_towards)
-    return certain.fill_null(False)
+    strict, towards, away = (value < limit, "<", [">", ">="]) if upper else (value > limit, ">", ["<", "<="])
+    at_bound = ~modifier.is_in(away) if inclusive else modifier == towards
+    return (strict & ~modifier.is_in(away) | (value == limit) & at_bound).fill_null(False)
 
 
 def confirmed(events: pl.DataFrame, confirm: Confirm) -> pl.DataFrame:
@@ -74,7 +83,7 @@ def confirmed(events: pl.DataFrame, confirm: Confirm) -> pl.DataFrame:
     >>> from datetime import datetime
     >>> days = [datetime(2020, 1, 1), datetime(2020, 2, 1), datetime(2020, 6, 1)]
     >>> frame = pl.DataFrame({"subject_id": [1, 1, 1], "time": days, "known_time": days})
-    >>> from ehrseq.task.definition import Horizon
+    >>> from ehrseq.task.span import Horizon
     >>> confirmed(frame, Confirm(times=2, apart=Horizon("90d")))["time"].to_list()
     [datetime.datetime(2020, 6, 1, 0, 0)]
     """

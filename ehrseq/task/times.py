@@ -9,6 +9,7 @@ import polars as pl
 from ehrseq.errors import TaskError, UserError
 from ehrseq.task.definition import Horizon, PredictionTimes, Task
 from ehrseq.task.predicate import event_matches
+from ehrseq.task.stays import stays
 from ehrseq.timeline.schema import TIME, as_instant, instants
 from ehrseq.timeline.store import Timelines
 
@@ -24,6 +25,7 @@ def prediction_times(timelines: Timelines, task: Task) -> pl.DataFrame:
     - every_encounter: each encounter's end, when its discharge becomes known (`ENCOUNTER//.../discharge`): the first
       moment at which all that the encounter taught is known.
     - after: when each matching event becomes known.
+    - admission, discharge: when each stay of that name begins, or ends.
     - table: the rows whose patient is one of the subjects' `patient`, or their `subject_id` as text.
 
     >>> from datetime import datetime
@@ -38,6 +40,9 @@ def prediction_times(timelines: Timelines, task: Task) -> pl.DataFrame:
         found = _landmarks(timelines.subjects, times.after_start)
     elif times.rule == "table":
         found = table_times(timelines, times).drop_nulls("subject_id")
+    elif times.stay is not None:
+        edge = "begin" if times.rule == "admission" else "end"
+        found = stays(timelines, task.stay(times.stay)).select("subject_id", prediction_time=edge).drop_nulls()
     else:
         encounter_end = pl.col("code").str.starts_with("ENCOUNTER//") & pl.col("code").str.ends_with("/discharge")
         matches = encounter_end if times.code is None else event_matches([times.code])

@@ -3,6 +3,7 @@
 egfr_ckdepi2021           glomerular filtration rate estimated from creatinine, age and sex
 bmi                       body mass index from weight and the latest height
 mean_arterial_pressure    from systolic and diastolic pressure of the same moment
+hba1c                     haemoglobin A1c under any of its codes, in %, whether recorded in % or in mmol/mol
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def derive_measure(name: str, events: pl.DataFrame, subjects: pl.DataFrame) -> p
     """The values of a derived measure as rows of measurement (`MEASURE_SCHEMA`), sorted by subject and time.
 
     `code` is the measure's name; `time` is the time of the latest input, `known_time` the moment by which all inputs
-    are known. Inputs are numbers without a comparator, in a unit that converts to the analyte's. Raises TimelineError
-    for an unknown name.
+    are known. Inputs are numbers in a unit that converts to the analyte's, without a comparator (`hba1c` keeps its
+    own). Raises TimelineError for an unknown name.
 
     >>> from datetime import datetime
     >>> from ehrseq.timeline.schema import normalise_events
@@ -59,7 +60,7 @@ def derive_measure(name: str, events: pl.DataFrame, subjects: pl.DataFrame) -> p
     return (
         function(events, conform(subjects, people, "subject"))
         .filter(pl.col("numeric_value").is_finite())
-        .with_columns(code=pl.lit(name), unit=pl.lit(unit), value_modifier=pl.lit(None, pl.String))
+        .with_columns(code=pl.lit(name), unit=pl.lit(unit))
         .select(pl.col(column).cast(kind) for column, kind in MEASURE_SCHEMA.items())
         .sort("subject_id", "time", "known_time", "numeric_value")
     )
@@ -142,22 +143,33 @@ def _pressure(events: pl.DataFrame, people: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def _hba1c(events: pl.DataFrame, people: pl.DataFrame) -> pl.DataFrame:
+    found = _inputs(events, "haemoglobin A1c", exact=False).join(people, on="subject_id", how="semi")
+    return found.with_columns(numeric_value="value")
+
+
 def _alone(frame: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
     """The rows that share their keys with no other."""
     return frame.filter(pl.len().over(keys) == 1)
 
 
-def _inputs(events: pl.DataFrame, analyte: str) -> pl.DataFrame:
-    """The usable numbers of an analyte, as `value` in its unit, sorted by subject, time and when they were known."""
+def _inputs(events: pl.DataFrame, analyte: str, *, exact: bool = True) -> pl.DataFrame:
+    """The usable numbers of an analyte, as `value` in its unit, sorted by subject, time and when they were known.
+
+    With a comparator (`>14`) only where they need not be `exact`.
+    """
     codes = [code for code, a in ANALYTES.items() if a.name == analyte]
     found, _ = normalise_units(events.filter(analyte_code(events).is_in(codes)))
-    certain = pl.col("value_modifier").is_null() & (pl.col("numeric_value") > 0) & pl.col("time").is_not_null()
+    usable = (pl.col("numeric_value") > 0) & pl.col("time").is_not_null()
+    if exact:
+        usable &= pl.col("value_modifier").is_null()
     return (
-        found.filter(certain & (pl.col("unit") == ANALYTES[codes[0]].unit))
+        found.filter(usable & (pl.col("unit") == ANALYTES[codes[0]].unit))
         .select(
             "subject_id",
             "time",
             "resource_id",
+            "value_modifier",
             pl.col("time_precision").cast(pl.String),
             value=pl.col("numeric_value").cast(pl.Float64),
             known_time=pl.max_horizontal("known_time", "time"),
@@ -171,5 +183,6 @@ MEASURES: dict[str, tuple[Callable[[pl.DataFrame, pl.DataFrame], pl.DataFrame], 
     "egfr_ckdepi2021": (_egfr, "mL/min/{1.73_m2}"),
     "bmi": (_bmi, "kg/m2"),
     "mean_arterial_pressure": (_pressure, "mm[Hg]"),
+    "hba1c": (_hba1c, "%"),
 }
 """What makes the values of each derived measure, and their unit."""

@@ -11,8 +11,8 @@ import pytest
 from ehrseq.errors import EvaluationError
 from ehrseq.evaluate import evaluate_forecasts
 from ehrseq.evaluate.metrics import auc, brier, censoring_weights, state_at
-from ehrseq.evaluate.survival import aalen_johansen, kaplan_meier_censoring
 from ehrseq.storage import read_manifest
+from ehrseq.survival import aalen_johansen, kaplan_meier_censoring
 
 HORIZONS = {"1y": 365.25, "3y": 1095.75}
 AT = dt.datetime(2010, 6, 1, 23, 59, 59, 999999)

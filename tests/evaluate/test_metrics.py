@@ -6,7 +6,7 @@ from sksurv.metrics import brier_score, cumulative_dynamic_auc
 from sksurv.util import Surv
 
 from ehrseq.evaluate.metrics import auc, brier, censoring_weights, null_brier, state_at
-from ehrseq.evaluate.survival import kaplan_meier_censoring
+from ehrseq.survival import kaplan_meier_censoring
 
 
 def marginal_weights(days, cause, horizon):

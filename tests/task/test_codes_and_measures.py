@@ -131,6 +131,9 @@ def test_a_bound_is_in_the_unit_of_the_analyte(make_timelines, make_task):
     }  # fmt: skip
     timelines = make_timelines([(n, 5, glucose, v) for n, v in value.items()], {n: {} for n in value})
     assert [n for n, _ in days(timelines, task)] == [1, 4, 5]
+    assert "Numbers of LOINC//2345-7 that do not count, their unit being none that converts: 1." in (
+        build_cohort(timelines, task).remarks()
+    )
     unknown = make_task({"high": {"measure": "urn:lab//X", "above": 200}})
     assert days(make_timelines([(1, 5, "urn:lab//X", value[3])]), unknown) == [(1, "high")]
 

@@ -61,12 +61,44 @@ def test_attrition_adds_up(cohort):
 
 
 def test_events_by_horizon(cohort):
-    columns = ("horizon", "at_risk", "events", "competing", "censored", "event_free", "observed_fraction")
-    mi = cohort.events.filter((pl.col("outcome") == "mi") & (pl.col("landmark") == "100d")).select(columns).rows()
+    columns = ("horizon", "at_risk", "events", "competing", "censored", "event_free")
+    mi = cohort.events.filter((pl.col("outcome") == "mi") & (pl.col("landmark") == "100d"))
     # at 100 days: 1 (event after 49 days), 3 (after 599), 4 (dies after 19), 5 (censored after 29), 6 (after 49)
-    assert mi == [("60d", 5, 2, 1, 1, 1, 0.4), ("2y", 5, 3, 1, 1, 0, 0.6)]
+    assert mi.select(columns).rows() == [("60d", 5, 2, 1, 1, 1), ("2y", 5, 3, 1, 1, 0)]
     total = cohort.events.select(pl.sum_horizontal("events", "competing", "censored", "event_free")).to_series()
     assert total.equals(cohort.events["at_risk"], check_names=False)
+
+
+def test_incidence_is_that_of_aalen_and_johansen(cohort):
+    rows = cohort.events.filter(pl.col("landmark") == "100d").select(
+        "outcome", "horizon", "incidence", "competing_incidence"
+    )
+    # mi: 1 of 5 dies first (.2), one is censored, 2 of the other 3 have it by day 60 (.8 * 2/3), the last one later;
+    # death: 4 of the 6 leave without it
+    expected = {("mi", "60d"): (0.8 * 2 / 3, 0.2), ("mi", "2y"): (0.8, 0.2), ("death", "60d"): (1 / 6, 0.0)}
+    found = {row[:2]: row[2:] for row in rows.iter_rows()}
+    for key, pair in expected.items():
+        assert found[key] == pytest.approx(pair), key
+
+
+def test_incidence_is_measured_by_each_row_s_own_horizon(make_timelines, make_task, day):
+    # a year from 2007-01-01 ends on 2008-01-01 (365 days), one from 2008-01-01 after 366
+    start = {"follow_up_start": day(730), "follow_up_end": day(3000)}
+    leap = {"follow_up_start": day(1095), "follow_up_end": day(3000)}
+    task = make_task(
+        {"mi": {"codes": [MI]}}, horizons=["1y"], prediction_times={"rule": "landmarks", "after_start": ["0h"]}
+    )
+    late = [(1, 730 + 365.5, MI), (2, 1095 + 365.5, MI)]
+    (row,) = build_cohort(make_timelines(late, {1: start, 2: leap}), task).events.iter_rows(named=True)
+    assert (row["events"], row["incidence"]) == (1, 0.5)
+
+
+def test_incidence_is_null_where_nobody_is_followed_as_long(make_timelines, make_task, day):
+    task = make_task({"mi": {"codes": [MI]}}, horizons=["60d", "2y"])
+    censored = build_cohort(make_timelines([(1, 150, MI)], {1: {}, 2: {"follow_up_end": day(400)}}), task).events
+    assert censored["incidence"].to_list() == [0.5, None]
+    over = build_cohort(make_timelines([(1, 150, MI), (2, 300, MI)], {1: {}, 2: {}}), task).events
+    assert over["incidence"].to_list() == [0.5, 1.0]
 
 
 def test_an_event_exactly_at_the_horizon_counts(make_timelines, make_task, day):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ehrseq.errors import TaskError
 from ehrseq.task.definition import Confirm, Horizon, Outcome, PredictionTimes, Task
 from ehrseq.task.label import REASONS, SCORING_REASONS
+from ehrseq.task.outcome_definition import Bounds
 
 TASK = {
     "horizons": ["5y", "48h", "1y"],
@@ -25,6 +26,130 @@ TASK = {
     "labs": {"codes": ["LOINC//2160-0"]},
     "prediction_times": {"rule": "landmarks", "after_start": ["0d", "2y"]},
 }
+
+
+MORE = {
+    "stage": {"measure": "egfr_ckdepi2021", "stage": "G3b or worse", "confirm": {"times": 2, "apart": "90d"}},
+    "band": {"measure": "hba1c", "at_least": 5.7, "below": 6.5},
+    "fall": {"measure": "LOINC//2160-0", "rise": 0.3, "baseline": {"value": "mean", "within": "48h"}, "at_least": 4},
+    "any": {"any_of": ["fall", {"codes": ["X//1"]}, {"measure": "hba1c", "stage": "diabetes"}], "competing": ["any2"]},
+    "any2": {"any_of": ["stage", "band"], "incident": False, "washout": "30d"},
+    "all": {"all_of": ["stage", "band"]},
+    "then": {"sequence": ["band", {"codes": ["X//1"], "descendants": True, "descendant_codes": ["X//2"]}],
+             "within": "90d"},
+    "dies": {"codes": ["MEDS_DEATH"], "during": "hospital"},
+    "back": {"admission": "unit", "incident": False, "competing": ["death"]},
+}  # fmt: skip
+STAYS = {"hospital": ["inpatient"], "unit": {"admission": ["A*"], "discharge": ["B*"]}}
+
+
+def with_more(outcome=None, **more):
+    """A task of every kind of outcome, and one more named x."""
+    outcomes = {**copy.deepcopy(MORE), **({} if outcome is None else {"x": outcome})}
+    times = {"rule": "discharge:hospital"}
+    return {"horizons": ["1y"], "outcomes": outcomes, "stays": STAYS, "prediction_times": times, **more}
+
+
+def test_every_kind_of_outcome_round_trips():
+    task = Task.from_dict(with_more())
+    assert [o.name for o in task.outcomes] == [*MORE, "hospital_discharge", "death"]
+    assert Task.from_dict(json.loads(json.dumps(task.to_dict()))) == task
+    assert task.outcome("stage").bounds == Bounds(below=45, at_least=None)
+    assert task.outcome("dies").competing == ("hospital_discharge",)
+    assert task.outcome("then").own_parts[0].patterns == ("X//1", "X//2")
+    assert task.outcome("then").as_written().own_parts[0].patterns == ("X//1",)
+    assert task.prediction_times == PredictionTimes("discharge", stay="hospital")
+
+
+KIDNEY = {"measure": "egfr_ckdepi2021"}
+CHANGE = {**KIDNEY, "fall": "40%", "baseline": {"within": "1y"}}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "message"),
+    [
+        ({**KIDNEY, "stag": "G3b"}, "found 'stag'; did you mean 'stage'?"),
+        ({**KIDNEY, "stage": "G3"}, "a stage of CKD .* found 'G3'; did you mean"),
+        ({**KIDNEY, "stage": "G3b", "below": 30}, "either a stage or bounds in outcome 'x'; found both"),
+        ({"measure": "bmi", "stage": "G3b"}, "which has no stages"),
+        ({"codes": ["X//1"], "stage": "G3b"}, "expected measure beside stage"),
+        ({**KIDNEY, "below": 45, "at_most": 45}, "one upper bound in outcome 'x'; found below and at_most"),
+        ({**KIDNEY, "above": 45, "at_least": 45}, "one lower bound"),
+        ({**KIDNEY, "at_least": 45, "below": 45}, "expected at_least < below"),
+        ({**KIDNEY, "at_least": 46, "at_most": 45}, "expected at_least < at_most"),
+        ({**KIDNEY, "fall": "40%"}, "expected one of fall and rise, and baseline"),
+        ({**CHANGE, "rise": "40%"}, "expected one of fall and rise, and baseline"),
+        ({**KIDNEY, "below": 30, "baseline": {"within": "1y"}}, "expected one of fall and rise, and baseline"),
+        ({**CHANGE, "fall": "40"}, "a change such as '40%'"),
+        ({**CHANGE, "fall": "100%"}, "a change such as '40%'"),
+        ({**CHANGE, "fall": 0}, "a change such as '40%'"),
+        ({**CHANGE, "fall": True}, "expected a number for fall"),
+        ({**CHANGE, "baseline": {"value": "last"}}, "expected within in baseline"),
+        ({**CHANGE, "baseline": {"within": "1y", "value": "lats"}}, "did you mean 'last'"),
+        ({**CHANGE, "baseline": {"within": "1y", "valu": "last"}}, "did you mean 'value'"),
+        ({**CHANGE, "baseline": {"within": "0d"}}, "baseline.within above zero"),
+        ({**CHANGE, "incident": False, "washout": "1y"}, "events that do not depend on the prediction time"),
+        ({"any_of": ["fall", "band"], "incident": False, "washout": "1y"}, "no washout in outcome 'x'"),
+        ({"codes": ["X//1"], "washout": "1y"}, "incident = false beside washout"),
+        ({"codes": ["X//1"], "incident": False, "washout": "0d"}, "a washout above zero"),
+        ({"codes": ["X//1"], "washout": 30}, "expected a span such as"),
+        ({"codes": ["X//1"], "within": "1y"}, "expected sequence beside within"),
+        ({"any_of": ["band"]}, "two or more different parts in any_of"),
+        ({"all_of": ["band", "band"]}, "two or more different parts in all_of"),
+        ({"sequence": ["band"]}, "two or more parts in sequence"),
+        ({"any_of": ["band", "stages"]}, "outcomes of the task in outcome 'x'; found 'stages'; did you mean 'stage'"),
+        ({"any_of": ["band", "x"]}, "found the outcome itself"),
+        ({"any_of": "band"}, "expected a list for any_of"),
+        ({"any_of": ["band", 3]}, "expected a table for each of any_of"),
+        ({"any_of": ["band", {"code": ["X//1"]}]}, "a part of outcome 'x'; found 'code'; did you mean 'codes'"),
+        ({"any_of": ["band", {"codes": ["X//1"], "incident": False}]}, "known keys in a part of outcome 'x'"),
+        ({"any_of": ["band", {"any_of": ["stage", "fall"]}]}, "known keys in a part of outcome 'x'; found 'any_of'"),
+        ({"any_of": ["band", {}]}, "expected one of codes, measure"),
+        ({"any_of": ["band", "stage"], "below": 3}, "no below beside any_of"),
+        ({"all_of": ["band", "stage"], "confirm": {"times": 2, "apart": "1d"}}, "no confirm beside all_of"),
+        ({"all_of": ["band", "fall"]}, "parts that do not depend on the prediction time in outcome 'x'"),
+        ({"sequence": ["any", "band"]}, "parts that do not depend on the prediction time in outcome 'x'"),
+        ({"admission": "hospitl"}, "stays of the task; found 'hospitl'; did you mean 'hospital'"),
+        ({"codes": ["X//1"], "during": "ward"}, "stays of the task; found 'ward'"),
+        ({"admission": "hospital", "discharge": "hospital"}, "found admission and discharge"),
+    ],
+)
+def test_bad_outcomes_are_one_clear_line(outcome, message):
+    with pytest.raises(TaskError, match=message) as caught:
+        Task.from_dict(with_more(outcome))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"stays": {"hospital": []}}, "either classes or both admission and discharge in stays.hospital"),
+        ({"stays": {"hospital": {"admission": ["A"]}}}, "either classes or both"),
+        ({"stays": {"hospital": {"classes": ["a"], "admission": ["A"], "discharge": ["B"]}}}, "either classes or both"),
+        ({"stays": {"hospital": {"clases": ["a"]}}}, "did you mean 'classes'"),
+        ({"stays": {"hospital": 3}}, "a list of strings for stays.hospital"),
+        ({"stays": {}}, "stays of the task; found 'unit'|'hospital'; add a \\[stays\\] table"),
+        ({"prediction_times": {"rule": "admission"}}, "expected stay with prediction_times rule 'admission'"),
+        ({"prediction_times": {"rule": "admission:ward"}}, "stays of the task; found 'ward'"),
+        ({"prediction_times": {"rule": "landmarks:hospital"}}, "expected prediction_times.rule"),
+    ],
+)
+def test_bad_stays_are_one_clear_line(more, message):
+    with pytest.raises(TaskError, match=message):
+        Task.from_dict(with_more(**more))
+
+
+def test_composites_may_not_go_round():
+    outcomes = {"a": {"any_of": ["b", "x"]}, "b": {"any_of": ["c", "x"]}, "c": {"any_of": ["b", "x"]},
+                "x": {"codes": ["X//1"]}}  # fmt: skip
+    with pytest.raises(TaskError, match="composites that are no part of themselves; found 'b' among its own parts"):
+        Task.from_dict({"horizons": ["1y"], "outcomes": outcomes, "prediction_times": {"rule": "every_encounter"}})
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "examples").glob("*.toml")), ids=lambda p: p.stem)
+def test_the_examples_are_valid(path):
+    task = Task.from_toml(path)
+    assert Task.from_dict(json.loads(json.dumps(task.to_dict()))) == task
 
 
 def changed(path, value):
@@ -140,12 +265,16 @@ def test_any_task_round_trips(horizons, below, incident):
         (("outcomes",), [], "expected a table for outcomes"),
         (("outcomes", "t2d"), "SNOMED//1", "expected a table for outcome 't2d'"),
         (("outcomes", "two words"), {"codes": ["X//1"]}, "expected an outcome name"),
-        (("outcomes", "t2d", "codes"), [], "expected either codes or measure in outcome 't2d'; found neither"),
+        (
+            ("outcomes", "t2d", "codes"),
+            [],
+            "expected one of codes, measure, any_of, all_of, .* in outcome 't2d'; found none",
+        ),
         (("outcomes", "t2d", "codes"), ["*"], "expected a code such as"),
         (("outcomes", "t2d", "codes"), ["ICD10CM//E*1"], "only at its end"),
         (("outcomes", "t2d", "codes"), [""], "expected a code such as"),
         (("outcomes", "t2d", "codes"), [44054006], "expected a list of strings for codes of outcome 't2d'"),
-        (("outcomes", "t2d", "measure"), "LOINC//1", "found both"),
+        (("outcomes", "t2d", "measure"), "LOINC//1", "found codes and measure"),
         (("outcomes", "t2d", "competing"), ["dead"], "did you mean|known:"),
         (("outcomes", "t2d", "competing"), ["ckdd"], "found 'ckdd'; did you mean 'ckd'?"),
         (("outcomes", "t2d", "competing"), ["t2d"], "found the outcome itself"),
@@ -154,7 +283,11 @@ def test_any_task_round_trips(horizons, below, incident):
         (("outcomes", "ckd", "measure"), "egfr", "a derived measure .* known: bmi, egfr_ckdepi2021"),
         (("outcomes", "ckd", "descendants"), True, "descendants = true beside codes"),
         (("outcomes", "ckd", "measure"), "LOINC//48642*", "one exact lab code"),
-        (("outcomes", "ckd", "below"), None, "expected below or above beside measure"),
+        (
+            ("outcomes", "ckd", "below"),
+            None,
+            "expected below, above, at_most, at_least, stage, fall or rise beside measure",
+        ),
         (("outcomes", "ckd", "below"), "45", "expected a number for below"),
         (("outcomes", "ckd", "below"), float("nan"), "expected a finite bound"),
         (("outcomes", "ckd", "above"), 45, "expected above < below"),
@@ -230,8 +363,9 @@ def test_from_toml_on_bad_files(tmp_path):
 
 def test_the_reference_page_shows_a_valid_task_and_every_key_and_reason():
     page = (Path(__file__).parents[2] / "docs" / "task.md").read_text(encoding="utf-8")
-    example = re.search(r"```toml\n(.*?)```", page, re.DOTALL)
-    assert [o.name for o in Task.from_dict(tomllib.loads(example[1])).outcomes] == [
+    example, *others = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert [tomllib.loads(other) for other in others]
+    assert [o.name for o in Task.from_dict(tomllib.loads(example)).outcomes] == [
         "t2d", "ckd3b", "readmission", "death",
     ]  # fmt: skip
     keys = [f.name for f in dataclasses.fields(Outcome) if f.name != "name"]

@@ -12,7 +12,7 @@ from ehrseq.task.outcome import occurrences
 from ehrseq.timeline.schema import normalise_events, sort_events
 from ehrseq.timeline.store import Timelines
 
-MI, DIABETES, VISIT = "SNOMED//22298006", "SNOMED//73211009", "ENCOUNTER//AMB/discharge"
+MI, DIABETES, VISIT = "SNOMED//22298006", "SNOMED//73211009", "ENCOUNTER//AMB/admission"
 LAST = timedelta(microseconds=1)
 OUTCOMES = {
     "mi": {"codes": [MI], "competing": ["death"]},

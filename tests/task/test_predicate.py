@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ehrseq.task.definition import Confirm, Horizon
+from ehrseq.task.outcome_definition import Bounds
 from ehrseq.task.predicate import code_matches, confirmed, value_matches
 
 DAY0 = datetime(2005, 1, 1)
@@ -43,7 +44,26 @@ def test_values_count_only_when_certainly_beyond(value, modifier, below, above, 
         {"numeric_value": [value], "value_modifier": [modifier]},
         schema={"numeric_value": pl.Float32, "value_modifier": pl.String},
     )
-    assert frame.select(value_matches(below, above)).item() is counts
+    assert frame.select(value_matches(Bounds(below, above))).item() is counts
+
+
+@pytest.mark.parametrize(
+    ("value", "modifier", "bounds", "counts"),
+    [
+        (45.0, None, {"at_most": 45}, True), (45.1, None, {"at_most": 45}, False), (45.0, "<=", {"at_most": 45}, True),
+        (45.0, "<", {"at_most": 45}, True), (45.0, ">=", {"at_most": 45}, False), (30.0, ">", {"at_most": 45}, False),
+        (45.0, None, {"at_least": 45}, True), (44.9, None, {"at_least": 45}, False),
+        (45.0, ">=", {"at_least": 45}, True), (45.0, "<=", {"at_least": 45}, False),
+        (2.67, None, {"at_least": 2.67}, True), (2.67, None, {"at_most": 2.67}, True),
+        (40.0, None, {"at_least": 40, "below": 60}, True), (60.0, None, {"at_least": 40, "below": 60}, False),
+    ],
+)  # fmt: skip
+def test_inclusive_bounds_count_the_bound_itself(value, modifier, bounds, counts):
+    frame = pl.DataFrame(
+        {"numeric_value": [value], "value_modifier": [modifier]},
+        schema={"numeric_value": pl.Float32, "value_modifier": pl.String},
+    )
+    assert frame.select(value_matches(Bounds(**bounds))).item() is counts
 
 
 def confirming(pairs, times, apart):

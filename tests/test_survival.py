@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from lifelines import AalenJohansenFitter, KaplanMeierFitter
 
-from ehrseq.evaluate.survival import aalen_johansen, kaplan_meier_censoring
+from ehrseq.survival import aalen_johansen, kaplan_meier_censoring
 
 
 def sample(n=400, seed=0, whole_days=False):

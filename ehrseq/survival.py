@@ -1,6 +1,6 @@
 """Non-parametric curves under competing risks and censoring, for one sample or many bootstrap replicates.
 
-Conventions of the room: `days` has shape (n,); `cause` is 0 censored, 1 outcome, 2 competing event first;
+Conventions: `days` has shape (n,); `cause` is 0 censored, 1 outcome, 2 competing event first;
 `weights` has shape (n,) or (n, R), one column a replicate, and results have a trailing R axis exactly when
 `weights` has. At equal times events come before censoring: someone censored at an instant was at risk in it.
 An outcome and a competing event of different subjects at one time are simultaneous, which gives the same

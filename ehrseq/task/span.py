@@ -1,0 +1,63 @@
+"""Spans of time as a task writes them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import polars as pl
+
+from ehrseq.errors import TaskError
+
+NOMINAL_DAYS = {"h": 1 / 24, "d": 1.0, "w": 7.0, "m": 365.25 / 12, "y": 365.25}
+MICROSECONDS_A_DAY = 86_400_000_000
+_POLARS_UNIT = {"h": "h", "d": "d", "w": "w", "m": "mo", "y": "y"}
+_SPAN = re.compile(r"[0-9]{1,6}[hdwmy]")
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """A span of time: a whole number of hours (h), days (d), weeks (w), calendar months (m) or calendar years (y).
+
+    >>> from datetime import datetime
+    >>> Horizon("5y").days, Horizon("48h").days
+    (1826.25, 2.0)
+    >>> start = pl.Series([datetime(2005, 1, 1), datetime(2004, 2, 29)])
+    >>> pl.select(Horizon("5y").after(pl.lit(start))).to_series().to_list()
+    [datetime.datetime(2010, 1, 1, 0, 0), datetime.datetime(2009, 2, 28, 0, 0)]
+    """
+
+    label: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.label, str) or not _SPAN.fullmatch(self.label):
+            raise TaskError(
+                "a span such as '48h', '30d', '2w', '6m' or '5y'", repr(self.label), "write a number and one unit"
+            )
+
+    @property
+    def count(self) -> int:
+        """How many units."""
+        return int(self.label[:-1])
+
+    @property
+    def unit(self) -> str:
+        """One of h, d, w, m, y."""
+        return self.label[-1]
+
+    @property
+    def days(self) -> float:
+        """The nominal length in days: a year is 365.25, a month a twelfth of that."""
+        return self.count * NOMINAL_DAYS[self.unit]
+
+    def after(self, expr: pl.Expr) -> pl.Expr:
+        """The exact instant this long after each datetime: y and m keep the calendar day (29 February: the 28th)."""
+        return expr.dt.offset_by(f"{self.count}{_POLARS_UNIT[self.unit]}")
+
+    def before(self, expr: pl.Expr) -> pl.Expr:
+        """The exact instant this long before each datetime."""
+        return expr.dt.offset_by(f"-{self.count}{_POLARS_UNIT[self.unit]}")
+
+    def days_after(self, expr: pl.Expr) -> pl.Expr:
+        """The exact length in days counted from each datetime: 5y from 2005-01-01 is 1826."""
+        return (self.after(expr) - expr).dt.total_microseconds() / MICROSECONDS_A_DAY
