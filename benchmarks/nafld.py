@@ -2,11 +2,12 @@
 
     python benchmarks/nafld.py --data FOLDER_WITH_nafld_fhir --out RESULTS [--folds 0 1 2 3 4] [--members 3]
 
-Writes RESULTS/hybrid.parquet, transformer.parquet, boosted.parquet and age_sex.parquet (patient, landmark_days, outcome,
-horizon_days, probability; years 1 to 8, everyone at risk at 2 and 5 years, predicted by the model that neither trained
-nor tuned on them) and RESULTS/timing.json. Fold f tests on hash buckets [20f, 20f + 20), tunes on the ten before,
-trains on the rest; the bucket is int(sha256(upstream id)[:8], 16) % 100. The default configuration was chosen with buckets 90-99 as
-the tuning set, training on buckets 0-89, and nothing else: those buckets are test subjects of the last fold.
+Writes RESULTS/hybrid.parquet, transformer.parquet, boosted.parquet and age_sex.parquet (patient, landmark_days,
+outcome, horizon_days, probability; years 1 to 8, everyone at risk at 2 and 5 years, predicted by the model that neither
+trained nor tuned on them) and RESULTS/timing.json. Fold f tests on hash buckets [20f, 20f + 20), tunes on the ten
+before, trains on the rest; the bucket is int(sha256(upstream id)[:8], 16) % 100. The default configuration was chosen
+with buckets 90-99 as the tuning set, training on buckets 0-89, and nothing else: those buckets are test subjects of the
+last fold.
 """
 
 from __future__ import annotations

@@ -113,12 +113,13 @@ def fit_verb(
     task: TaskFile,
     out: Out,
     seed: Annotated[int, typer.Option(help="The seed of everything random.")] = 0,
+    model_kind: Annotated[str, typer.Option("--model", help="hybrid, transformer, boosted, cox or agesex.")] = "hybrid",
 ) -> None:
     """Fit a progression model and write its folder."""
     from ehrseq.config import ModelConfig
     from ehrseq.score import fit_model
 
-    config = ModelConfig(seed=seed)
+    config = ModelConfig(seed=seed, model={"agesex": "age_sex"}.get(model_kind, model_kind))
     with epochs(config.training.max_epochs * config.training.members) as report:
         model = fit_model(timelines, task, out, config=config, report=report)
     splits = dict(model.trained_on_["split"].value_counts().iter_rows())

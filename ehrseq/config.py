@@ -88,6 +88,10 @@ class ModelConfig:
     model: str = "hybrid"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.model not in MODELS:
+            raise UserError(f"a model: {', '.join(MODELS)}", f"'{self.model}'", nearest(self.model, MODELS))
+
     def to_dict(self) -> dict[str, Any]:
         """Every setting, written out."""
         return asdict(self)

@@ -1,0 +1,35 @@
+"""Auxiliary targets against reading the events one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ehrseq.config import NetworkConfig
+from ehrseq.model.landmarks import next_known
+from ehrseq.tokens.encode import MICROSECONDS_PER_DAY, encode
+from ehrseq.tokens.vocabulary import Vocabulary
+from tests.toy import cohort
+
+
+def test_the_next_time_that_a_code_becomes_known():
+    timelines = cohort(60)
+    vocabulary = Vocabulary.fit(timelines.events, NetworkConfig(min_subjects=3), timelines.subjects)
+    subjects = timelines.subjects.sort("subject_id")
+    encoded = encode(timelines.events, subjects, vocabulary)
+    rng = np.random.default_rng(0)
+    row = rng.integers(0, 60, 300)
+    start, end = (subjects[c].dt.epoch("us").to_numpy() for c in ("follow_up_start", "follow_up_end"))
+    time = (start[row] + rng.random(300) * (end[row] - start[row])).astype(np.int64)
+    time[:20] = encoded.known_time[encoded.offset[row[:20] + 1] - 1]  # at the very moment of an event
+    code = np.array([2 + vocabulary.codes.index(c) for c in ("LOINC//a", "ICD10CM//y")])
+    found = next_known(encoded, code, row, time, end[row])
+    for q in range(300):
+        own = slice(encoded.offset[row[q]], encoded.offset[row[q] + 1])
+        for c, one in enumerate(code):
+            later = encoded.known_time[own][(encoded.code[own] == one) & (encoded.known_time[own] > time[q])]
+            left = max(end[row[q]] - time[q], 0)
+            happened = len(later) > 0 and later.min() - time[q] <= left
+            assert found.event[q, c] == happened
+            days = (later.min() - time[q] if happened else left) / MICROSECONDS_PER_DAY
+            assert np.isclose(found.days[q, c], days, rtol=1e-6)
+    assert found.event.any(0).all()
