@@ -21,7 +21,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from ehrseq.config import ModelConfig, NetworkConfig, TrainingConfig
+from ehrseq.config import BoostedConfig, ModelConfig, NetworkConfig, TrainingConfig
 from ehrseq.estimator import ProgressionModel
 from ehrseq.synthetic import simulate
 from ehrseq.task.definition import Task
@@ -40,7 +40,8 @@ RECORDED = (("recordedDate", "dateAsserted", "issued"), ("authoredOn", "whenHand
              "effectiveDateTime", "occurrenceDateTime"))  # fmt: skip
 SMALL = ModelConfig(
     NetworkConfig(width=16, layers=2, heads=2, intervals=4, min_subjects=3, max_events=60),
-    TrainingConfig(max_epochs=1, landmarks_per_subject=3, tuning_landmarks_per_subject=3),
+    TrainingConfig(max_epochs=1, landmarks_per_subject=3, tuning_landmarks_per_subject=3, members=1),
+    BoostedConfig(landmarks_per_subject=3, max_trees=15),
 )
 
 

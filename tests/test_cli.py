@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -16,7 +17,6 @@ import pytest
 import ehrseq.config
 import ehrseq.demo
 from ehrseq.cli import main
-from ehrseq.config import ModelConfig
 from ehrseq.errors import EhrseqError
 from ehrseq.forecast.table import Forecast
 from ehrseq.timeline.store import Timelines
@@ -32,7 +32,7 @@ def call(*arguments):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["ehrseq", *map(str, arguments)])
         for room in (ehrseq.config, ehrseq.demo):  # a network of this size is fitted in a second
-            patch.setattr(room, "ModelConfig", lambda seed: ModelConfig(CONFIG.network, CONFIG.training, seed))
+            patch.setattr(room, "ModelConfig", lambda seed, model="hybrid": replace(CONFIG, seed=seed, model=model))
         try:
             main()
         except SystemExit as end:

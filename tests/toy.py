@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import polars as pl
 
-from ehrseq.config import ModelConfig, NetworkConfig, TrainingConfig
+from ehrseq.config import BoostedConfig, ModelConfig, NetworkConfig, TrainingConfig
 from ehrseq.task.definition import Task
 from ehrseq.timeline.schema import normalise_events
 from ehrseq.timeline.store import Timelines
@@ -25,7 +25,8 @@ TASK = Task.from_dict(
 )
 CONFIG = ModelConfig(
     NetworkConfig(width=16, layers=2, heads=2, intervals=4, min_subjects=3, max_events=40),
-    TrainingConfig(max_epochs=2, landmarks_per_subject=3, tuning_landmarks_per_subject=3),
+    TrainingConfig(max_epochs=2, landmarks_per_subject=3, tuning_landmarks_per_subject=3, members=1),
+    BoostedConfig(landmarks_per_subject=3, max_trees=15, min_rows_per_leaf=20),
 )
 
 
