@@ -35,8 +35,17 @@ FULL = 1 << 16  # records gathered before they are handed over
 ENTRY_DECODER = msgspec.json.Decoder(BundleEntry)
 
 
+class Refused(SourceError):
+    """One record cannot be read, where all must be."""
+
+    def __init__(self, reason: Reason) -> None:
+        found = f"one that cannot ({reason.label})"
+        super().__init__("records that can all be read", found, "read without strict; quarantine.parquet lists them")
+        self.reason = reason
+
+
 class Reader:
-    """Reads files or objects into `rows`."""
+    """Reads files or objects into `rows`. Where it is `strict`, raises Refused at the first that cannot be read."""
 
     def __init__(
         self,
@@ -44,8 +53,10 @@ class Reader:
         limits: Limits = DEFAULT_LIMITS,
         on_full: Callable[[Rows], None] | None = None,
         full: int | None = None,
+        strict: bool = False,
     ) -> None:
         self.rows = Rows(coding)
+        self._strict = strict
         self._coding, self._on_full = coding, on_full
         self._full = FULL if full is None else full
         self._emitters = Emitters(self.rows)
@@ -326,6 +337,8 @@ class Reader:
 
     def reject(self, kind: str, reason: Reason, line: int) -> None:
         """Put something that cannot be read into the quarantine."""
+        if self._strict:
+            raise Refused(reason)
         self.count(kind, reason)
         self.rows.quarantine.append((self._file, self._member, line, reason))
 

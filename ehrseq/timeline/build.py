@@ -245,12 +245,13 @@ class ChunkMaker:
         generation: int = 0,
         piece: int = 0,
         full: int | None = None,
+        strict: bool = False,
     ) -> None:
         self.files, self.folder, self.generation, self.piece = files, folder, generation, piece
         self.lines = 0  # of the piece
         self.chunks: list[Chunk] = []
         self.made = 0
-        self.reader = Reader(coding, on_full=self.take, full=full)
+        self.reader = Reader(coding, on_full=self.take, full=full, strict=strict)
 
     def take(self, rows: Rows) -> None:
         """Make a chunk of what was gathered so far."""

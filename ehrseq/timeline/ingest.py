@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from hashlib import sha256
@@ -24,11 +24,12 @@ import numpy as np
 import polars as pl
 
 from ehrseq import __version__
-from ehrseq.errors import SourceError, TimelineError, UserError
+from ehrseq.errors import TimelineError, UserError
 from ehrseq.fhir import reader
 from ehrseq.fhir.chunk import Chunk
 from ehrseq.fhir.codes import CodingPreference
 from ehrseq.fhir.ledger import Reason, ledger_frame
+from ehrseq.fhir.reader import Refused
 from ehrseq.fhir.source import STANDARD_INPUT, is_line_file, size_on_disk, state_on_disk
 from ehrseq.storage import check_target, read_json, write_json
 from ehrseq.timeline import meds
@@ -180,7 +181,7 @@ def _read(
     found = paths_of(source)
     if not isinstance(found, list):
         generation = 1 + max((c.generation for c in kept if c.files == ["(in memory)"]), default=-1)
-        maker = ChunkMaker(["(in memory)"], coding, scratch.tasks / "memory", generation)
+        maker = ChunkMaker(["(in memory)"], coding, scratch.tasks / "memory", generation, strict=strict)
         shutil.rmtree(scratch.tasks / "memory", ignore_errors=True)
         maker.reader.read_objects(found)
         maker.finish()
@@ -191,38 +192,25 @@ def _read(
             if folder.name not in tasks:
                 shutil.rmtree(folder)
         missing = {name: task for name, task in tasks.items() if not (scratch.tasks / name).is_dir()}
+        if strict:  # what an interrupted run has read need not have been strict
+            _check_strict(scratch.tasks / name for name in tasks.keys() - missing.keys())
         size = sum(task["bytes"] for task in missing.values())
         # another process has another standard input
         small = size < SMALL or any(path == STANDARD_INPUT for path, _ in found)
         with bar(size, progress) as advance:
-            jobs = [
-                {
-                    "do": "read",
-                    "task": task,
-                    "folder": str(scratch.tasks / name),
-                    "coding": asdict(coding),
-                    "full": reader.FULL,
-                }
-                for name, task in missing.items()
-            ]
-            for _ in pool.run(jobs, advance, small=small):
-                pass
+            how = {"do": "read", "coding": asdict(coding), "full": reader.FULL, "strict": strict}
+            jobs = [how | {"task": task, "folder": str(scratch.tasks / name)} for name, task in missing.items()]
+            for refused in pool.run(jobs, advance, small=small):
+                if refused is not None:
+                    raise Refused(Reason(refused))
         folders = [scratch.tasks / name for name in tasks]
-    chunks = [Chunk.load(part) for folder in folders for part in sorted(folder.iterdir())]
-    if strict:
-        _check_strict(chunks)
-    return chunks
+    return [Chunk.load(part) for folder in folders for part in sorted(folder.iterdir())]
 
 
-def _check_strict(chunks: list[Chunk]) -> None:
-    bad = Counter(Reason(reason).label for chunk in chunks for *_, reason in chunk.quarantine)
-    if bad:
-        reason, count = min(bad.items(), key=lambda item: (-item[1], item[0]))
-        raise SourceError(
-            "records that can all be read",
-            f"{sum(bad.values())} that cannot, {count} of them as {reason}",
-            "read without strict, and look at the dataset's quarantine.parquet",
-        )
+def _check_strict(folders: Iterable[Path]) -> None:
+    for part in (part for folder in folders for part in folder.iterdir()):
+        for *_, reason in Chunk.load(part).quarantine:
+            raise Refused(Reason(reason))
 
 
 def _plan(found: list[tuple[Path, bool]], kept: list[Chunk]) -> Iterator[dict[str, Any]]:
@@ -270,8 +258,11 @@ def _fingerprint(task: dict[str, Any], coding: CodingPreference) -> str:
     return sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def read_task(job: dict[str, Any], advance: Callable[[int], None] | None) -> None:
-    """Read the files of a task into chunks; the folder appears when it is whole."""
+def read_task(job: dict[str, Any], advance: Callable[[int], None] | None) -> int | None:
+    """Read the files of a task into chunks; the folder appears when it is whole.
+
+    Where all must be readable and one record is not, there is no folder, and the answer is the number of its reason.
+    """
     task, folder = job["task"], Path(job["folder"])
     growing = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     shutil.rmtree(growing, ignore_errors=True)
@@ -282,13 +273,18 @@ def read_task(job: dict[str, Any], advance: Callable[[int], None] | None) -> Non
         task["generation"],
         task["piece"],
         job["full"],
+        job["strict"],
     )
-    for number, (path, asked_for) in enumerate(task["files"]):
-        if task["span"] is None:
-            maker.reader.read_file(Path(path), number, advance, asked_for)
-        else:
-            start, stop = task["span"]
-            maker.lines = maker.reader.read_span(Path(path), number, start, stop, advance)
+    try:
+        for number, (path, asked_for) in enumerate(task["files"]):
+            if task["span"] is None:
+                maker.reader.read_file(Path(path), number, advance, asked_for)
+            else:
+                start, stop = task["span"]
+                maker.lines = maker.reader.read_span(Path(path), number, start, stop, advance)
+    except Refused as refused:
+        shutil.rmtree(growing, ignore_errors=True)
+        return int(refused.reason)
     maker.finish()
     try:
         os.replace(growing, folder)
@@ -297,6 +293,7 @@ def read_task(job: dict[str, Any], advance: Callable[[int], None] | None) -> Non
         if not folder.is_dir():
             raise
         shutil.rmtree(growing)
+    return None
 
 
 def as_coding(plain: dict[str, Any]) -> CodingPreference:

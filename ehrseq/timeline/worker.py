@@ -19,8 +19,7 @@ def do(job: dict[str, Any], loaded: dict[str, Any], advance: Progress | None) ->
     from ehrseq.timeline import ingest
 
     if job["do"] == "read":
-        ingest.read_task(job, advance)
-        return None
+        return ingest.read_task(job, advance)
     return ingest.write_shards(job, loaded)
 
 
