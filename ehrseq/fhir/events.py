@@ -13,7 +13,7 @@ import msgspec
 
 from ehrseq.fhir import care, findings
 from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, Statuses, code_pool, concept_code, refutation
-from ehrseq.fhir.datatypes import Period
+from ehrseq.fhir.datatypes import Period, Reference
 from ehrseq.fhir.dating import POLICY, dated, dater
 from ehrseq.fhir.demographics import us_core
 from ehrseq.fhir.encounters import class_name
@@ -21,7 +21,7 @@ from ehrseq.fhir.facts import Said, Scheme
 from ehrseq.fhir.genomics import EXTENSION, finding_kind, genomic_findings, is_present
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.medications import MedicationEmitters
-from ehrseq.fhir.references import named_target
+from ehrseq.fhir.references import SEQUENCES, named_target
 from ehrseq.fhir.resource import (
     AllergyIntolerance,
     Condition,
@@ -46,6 +46,7 @@ from ehrseq.fhir.rows import (
     PatientFacts,
     Rows,
 )
+from ehrseq.fhir.sequences import molecular_sequence
 from ehrseq.fhir.statuses import EVENT_STATUS, RESULT_STATUS
 from ehrseq.fhir.values import NOTHING, read_value
 
@@ -95,8 +96,8 @@ READERS: dict[str, Callable[[Any], Said]] = {
     "Claim": findings.claim,
     "ExplanationOfBenefit": findings.explanation_of_benefit,
     "ChargeItem": findings.charge_item,
-    "MolecularSequence": findings.molecular_sequence,
-    "Sequence": findings.molecular_sequence,
+    "MolecularSequence": molecular_sequence,
+    "Sequence": molecular_sequence,
 }
 
 
@@ -224,6 +225,9 @@ class Emitters:
             genomic = genomic or _has_genomic_extension(r)
         when = dated(r, POLICY["Observation (genomic)"]) if genomic else _WHEN["Observation"](r)
         time, known, source = rows.times[when[0]], rows.times[when[1]], when[2]
+        if when[0] and (r.derived_from is not None or r.related is not None):
+            sources = r.derived_from or [o.target for o in r.related or () if o.type == "derived-from" and o.target]
+            self._date_others(sources, SEQUENCES, record, when[0], when[1])
         number, text, modifier, unit = read_value(r)
         texts = rows.texts
         parts = 0
@@ -265,10 +269,16 @@ class Emitters:
         time, known, _ = _WHEN["DiagnosticReport"](r)
         if time and r.result and not r.modifier_extension:
             # results without a date of their own take the report's
-            names = [self.rows.references.in_scope(result.reference) for result in r.result if result.reference]
-            targets = [target for target in map(named_target, names) if target and target.startswith("Observation/")]
-            self.rows.results += [(record, target, time, known or time) for target in targets]
+            self._date_others(r.result, ("Observation/",), record, time, known)
         return self._coded(r, record, concept_code(r.code, self.measurements), "DiagnosticReport")
+
+    def _date_others(
+        self, others: list[Reference], kinds: tuple[str, ...], record: int, time: str, known: str | None
+    ) -> None:
+        """Keep a time for the records of some types that a record names: those that have none may take it."""
+        names = [self.rows.references.in_scope(other.reference) for other in others if other.reference]
+        targets = [target for target in map(named_target, names) if target and target.startswith(kinds)]
+        self.rows.results += [(record, target, time, known or time) for target in targets]
 
     def procedure(self, r: Procedure, record: int) -> int:
         """The procedure at its start."""

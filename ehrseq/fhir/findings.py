@@ -22,7 +22,6 @@ from ehrseq.fhir.resource_findings import (
     FamilyMemberHistory,
     Flag,
     Item,
-    MolecularSequence,
     QuestionnaireResponse,
     RiskAssessment,
 )
@@ -238,21 +237,6 @@ def charge_item(r: ChargeItem) -> Said:
     if r.service:
         return Reason.RESTATED
     return Reason.NO_CODE if r.code is None else [Fact(PROCEDURE, r.code, dated(r, POLICY["ChargeItem"]))]
-
-
-def molecular_sequence(r: MolecularSequence) -> Said:
-    """The variants of a sequence. FHIR gives it no date: it has a place in a timeline through Observations alone.
-
-    >>> from ehrseq.fhir.facts import preview
-    >>> preview(molecular_sequence, '''{"resourceType": "MolecularSequence", "referenceSeq": {"referenceSeqId":
-    ...     {"coding": [{"system": "http://www.ncbi.nlm.nih.gov/nuccore", "code": "NC_000002.12"}]}},
-    ...     "variant": [{"start": 128273724, "observedAllele": "C"}]}''')
-    [('VARIANT//http://www.ncbi.nlm.nih.gov/nuccore//NC_000002.12', None, None)]
-    """
-    reference = code_of(r.reference_seq.reference_seq_id) if r.reference_seq is not None else None
-    if reference is None or not r.variant:
-        return Reason.NO_CODE
-    return [Fact(PLAIN, "VARIANT//" + reference, dated(r, POLICY["MolecularSequence"]))]
 
 
 def _points_at_records(r: Claim) -> bool:

@@ -284,7 +284,7 @@ class Reader:
         rows.record_version.extend(
             [-1 if (m := r.meta) is None or (v := m.version_id) is None else _version(v) for r in batch]
         )
-        if kind in ("Patient", "Encounter"):
+        if kind in ("Patient", "Encounter", "MolecularSequence", "Sequence"):
             own = array("i", [references[f"{kind}/{r.id}"] for r in batch])
         if kind == "Patient":
             self._remember_links(batch, start)
@@ -299,7 +299,7 @@ class Reader:
             )
             rows.record_encounter.extend(
                 own
-                if kind == "Encounter"
+                if kind in ("Encounter", "MolecularSequence", "Sequence")
                 else self._results(batch)
                 if kind == "Observation"
                 else [0 if (e := r.encounter or r.context) is None else references[e.reference] for r in batch]

@@ -6,6 +6,10 @@ from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from urllib.parse import parse_qs
 
+SEQUENCES = ("MolecularSequence/", "Sequence/")  # an Observation that is derived from one of them may date it
+DATED_BY_OTHERS = r"^(Observation|MolecularSequence|Sequence)/"
+"""Targets that stand for the record itself, in place of an encounter: a report or an Observation may date it."""
+
 
 def subject_number(identity: str) -> int:
     """The `subject_id` of a FHIR identity: 63 bits of its hash, never 0.

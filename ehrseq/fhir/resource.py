@@ -100,6 +100,11 @@ class Measured(Clinical):
     data_absent_reason: Concept | None = None
 
 
+class RelatedObservation(Element):
+    type: str | None = None
+    target: Reference | None = None
+
+
 class Observation(Measured, kw_only=True):
     resource_type: Literal["Observation"]
     effective_date_time: str | None = None
@@ -108,6 +113,8 @@ class Observation(Measured, kw_only=True):
     effective_timing: Timing | None = None
     issued: str | None = None
     component: list[Measured] | None = None
+    derived_from: list[Reference] | None = None
+    related: list[RelatedObservation] | None = None  # STU3
     extension: list[Extension] | None = None
 
 

@@ -17,7 +17,7 @@ import polars as pl
 from ehrseq.fhir.chunk import PATIENTS, Chunk
 from ehrseq.fhir.clock import NO_OFFSET, NO_TIME
 from ehrseq.fhir.ledger import Reason
-from ehrseq.fhir.references import subject_number
+from ehrseq.fhir.references import DATED_BY_OTHERS, subject_number
 from ehrseq.fhir.rows import (
     ABATEMENT,
     DECEASED,
@@ -267,8 +267,8 @@ def _keep(events: EventColumns, keep: npt.NDArray[np.bool_]) -> EventColumns:
 
 
 def _is_report(targets: pl.Series) -> pl.Series:
-    """Whether a record takes its time from the report whose result it is: then its target is its own name."""
-    return targets.str.starts_with("Observation/")
+    """Whether a record takes its time from one that names it, such as a report: then its target is its own name."""
+    return targets.str.contains(DATED_BY_OTHERS)
 
 
 def _date(

@@ -19,7 +19,7 @@ import polars as pl
 from ehrseq.fhir.chunk import Chunk, content
 from ehrseq.fhir.clock import NO_TIME
 from ehrseq.fhir.ledger import Reason
-from ehrseq.fhir.references import Resolver, medication_codes, subject_number, wanted_identifier
+from ehrseq.fhir.references import DATED_BY_OTHERS, Resolver, medication_codes, subject_number, wanted_identifier
 
 Ints = npt.NDArray[Any]
 SEED = 7
@@ -335,7 +335,7 @@ def _encounters(
 
     What other records say of later times is no end: it would let one patient's record move what is known of another.
     """
-    is_report = pl.col("target").str.starts_with("Observation/")
+    is_report = pl.col("target").str.contains(DATED_BY_OTHERS)
     tables = [
         _kept(chunk, "encounters", gone)
         .with_columns(target=pl.col("target").hash(SEED), is_report=is_report)

@@ -208,7 +208,10 @@ NOT_SO = [
     (DATED | {"description": {"text": "words"}}, "no_code"),
     (DATED | {"startDate": "soon"}, "invalid_time"),
     ({k: v for k, v in DATED.items() if k != "startDate"}, "no_time"),
-    (make("MolecularSequence", referenceSeq={"referenceSeqId": concept()}, variant=[{"start": 1}]), "no_time"),
+    (make("MolecularSequence", referenceSeq={"referenceSeqId": concept()}, variant=[{"start": 1}]), "no_code"),
+    (make("MolecularSequence", referenceSeq={"referenceSeqId": concept()}, observedSeq="ACGT"), "reference_data"),
+    (make("MolecularSequence", referenceSeq={"referenceSeqId": concept()}, coordinateSystem=0,
+          variant=[{"start": 1, "observedAllele": "A", "referenceAllele": "C"}]), "no_time"),
     (make("EpisodeOfCare", status="cancelled"), "not_done"),
     (make("EpisodeOfCare", status="active"), "no_time"),
 ]  # fmt: skip
