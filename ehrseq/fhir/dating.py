@@ -56,7 +56,8 @@ _EFFECTIVE = _same(EFFECTIVE, "effective_date_time", "effective_period", "effect
 _RECORDED = ("recorded_date", "asserted_date", "date_recorded")
 _ONSET = _same(ONSET, "onset_date_time", "onset_period", "onset") + _same(RECORDED, *_RECORDED)
 _OCCURRENCE = _same(OCCURRENCE, "occurrence_date_time", "occurrence_period")
-_ORDERED = Policy(_same(AUTHORED, "authored_on", "ordered_on", "date", "date_sent"))
+# an order without a date had been given by the time for which it was meant
+_ORDERED = Policy(_same(AUTHORED, "authored_on", "ordered_on", "date", "date_sent") + _OCCURRENCE)
 _USED = _same(USED, "timing_date_time", "timing_period", "timing_timing", "when_used")
 
 POLICY: dict[str, Policy] = {

@@ -14,7 +14,7 @@ import msgspec
 from ehrseq.fhir import care, findings
 from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, Statuses, code_pool, concept_code, refutation
 from ehrseq.fhir.datatypes import Period, Reference
-from ehrseq.fhir.dating import POLICY, dated, dater
+from ehrseq.fhir.dating import POLICY, Moment, dated, dater
 from ehrseq.fhir.demographics import us_core
 from ehrseq.fhir.encounters import class_name
 from ehrseq.fhir.facts import Said, Scheme
@@ -225,9 +225,8 @@ class Emitters:
             genomic = genomic or _has_genomic_extension(r)
         when = dated(r, POLICY["Observation (genomic)"]) if genomic else _WHEN["Observation"](r)
         time, known, source = rows.times[when[0]], rows.times[when[1]], when[2]
-        if when[0] and (r.derived_from is not None or r.related is not None):
-            sources = r.derived_from or [o.target for o in r.related or () if o.type == "derived-from" and o.target]
-            self._date_others(sources, SEQUENCES, record, when[0], when[1])
+        if when[0] and (r.has_member is not None or r.derived_from is not None or r.related is not None):
+            self._date_relatives(r, record, when)
         number, text, modifier, unit = read_value(r)
         texts = rows.texts
         parts = 0
@@ -263,22 +262,32 @@ class Emitters:
         return EVENTS if parts else Reason.NO_CODE
 
     def diagnostic_report(self, r: DiagnosticReport, record: int) -> int:
-        """That the report was made; its results are Observations of their own."""
+        """That the report was made, and its coded conclusions; its results are Observations of their own."""
         if r.status in RESULT_STATUS:
             return RESULT_STATUS[r.status]
-        time, known, _ = _WHEN["DiagnosticReport"](r)
-        if time and r.result and not r.modifier_extension:
+        if r.result and not r.modifier_extension:
             # results without a date of their own take the report's
-            self._date_others(r.result, ("Observation/",), record, time, known)
-        return self._coded(r, record, concept_code(r.code, self.measurements), "DiagnosticReport")
+            self._date_others(r.result, ("Observation/",), record, _WHEN["DiagnosticReport"](r))
+        reason = self._coded(r, record, concept_code(r.code, self.measurements), "DiagnosticReport")
+        if reason in (EVENTS, Reason.NO_CODE) and self._add(findings.conclusions(r), record):
+            return EVENTS
+        return reason
 
-    def _date_others(
-        self, others: list[Reference], kinds: tuple[str, ...], record: int, time: str, known: str | None
-    ) -> None:
+    def _date_relatives(self, r: Observation, record: int, when: Moment) -> None:
+        """Members of a group, and sequences from which a finding is derived, may take the Observation's time."""
+        related = [(o.type, o.target) for o in r.related or () if o.target is not None]
+        members = [*(r.has_member or ()), *(target for kind, target in related if kind == "has-member")]
+        sources = [*(r.derived_from or ()), *(target for kind, target in related if kind == "derived-from")]
+        self._date_others(members, ("Observation/",), record, when)
+        self._date_others(sources, SEQUENCES, record, when)
+
+    def _date_others(self, others: list[Reference], kinds: tuple[str, ...], record: int, when: Moment) -> None:
         """Keep a time for the records of some types that a record names: those that have none may take it."""
+        time, known, _ = when
         names = [self.rows.references.in_scope(other.reference) for other in others if other.reference]
         targets = [target for target in map(named_target, names) if target and target.startswith(kinds)]
-        self.rows.results += [(record, target, time, known or time) for target in targets]
+        if time:
+            self.rows.results += [(record, target, time, known or time) for target in targets]
 
     def procedure(self, r: Procedure, record: int) -> int:
         """The procedure at its start."""

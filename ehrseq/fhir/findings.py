@@ -11,6 +11,7 @@ from ehrseq.fhir.datatypes import Concept
 from ehrseq.fhir.dating import POLICY, Moment, dated
 from ehrseq.fhir.facts import PLAIN, Fact, Said, Scheme, code_of, concept_of
 from ehrseq.fhir.ledger import Reason
+from ehrseq.fhir.resource import DiagnosticReport
 from ehrseq.fhir.resource_findings import (
     AdverseEvent,
     Answer,
@@ -35,6 +36,7 @@ FAMILY = Scheme("diagnosis", "FAMILY//")
 FLAG = Scheme("diagnosis", "FLAG//")
 RISK = Scheme("diagnosis", "RISK//")
 ADVERSE = Scheme("diagnosis", "ADVERSE_EVENT//")
+CONCLUSION = Scheme("diagnosis", "CONCLUSION//")
 ISSUE = Scheme("diagnosis", "DETECTED_ISSUE//")
 
 
@@ -146,6 +148,18 @@ def clinical_impression(r: ClinicalImpression) -> Said:
     when = dated(r, POLICY["ClinicalImpression"])
     found = [concept_of(f.item_codeable_concept or f.item) for f in r.finding or ()]
     return [Fact(DIAGNOSIS, concept, when) for concept in found if concept is not None]
+
+
+def conclusions(r: DiagnosticReport) -> list[Fact]:
+    """The coded conclusions of a report, under `CONCLUSION//`: what it found is not yet anybody's diagnosis.
+
+    >>> from ehrseq.fhir.facts import preview
+    >>> preview(conclusions, '''{"resourceType": "DiagnosticReport", "issued": "2013-05-15T19:32:52+01:00",
+    ...     "conclusionCode": [{"coding": [{"system": "http://snomed.info/sct", "code": "188340000"}]}]}''')
+    [('CONCLUSION//SNOMED//188340000', '2013-05-15T19:32:52+01:00', '2013-05-15T19:32:52+01:00')]
+    """
+    found = [concept_of(code) for code in r.conclusion_code or r.coded_diagnosis or ()]
+    return [Fact(CONCLUSION, concept, dated(r, POLICY["DiagnosticReport"])) for concept in found if concept is not None]
 
 
 def questionnaire_response(r: QuestionnaireResponse) -> Said:

@@ -32,7 +32,7 @@ from ehrseq.fhir.datatypes import (
     ResourceMeta,
     Timing,
 )
-from ehrseq.fhir.resource_care import CARE_TYPES
+from ehrseq.fhir.resource_care import CARE_TYPES, Code
 from ehrseq.fhir.resource_findings import FINDING_TYPES
 
 
@@ -114,6 +114,7 @@ class Observation(Measured, kw_only=True):
     issued: str | None = None
     component: list[Measured] | None = None
     derived_from: list[Reference] | None = None
+    has_member: list[Reference] | None = None
     related: list[RelatedObservation] | None = None  # STU3
     extension: list[Extension] | None = None
 
@@ -243,6 +244,8 @@ class DiagnosticReport(Clinical, kw_only=True):
     effective_period: Period | None = None
     issued: str | None = None
     result: list[Reference] | None = None
+    conclusion_code: list[Code] | None = None
+    coded_diagnosis: list[Code] | None = None  # DSTU2, STU3
 
 
 class ResearchSubject(Clinical, kw_only=True):

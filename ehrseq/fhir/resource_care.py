@@ -61,6 +61,8 @@ class Order(Clinical, kw_only=True):
     intent: str | None = None
     do_not_perform: bool | None = None
     authored_on: str | None = None
+    occurrence_date_time: str | None = None
+    occurrence_period: Period | None = None
 
 
 class ServiceRequest(Order, kw_only=True):
