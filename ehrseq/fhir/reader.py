@@ -205,8 +205,10 @@ class Reader:
                 self._remember(full_url, kind, resource.id)
             self._waiting.setdefault(kind, []).append(resource)
         elif kind:
-            HEAD_DECODER.decode(raw)
-            self.count(kind, reason_for_type(kind))
+            if HEAD_DECODER.decode(raw).resource_type == kind:
+                self.count(kind, reason_for_type(kind))
+            else:  # it says twice what it is, and not the same
+                self.reject(kind, Reason.INVALID_FIELD, line)
         else:
             self.reject("", _fault(raw), line)
 

@@ -7,6 +7,7 @@ no timeline reads. DSTU2 has no models: such records are counted as `no_model`.
 from __future__ import annotations
 
 import heapq
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -120,6 +121,25 @@ def _model(kind: str, version: str) -> Any:
 
 
 def _errors(kind: str, model: Any, raw: bytes) -> Errors:
+    """What is wrong with a record; a key that stands twice in an object is wrong too, although models read past it."""
+    return sorted([*_model_errors(kind, model, raw), *([(kind, "duplicate_key")] if _repeats_key(raw) else [])])
+
+
+def _repeats_key(raw: bytes) -> bool:
+    repeated = False
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        nonlocal repeated
+        repeated = repeated or len({key for key, _ in pairs}) < len(pairs)
+
+    try:
+        json.loads(raw, object_pairs_hook=look)
+    except (ValueError, RecursionError):  # no JSON: the models say so
+        return False
+    return repeated
+
+
+def _model_errors(kind: str, model: Any, raw: bytes) -> Errors:
     try:
         model.model_validate_json(raw)
     except ValueError as error:
