@@ -24,7 +24,7 @@ from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.limits import DEFAULT_LIMITS, Limits
 from ehrseq.fhir.resource import BUNDLE_DECODER, DECODERS, HEAD_DECODER, Bundle, BundleEntry
 from ehrseq.fhir.rows import TYPE_NUMBER, Rows
-from ehrseq.fhir.skipped import reason_for_type
+from ehrseq.fhir.skipped import known_type, reason_for_type
 from ehrseq.fhir.source import Progress, count_lines
 from ehrseq.fhir.walk import DECODE_ERRORS, type_of, walk, walk_lines, walk_pieces
 
@@ -240,7 +240,7 @@ class Reader:
         kind, _, name = url.partition("?")[0].partition("/_history/")[0].rpartition("/")
         kind = kind.rpartition("/")[2]
         if kind not in TYPE_NUMBER or not name:
-            self.count(kind if kind.isalpha() else "", Reason.DELETED)
+            self.count(kind, Reason.DELETED)
             return
         when = entry.response.last_modified if entry.response is not None else None
         if bundle is not None:
@@ -335,7 +335,7 @@ class Reader:
 
     def count(self, kind: str, reason: Reason, count: int = 1) -> None:
         """Count what gives no record of its own in the columns."""
-        self.rows.counts[self._file, kind, reason] += count
+        self.rows.counts[self._file, known_type(kind), reason] += count
 
     def reject(self, kind: str, reason: Reason, line: int) -> None:
         """Put something that cannot be read into the quarantine."""

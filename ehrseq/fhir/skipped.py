@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ehrseq.fhir.ledger import Reason
+from ehrseq.fhir.resource import READ_TYPES
 
 # What other records refer to: things, people and places, definitions of products
 _REFERENCE_DATA = (
@@ -58,6 +59,15 @@ _REASONS = {
     )
     for name in names.split()
 }
+
+
+def known_type(name: str) -> str:
+    """A resource type's name; empty for what no version of FHIR has, which is a record's content and may be anything.
+
+    >>> known_type("Invoice"), known_type("Patient"), known_type("Jane Doe")
+    ('Invoice', 'Patient', '')
+    """
+    return name if name in _REASONS or name in READ_TYPES or name == "Bundle" else ""
 
 
 def reason_for_type(name: str) -> Reason:

@@ -22,6 +22,7 @@ from ehrseq.errors import SourceError, nearest
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.limits import DEFAULT_LIMITS, Limits
 from ehrseq.fhir.resource import BUNDLE_DECODER, BundleEntry
+from ehrseq.fhir.skipped import known_type
 from ehrseq.fhir.source import find_files
 from ehrseq.fhir.walk import DECODE_ERRORS, type_of, walk
 
@@ -228,7 +229,7 @@ class _Records:
         pass
 
     def reject(self, kind: str, reason: Reason, line: int) -> None:
-        self._counts[kind, "", "unreadable", "", ""] += 1
+        self._counts[known_type(kind), "", "unreadable", "", ""] += 1
 
     def _opened(self, raw: bytes, level: int) -> Iterator[bytes]:
         """The record, or those of a bundle."""
@@ -248,7 +249,7 @@ class _Records:
 
     def _check(self, raw: bytes) -> None:
         kind, version, errors = check_record(raw, self._version)
-        if not kind:
+        if not known_type(kind):
             self.reject("", Reason.NO_RESOURCE_TYPE, 0)
             return
         result = "no_model" if errors is None else "invalid" if errors else "valid"
