@@ -2,8 +2,8 @@
 
 Sources: LOINC (https://loinc.org) for codes and their properties. Molar masses are those of the molecular formulas by
 the standard atomic weights (IUPAC 2021, abridged); a test computes them and compares the factors that they give with
-the published ones of the AMA Manual of Style (11th edition, 17.5, conversion to SI units). Where a unit counts something
-else than a whole molecule, the remark says what.
+the published ones of the AMA Manual of Style (11th edition, 17.5, conversion to SI units). Where a unit counts
+something else than a whole molecule, the remark says what.
 """
 
 from __future__ import annotations

@@ -37,9 +37,9 @@ NGSP_FROM_IFCC = (0.09148, 2.152)
 _PLAIN = (
     "mg/dL", "g/dL", "g/L", "ug/dL", "mg/L", "ug/L", "ng/mL", "ng/dL", "ng/L", "pg/mL", "ug/mL", "mg/mL", "mmol/L",
     "umol/L", "nmol/L", "pmol/L", "mmol/mol", "mg/g", "mg/mmol", "U/L", "m[IU]/L", "u[IU]/mL", "[IU]/L", "[IU]/mL",
-    "U/mL", "ukat/L", "meq/L", "meq", "mL", "fL", "pg", "kg", "g", "mg", "ug", "cm", "mm", "mm[Hg]", "kPa", "kg/m2", "mL/min",
-    "/min", "mL/min/{1.73_m2}", "Cel", "10*3/uL", "10*6/uL", "10*9/L", "10*12/L", "/uL", "%", "[degF]", "[lb_av]",
-    "[oz_av]", "[in_i]", "[ft_i]",
+    "U/mL", "ukat/L", "meq/L", "meq", "mL", "fL", "pg", "kg", "g", "mg", "ug", "cm", "mm", "mm[Hg]", "kPa", "kg/m2",
+    "mL/min", "/min", "mL/min/{1.73_m2}", "Cel", "10*3/uL", "10*6/uL", "10*9/L", "10*12/L", "/uL", "%", "[degF]",
+    "[lb_av]", "[oz_av]", "[in_i]", "[ft_i]",
 )  # fmt: skip
 _OTHERS = {
     "mmhg": "mm[Hg]", "torr": "mm[Hg]", "mmofhg": "mm[Hg]",

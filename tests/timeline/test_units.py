@@ -40,7 +40,8 @@ def converted(code, value, unit):
 @pytest.mark.parametrize(
     ("recorded", "unit"),
     [
-        ("mg/dl", "mg/dL"), ("MG/DL", "mg/dL"), (" mg / dL ", "mg/dL"), ("mmHg", "mm[Hg]"), ("mm Hg", "mm[Hg]"), ("ml", "mL"), ("mEq.", "meq"),
+        ("mg/dl", "mg/dL"), ("MG/DL", "mg/dL"), (" mg / dL ", "mg/dL"), ("mmHg", "mm[Hg]"), ("mm Hg", "mm[Hg]"),
+        ("ml", "mL"), ("mEq.", "meq"),
         ("MMHG", "mm[Hg]"), ("IU/L", "[IU]/L"), ("10*3/uL", "10*3/uL"), ("10*3/ul", "10*3/uL"), ("K/uL", "10*3/uL"),
         ("x10^3/uL", "10*3/uL"), ("%", "%"), ("percent", "%"), ("mEq/L", "meq/L"), ("\u00b5mol/L", "umol/L"),
         ("\u03bcmol/L", "umol/L"), ("lbs", "[lb_av]"), ("in", "[in_i]"), ("mL/min/1.73m2", "mL/min/{1.73_m2}"),
@@ -62,8 +63,8 @@ def test_spelling_twice_changes_nothing(text):
     assert spell_unit(spell_unit(text)) == spell_unit(text)
 
 
-# Factors as published, to the last digit: a number in the first unit times the factor is one in the second. AMA Manual of
-# Style, 11th edition, 17.5 (conversion to SI units); triglycerides as triolein
+# Factors as published, to the last digit: a number in the first unit times the factor is one in the second. AMA Manual
+# of Style, 11th edition, 17.5 (conversion to SI units)
 PUBLISHED = {
     "glucose": ("mg/dL", "0.05551", "mmol/L"), "creatinine": ("mg/dL", "88.4", "umol/L"),
     "cholesterol": ("mg/dL", "0.02586", "mmol/L"), "HDL cholesterol": ("mg/dL", "0.02586", "mmol/L"),
