@@ -77,3 +77,10 @@ def refutation(status: Concept | str | None) -> Reason | None:
     if isinstance(status, str):
         return VERIFICATION.get(status)
     return next((VERIFICATION[c.code] for c in status.coding or () if c.code in VERIFICATION), None)
+
+
+def status_code(status: Concept | str | None) -> str | None:
+    """The code of a status that is a concept in some versions."""
+    if isinstance(status, Concept):
+        return next((c.code for c in status.coding or () if c.code), None)
+    return status

@@ -103,6 +103,9 @@ POLICY: dict[str, Policy] = {
         (*_USED, ("recorded_on", RECORDED), ("date_asserted", ASSERTED)), ("recorded_on", "date_asserted")
     ),
     "DeviceDispense": Policy((("when_handed_over", HANDED_OVER), ("prepared_date", PREPARED))),
+    "DeviceAssociation": Policy(_same(PERIOD, "period")),
+    "BiologicallyDerivedProductDispense": Policy((("when_handed_over", HANDED_OVER), ("prepared_date", PREPARED))),
+    "Consent": Policy(_same(CREATED, "date_time", "date")),
     "SupplyDelivery": Policy(_OCCURRENCE),
     "NutritionIntake": Policy(_OCCURRENCE, ("recorded",)),
     "FamilyMemberHistory": Policy(_same(RECORDED, "date")),

@@ -11,13 +11,13 @@ from typing import Any
 
 import msgspec
 
-from ehrseq.fhir import care, findings
+from ehrseq.fhir import care, findings, supplies
 from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, Statuses, code_pool, concept_code, refutation
 from ehrseq.fhir.datatypes import Period, Reference
 from ehrseq.fhir.dating import POLICY, Moment, dated, dater
 from ehrseq.fhir.demographics import us_core
 from ehrseq.fhir.encounters import class_name
-from ehrseq.fhir.facts import Said, Scheme
+from ehrseq.fhir.facts import ORDER, Said, Scheme
 from ehrseq.fhir.genomics import EXTENSION, finding_kind, genomic_findings, is_present
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.medications import MedicationEmitters
@@ -35,7 +35,7 @@ from ehrseq.fhir.resource import (
     Procedure,
     ResearchSubject,
 )
-from ehrseq.fhir.resource_care import Device
+from ehrseq.fhir.resource_care import BiologicallyDerivedProduct, Device
 from ehrseq.fhir.rows import (
     ABATEMENT,
     BIRTH_DATE,
@@ -63,7 +63,7 @@ _FOLLOW_UP_STATUS: Statuses = {
 }
 _WHEN = {kind: dater(kind) for kind in ("Observation", "DiagnosticReport", "Procedure", "Immunization",
                                         "AllergyIntolerance")}  # fmt: skip
-_DEVICE_KINDS = {care.DEVICE: "Device", care.ORDER: "DeviceOrdered", care.SUPPLY: "DeviceSupplied"}
+_DEVICE_KINDS = {supplies.DEVICE: "Device", ORDER: "DeviceOrdered", supplies.SUPPLY: "DeviceSupplied"}
 # A pure function (see `facts`) for each type that needs nothing but its own record
 READERS: dict[str, Callable[[Any], Said]] = {
     "CarePlan": care.care_plan,
@@ -71,8 +71,8 @@ READERS: dict[str, Callable[[Any], Said]] = {
     "ProcedureRequest": care.procedure_request,
     "ReferralRequest": care.referral_request,
     "DiagnosticOrder": care.diagnostic_order,
-    "DeviceRequest": care.device_request,
-    "DeviceUseRequest": care.device_use_request,
+    "DeviceRequest": supplies.device_request,
+    "DeviceUseRequest": supplies.device_use_request,
     "NutritionOrder": care.nutrition_order,
     "VisionPrescription": care.vision_prescription,
     "Goal": care.goal,
@@ -81,11 +81,14 @@ READERS: dict[str, Callable[[Any], Said]] = {
     "ImagingStudy": care.imaging_study,
     "Media": care.media,
     "Specimen": care.specimen,
-    "DeviceUseStatement": care.device_use,
-    "DeviceUsage": care.device_use,
-    "DeviceDispense": care.device_dispense,
-    "NutritionIntake": care.nutrition_intake,
-    "SupplyDelivery": care.supply_delivery,
+    "DeviceUseStatement": supplies.device_use,
+    "DeviceUsage": supplies.device_use,
+    "DeviceDispense": supplies.device_dispense,
+    "DeviceAssociation": supplies.device_association,
+    "BiologicallyDerivedProductDispense": supplies.product_dispense,
+    "Consent": care.consent,
+    "NutritionIntake": supplies.nutrition_intake,
+    "SupplyDelivery": supplies.supply_delivery,
     "FamilyMemberHistory": findings.family_member_history,
     "Flag": findings.flag,
     "RiskAssessment": findings.risk_assessment,
@@ -136,6 +139,7 @@ class Emitters:
             "Coverage": self.period_of_follow_up,
             "MedicationUsage": medications.medication_statement,
             "Device": self.device,
+            "BiologicallyDerivedProduct": self.product,
         }
         self.by_type = core | {kind: self._facts_of(read) for kind, read in READERS.items()}
         self.genomic: dict[int, bool] = {}  # of the number of a code: asked of every Observation, so remembered
@@ -314,11 +318,17 @@ class Emitters:
 
     def device(self, r: Device, record: int) -> int:
         """No event: what uses, orders or delivers it refers to it, as to a Medication."""
-        concept = care.device_concept(r)
+        concept = supplies.device_concept(r)
         for scheme, kind in _DEVICE_KINDS.items():
             self.rows.medications.append(
                 MedicationFacts(record, r.id or "", concept_code(concept, self._pool(scheme)), [], [], kind)
             )
+        return Reason.REFERENCE_DATA
+
+    def product(self, r: BiologicallyDerivedProduct, record: int) -> int:
+        """No event: its dispense refers to it."""
+        code = concept_code(r.product_code, self._pool(supplies.SUPPLY))
+        self.rows.medications.append(MedicationFacts(record, r.id or "", code, [], [], "BiologicallyDerivedProduct"))
         return Reason.REFERENCE_DATA
 
     def research_subject(self, r: ResearchSubject, record: int) -> int:
@@ -401,6 +411,8 @@ class Emitters:
         """The code of a device that is referred to: a contained one's, or minus one minus the reference's number."""
         if not reference.startswith("#"):
             target = named_target(self.rows.references.in_scope(reference)) or ""
+            if target.startswith("BiologicallyDerivedProduct/"):
+                return -1 - self.rows.references[target]
             if not target.startswith("Device/"):
                 return 0
             # what is ordered has another code than what is used, so it goes by another name
@@ -411,7 +423,7 @@ class Emitters:
             except (msgspec.DecodeError, UnicodeDecodeError):
                 continue
             if device.id == reference[1:]:
-                return concept_code(care.device_concept(device), self._pool(scheme))
+                return concept_code(supplies.device_concept(device), self._pool(scheme))
         return 0
 
 

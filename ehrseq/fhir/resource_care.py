@@ -159,6 +159,20 @@ class Goal(Clinical, kw_only=True):
     status_date: str | None = None
 
 
+class Provision(Element):
+    type: str | None = None
+
+
+class Consent(Clinical, kw_only=True):
+    resource_type: Literal["Consent"]
+    scope: Concept | None = None
+    category: list[Concept] | None = None
+    date_time: str | None = None
+    date: str | None = None  # R5
+    decision: str | None = None  # R5
+    provision: Provision | list[Provision] | None = None
+
+
 # -- documents, images, specimens
 
 
@@ -290,6 +304,30 @@ class DeviceDispense(Clinical, kw_only=True):
     contained: list[msgspec.Raw] = field(default_factory=list)
 
 
+class DeviceAssociation(Clinical, kw_only=True):
+    resource_type: Literal["DeviceAssociation"]
+    status: Concept | str | None = None  # type: ignore[assignment]
+    device: Reference | None = None
+    period: Period | None = None
+    contained: list[msgspec.Raw] = field(default_factory=list)
+
+
+class BiologicallyDerivedProduct(Clinical, kw_only=True):
+    """Blood, tissue, ...: what a dispense refers to; never an event itself."""
+
+    resource_type: Literal["BiologicallyDerivedProduct"]
+    product_code: Concept | None = None
+
+
+class BiologicallyDerivedProductDispense(Clinical, kw_only=True):
+    resource_type: Literal["BiologicallyDerivedProductDispense"]
+    product: Reference | None = None
+    quantity: Quantity | None = None
+    prepared_date: str | None = None
+    when_handed_over: str | None = None
+    contained: list[msgspec.Raw] = field(default_factory=list)
+
+
 class SuppliedItem(Element):
     item_codeable_concept: Concept | None = None
     item_reference: Reference | None = None
@@ -337,6 +375,10 @@ CARE_TYPES: tuple[type[Resource], ...] = (
     DeviceUseStatement,
     DeviceUsage,
     DeviceDispense,
+    DeviceAssociation,
+    BiologicallyDerivedProduct,
+    BiologicallyDerivedProductDispense,
     SupplyDelivery,
     NutritionIntake,
+    Consent,
 )

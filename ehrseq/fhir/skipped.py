@@ -8,10 +8,10 @@ from ehrseq.fhir.resource import READ_TYPES
 # What other records refer to: things, people and places, definitions of products
 _REFERENCE_DATA = (
     "Organization Practitioner PractitionerRole Location DeviceDefinition DeviceMetric DeviceComponent "
-    "DeviceAssociation HealthcareService Endpoint OrganizationAffiliation RelatedPerson Person Group "
+    "HealthcareService Endpoint OrganizationAffiliation RelatedPerson Person Group "
     "MedicationKnowledge Substance SubstanceDefinition SubstanceSpecification SubstanceNucleicAcid SubstancePolymer "
     "SubstanceProtein SubstanceReferenceInformation SubstanceSourceMaterial ResearchStudy BodyStructure BodySite "
-    "InsurancePlan InsuranceProduct CatalogEntry BiologicallyDerivedProduct NutritionProduct InventoryItem "
+    "InsurancePlan InsuranceProduct CatalogEntry NutritionProduct FormularyItem InventoryItem "
     "PackagedProductDefinition AdministrableProductDefinition ManufacturedItemDefinition "
     "MedicinalProductDefinition RegulatedAuthorization "
     "ClinicalUseDefinition Ingredient MedicinalProduct MedicinalProductAuthorization MedicinalProductContraindication "
@@ -26,13 +26,14 @@ _FINANCIAL = (
 )
 # Who cares and may see what, appointments, messages, errands: nothing that befell the patient's health
 _ADMINISTRATIVE = (
-    "CareTeam Consent Permission Appointment AppointmentResponse Schedule Slot Task Communication "
-    "CommunicationRequest SupplyRequest Transport InventoryReport EncounterHistory Order OrderResponse "
+    "CareTeam Permission Appointment AppointmentResponse Schedule Slot Task Communication "
+    "CommunicationRequest SupplyRequest Transport InventoryReport Order OrderResponse "
     "ProcessRequest ProcessResponse"
 )
 # Said again of records that are there themselves
 _RESTATED = (
-    "List DocumentManifest ImmunizationEvaluation GenomicStudy ImagingSelection ImagingManifest ImagingObjectSelection"
+    "List DocumentManifest ImmunizationEvaluation GenomicStudy ImagingSelection ImagingManifest ImagingObjectSelection "
+    "EncounterHistory MeasureReport"
 )
 # What might be done one day
 _PLANNED = "ImmunizationRecommendation RequestGroup RequestOrchestration GuidanceResponse"
@@ -41,11 +42,11 @@ _INFRASTRUCTURE = (
     "SubscriptionTopic StructureDefinition StructureMap ValueSet CodeSystem ConceptMap NamingSystem "
     "SearchParameter OperationDefinition CapabilityStatement Conformance CompartmentDefinition GraphDefinition "
     "ImplementationGuide MessageDefinition TerminologyCapabilities ExampleScenario TestScript TestReport TestPlan "
-    "Library Measure MeasureReport PlanDefinition ActivityDefinition Questionnaire EventDefinition "
+    "Library Measure PlanDefinition ActivityDefinition Questionnaire EventDefinition "
     "ObservationDefinition SpecimenDefinition ConditionDefinition ResearchDefinition ResearchElementDefinition "
     "Evidence EvidenceReport EvidenceVariable EffectEvidenceSynthesis RiskEvidenceSynthesis Citation "
     "ArtifactAssessment ActorDefinition Requirements VerificationResult Linkage Basic DataElement ExpansionProfile "
-    "ServiceDefinition FormularyItem BiologicallyDerivedProductDispense"
+    "ServiceDefinition"
 )
 _REASONS = {
     name: reason
