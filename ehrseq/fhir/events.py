@@ -271,7 +271,7 @@ class Emitters:
             return RESULT_STATUS[r.status]
         if r.result and not r.modifier_extension:
             # results without a date of their own take the report's
-            self._date_others(r.result, ("Observation/",), record, _WHEN["DiagnosticReport"](r))
+            self._date_others(r, r.result, ("Observation/",), record, _WHEN["DiagnosticReport"](r))
         reason = self._coded(r, record, concept_code(r.code, self.measurements), "DiagnosticReport")
         if reason in (EVENTS, Reason.NO_CODE) and self._add(findings.conclusions(r), record):
             return EVENTS
@@ -282,16 +282,23 @@ class Emitters:
         related = [(o.type, o.target) for o in r.related or () if o.target is not None]
         members = [*(r.has_member or ()), *(target for kind, target in related if kind == "has-member")]
         sources = [*(r.derived_from or ()), *(target for kind, target in related if kind == "derived-from")]
-        self._date_others(members, ("Observation/",), record, when)
-        self._date_others(sources, SEQUENCES, record, when)
+        self._date_others(r, members, ("Observation/",), record, when)
+        self._date_others(r, sources, SEQUENCES, record, when)
 
-    def _date_others(self, others: list[Reference], kinds: tuple[str, ...], record: int, when: Moment) -> None:
+    def _date_others(self, r: Any, others: list[Reference], kinds: tuple[str, ...], record: int, when: Moment) -> None:
         """Keep a time for the records of some types that a record names: those that have none may take it."""
         time, known, _ = when
-        names = [self.rows.references.in_scope(other.reference) for other in others if other.reference]
+        if not time:
+            return
+        inside = f"{kinds[0]}{r.resource_type}-{r.id}"  # as what it contains is called
+        in_scope = self.rows.references.in_scope
+        names = [
+            inside + name if name.startswith("#") else in_scope(name)
+            for name in (other.reference for other in others)
+            if name
+        ]
         targets = [target for target in map(named_target, names) if target and target.startswith(kinds)]
-        if time:
-            self.rows.results += [(record, target, time, known or time) for target in targets]
+        self.rows.results += [(record, target, time, known or time) for target in targets]
 
     def procedure(self, r: Procedure, record: int) -> int:
         """The procedure at its start."""

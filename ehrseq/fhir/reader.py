@@ -17,6 +17,7 @@ import msgspec
 
 from ehrseq.errors import SourceError
 from ehrseq.fhir.codes import CodingPreference
+from ehrseq.fhir.contained import MARK, contained_records, container_id
 from ehrseq.fhir.datatypes import Reference, Resource
 from ehrseq.fhir.dating import POLICY, dated
 from ehrseq.fhir.events import Emitters
@@ -152,6 +153,9 @@ class Reader:
 
     def lines(self, block: bytes, lines_before: int) -> None:
         """Read whole lines, all at once where they are of one type."""
+        if MARK in block:
+            self._read_one_by_one(block, lines_before)
+            return
         kind = type_of(block)
         decoder = DECODERS.get(kind, HEAD_DECODER)
         try:
@@ -204,13 +208,24 @@ class Reader:
             if full_url:
                 self._remember(full_url, kind, resource.id)
             self._waiting.setdefault(kind, []).append(resource)
+            if MARK in raw:
+                self._read_contained(raw, f"{kind}-{resource.id}", line)
         elif kind:
             if HEAD_DECODER.decode(raw).resource_type == kind:
+                if MARK in raw:
+                    self._read_contained(raw, f"{kind}-{container_id(raw)}", line)
                 self.count(kind, reason_for_type(kind))
             else:  # it says twice what it is, and not the same
                 self.reject(kind, Reason.INVALID_FIELD, line)
         else:
             self.reject("", _fault(raw), line)
+
+    def _read_contained(self, raw: bytes, name: str, line: int) -> None:
+        for kind, resource in contained_records(raw, name):
+            if resource is None:
+                self.reject(kind, Reason.INVALID_FIELD, line)
+            else:
+                self._waiting.setdefault(kind, []).append(resource)
 
     def _open_bundle(self, raw: bytes, line: int, depth: int) -> None:
         if depth > self._limits.bundle_levels:
