@@ -424,7 +424,7 @@ class Emitters:
                 return 0
             # what is ordered has another code than what is used, so it goes by another name
             return -1 - self.rows.references[f"{_DEVICE_KINDS[scheme]}/{target.removeprefix('Device/')}"]
-        for raw in r.contained:
+        for raw in r.contained or ():
             try:
                 device = msgspec.json.decode(raw, type=Device)
             except (msgspec.DecodeError, UnicodeDecodeError):

@@ -151,7 +151,7 @@ class MedicationEmitters:
                 codes.append(-1 - self.rows.references[reference])
         return list(dict.fromkeys(codes))
 
-    def _contained(self, resources: list[msgspec.Raw]) -> dict[str, MedicationFacts]:
+    def _contained(self, resources: list[msgspec.Raw] | None) -> dict[str, MedicationFacts]:
         return {m.id or "": self._facts(m) for m in contained_medications(resources)}
 
     def _facts(self, r: Medication, record: int = -1) -> MedicationFacts:
@@ -173,10 +173,10 @@ def _target(reference: Reference | CodeableReference | None) -> str | None:
     return written.reference if isinstance(written, Reference) else written or None
 
 
-def contained_medications(contained: list[msgspec.Raw]) -> list[Medication]:
+def contained_medications(contained: list[msgspec.Raw] | None) -> list[Medication]:
     """The Medications among contained resources; others, and unreadable ones, are passed over."""
     found = []
-    for raw in contained:
+    for raw in contained or ():
         try:
             found.append(msgspec.json.decode(raw, type=Medication))
         except (msgspec.DecodeError, UnicodeDecodeError):

@@ -17,7 +17,7 @@ import msgspec
 
 from ehrseq.errors import SourceError
 from ehrseq.fhir.codes import CodingPreference
-from ehrseq.fhir.contained import MARK, contained_records, container_id
+from ehrseq.fhir.contained import contained_records, container, holds_records
 from ehrseq.fhir.datatypes import Reference, Resource
 from ehrseq.fhir.dating import POLICY, dated
 from ehrseq.fhir.events import Emitters
@@ -153,9 +153,6 @@ class Reader:
 
     def lines(self, block: bytes, lines_before: int) -> None:
         """Read whole lines, all at once where they are of one type."""
-        if MARK in block:
-            self._read_one_by_one(block, lines_before)
-            return
         kind = type_of(block)
         decoder = DECODERS.get(kind, HEAD_DECODER)
         try:
@@ -165,12 +162,12 @@ class Reader:
             return
         if decoder is HEAD_DECODER:
             types = Counter(head.resource_type for head in batch)
-            if types.keys() & DECODERS.keys() or "Bundle" in types:
+            if types.keys() & DECODERS.keys() or "Bundle" in types or any(holds_records(h.contained) for h in batch):
                 self._read_one_by_one(block, lines_before)
                 return
             for name, count in types.items():
                 self.count(name, reason_for_type(name), count)
-        elif None not in [r.id for r in batch]:
+        elif None not in [r.id for r in batch] and not any(r.contained and holds_records(r.contained) for r in batch):
             self._take(kind, batch)
             self._cut()
         else:
@@ -208,20 +205,21 @@ class Reader:
             if full_url:
                 self._remember(full_url, kind, resource.id)
             self._waiting.setdefault(kind, []).append(resource)
-            if MARK in raw:
-                self._read_contained(raw, f"{kind}-{resource.id}", line)
+            if resource.contained:
+                self._read_contained(resource, kind, line)
         elif kind:
-            if HEAD_DECODER.decode(raw).resource_type == kind:
-                if MARK in raw:
-                    self._read_contained(raw, f"{kind}-{container_id(raw)}", line)
+            head = HEAD_DECODER.decode(raw)
+            if head.resource_type == kind:
                 self.count(kind, reason_for_type(kind))
+                if head.contained:
+                    self._read_contained(container(raw), kind, line)
             else:  # it says twice what it is, and not the same
                 self.reject(kind, Reason.INVALID_FIELD, line)
         else:
             self.reject("", _fault(raw), line)
 
-    def _read_contained(self, raw: bytes, name: str, line: int) -> None:
-        for kind, resource in contained_records(raw, name):
+    def _read_contained(self, outer: Any, outer_kind: str, line: int) -> None:
+        for kind, resource in contained_records(outer, f"{outer_kind}-{outer.id}"):
             if resource is None:
                 self.reject(kind, Reason.INVALID_FIELD, line)
             else:

@@ -125,7 +125,6 @@ class MedicationUse(Clinical):
     medication: CodeableReference | None = None  # R5
     medication_codeable_concept: Concept | None = None
     medication_reference: Reference | None = None
-    contained: list[msgspec.Raw] = field(default_factory=list)
 
 
 class MedicationRequest(MedicationUse, kw_only=True):
@@ -200,7 +199,6 @@ class Medication(Resource, kw_only=True):
     code: Concept | None = None
     ingredient: list[Ingredient] | None = None
     product: Product | None = None  # DSTU2
-    contained: list[msgspec.Raw] = field(default_factory=list)
 
 
 class Procedure(Clinical, kw_only=True):
@@ -292,6 +290,7 @@ class Head(Element, kw_only=True):
     """Any resource, of which only the type is wanted."""
 
     resource_type: str
+    contained: list[msgspec.Raw] | None = None
 
 
 CORE_TYPES: tuple[type[Resource], ...] = (

@@ -6,9 +6,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import msgspec
-from msgspec import field
-
 from ehrseq.fhir.datatypes import (
     Clinical,
     CodeableReference,
@@ -105,7 +102,6 @@ class DeviceRequest(Order, kw_only=True):
     code: CodeableReference | None = None  # R5
     code_codeable_concept: Concept | None = None
     code_reference: Reference | None = None
-    contained: list[msgspec.Raw] = field(default_factory=list)
 
 
 class DeviceUseRequest(DeviceRequest, kw_only=True):
@@ -287,7 +283,6 @@ class DeviceUseStatement(Clinical, kw_only=True):
     when_used: Period | None = None  # DSTU2, STU3
     recorded_on: str | None = None
     date_asserted: str | None = None  # R5
-    contained: list[msgspec.Raw] = field(default_factory=list)
 
 
 class DeviceUsage(DeviceUseStatement, kw_only=True):
@@ -301,7 +296,6 @@ class DeviceDispense(Clinical, kw_only=True):
     device: CodeableReference | None = None
     when_handed_over: str | None = None
     prepared_date: str | None = None
-    contained: list[msgspec.Raw] = field(default_factory=list)
 
 
 class DeviceAssociation(Clinical, kw_only=True):
@@ -309,7 +303,6 @@ class DeviceAssociation(Clinical, kw_only=True):
     status: Concept | str | None = None  # type: ignore[assignment]
     device: Reference | None = None
     period: Period | None = None
-    contained: list[msgspec.Raw] = field(default_factory=list)
 
 
 class BiologicallyDerivedProduct(Clinical, kw_only=True):
@@ -325,7 +318,6 @@ class BiologicallyDerivedProductDispense(Clinical, kw_only=True):
     quantity: Quantity | None = None
     prepared_date: str | None = None
     when_handed_over: str | None = None
-    contained: list[msgspec.Raw] = field(default_factory=list)
 
 
 class SuppliedItem(Element):
@@ -339,7 +331,6 @@ class SupplyDelivery(Clinical, kw_only=True):
     supplied_item: SuppliedItem | list[SuppliedItem] | None = None
     occurrence_date_time: str | None = None
     occurrence_period: Period | None = None
-    contained: list[msgspec.Raw] = field(default_factory=list)
 
 
 class ConsumedItem(Element):
