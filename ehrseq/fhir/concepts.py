@@ -40,6 +40,14 @@ class CodePool(dict[Any, int]):
         super().__init__()
         self.names, self.order, self.prefix, self.procedure = names, order, prefix, procedure
         self.concept_map = concept_map
+        # of a code that stands alone: the system that it had last, and its number. Hashing systems is dear
+        self.alone: dict[str | None, tuple[str | None, int]] = {}
+
+    def of_one(self, system: str | None, code: str | None) -> int:
+        """The number of one coding, remembered in `alone`."""
+        number = self[system, code]
+        self.alone[code] = system, number
+        return number
 
     def __missing__(self, key: Any) -> int:
         codings: list[Coding] = list(zip(key[::2], key[1::2], strict=True))

@@ -14,13 +14,14 @@ import msgspec
 from ehrseq.fhir import care, findings
 from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, Statuses, code_pool, concept_code, refutation
 from ehrseq.fhir.datatypes import Period
-from ehrseq.fhir.dating import POLICY, dated, dater
+from ehrseq.fhir.dating import POLICY, dated
 from ehrseq.fhir.demographics import us_core
 from ehrseq.fhir.encounters import class_name
 from ehrseq.fhir.facts import Said, Scheme
 from ehrseq.fhir.genomics import EXTENSION, finding_kind, genomic_findings, is_present
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.medications import MedicationEmitters
+from ehrseq.fhir.plain import SHAPES, plain_reader
 from ehrseq.fhir.references import named_target
 from ehrseq.fhir.resource import (
     AllergyIntolerance,
@@ -60,8 +61,6 @@ _FOLLOW_UP_STATUS: Statuses = {
     "planned": Reason.PLANNED,
     "waitlist": Reason.PLANNED,
 }
-_WHEN = {kind: dater(kind) for kind in ("Observation", "DiagnosticReport", "Procedure", "Immunization",
-                                        "AllergyIntolerance")}  # fmt: skip
 _DEVICE_KINDS = {care.DEVICE: "Device", care.ORDER: "DeviceOrdered", care.SUPPLY: "DeviceSupplied"}
 # A pure function (see `facts`) for each type that needs nothing but its own record
 READERS: dict[str, Callable[[Any], Said]] = {
@@ -139,6 +138,22 @@ class Emitters:
         self.by_type = core | {kind: self._facts_of(read) for kind, read in READERS.items()}
         self.genomic: dict[int, bool] = {}  # of the number of a code: asked of every Observation, so remembered
         self.pools: dict[Scheme, CodePool] = {}
+        pools = {
+            "Observation": self.measurements,
+            "Condition": self.diagnoses,
+            "Procedure": self.procedures,
+            "Specimen": self._pool(care.SPECIMEN),
+        }
+        self.plain = {
+            kind: plain_reader(
+                kind,
+                rows,
+                pools.get(kind, medications.codes),
+                self.by_type[kind],
+                self.genomic if kind == "Observation" else None,
+            )
+            for kind in SHAPES
+        }
 
     def patient(self, r: Patient, record: int) -> int:
         """Sex, race and ethnicity as static facts; birth; death."""
@@ -222,7 +237,7 @@ class Emitters:
             genomic = self.genomic[code] = finding_kind(r.code) is not None
         if r.extension is not None:
             genomic = genomic or _has_genomic_extension(r)
-        when = dated(r, POLICY["Observation (genomic)"]) if genomic else _WHEN["Observation"](r)
+        when = dated(r, POLICY["Observation (genomic)" if genomic else "Observation"])
         time, known, source = rows.times[when[0]], rows.times[when[1]], when[2]
         number, text, modifier, unit = read_value(r)
         texts = rows.texts
@@ -262,7 +277,7 @@ class Emitters:
         """That the report was made; its results are Observations of their own."""
         if r.status in RESULT_STATUS:
             return RESULT_STATUS[r.status]
-        time, known, _ = _WHEN["DiagnosticReport"](r)
+        time, known, _ = dated(r, POLICY["DiagnosticReport"])
         if time and r.result and not r.modifier_extension:
             # results without a date of their own take the report's
             names = [self.rows.references.in_scope(result.reference) for result in r.result if result.reference]
@@ -333,7 +348,7 @@ class Emitters:
         if not code:
             return Reason.NO_CODE
         times = self.rows.times
-        time, known, source = _WHEN[kind](r)
+        time, known, source = dated(r, POLICY[kind])
         self.rows.add(record, code, times[time], times[known], source)
         return EVENTS
 

@@ -293,8 +293,11 @@ class Reader:
                 if kind == "Observation"
                 else [0 if (e := r.encounter or r.context) is None else references[e.reference] for r in batch]
             )
-        emit = self._emitters.by_type[kind]
-        rows.record_reason.extend([emit(r, n) for n, r in enumerate(batch, start)])
+        if (read := self._emitters.plain.get(kind)) is not None:
+            rows.record_reason.extend(read(batch, start))
+        else:
+            emit = self._emitters.by_type[kind]
+            rows.record_reason.extend(array("B", [emit(r, n) for n, r in enumerate(batch, start)]))
         rows.records += size
         rows.flush()
 

@@ -210,6 +210,7 @@ class Rows:
         self.counts: Counter[tuple[int, str, int]] = Counter()  # fates settled while reading
         self.quarantine: list[tuple[int, int, int, int]] = []  # file, member, line, reason
         self._events = bytearray()
+        self.append, self.pack = self._events.extend, _EVENT.pack  # what `add` does, where a call is too dear
         self.add = _adder(self._events)
 
     def add_record(self, name: str, kind: int, file: int, reason: int, updated: str | None) -> None:
