@@ -150,8 +150,8 @@ def dated(record: Any, policy: Policy) -> Moment:
     ('2020-01-02', '2020-02')
     """
     times, others = policy.of_type.get(type(record)) or policy.look_at(type(record))
-    for field, source in times:
-        written = field(record)
+    for first, source in times:
+        written = first(record)
         if written is None:
             continue
         time, until = (written, None) if type(written) is str else _interval(written)

@@ -129,7 +129,7 @@ def check_patients(known: Survey, chunks: Sequence[Chunk]) -> None:
 
 def event_frame(linked: Linked, known: Survey) -> pl.DataFrame:
     """The events in the contract's columns, in no order."""
-    e, records = linked.events, linked.records
+    e = linked.events
     code, other_codes = split_codes(pl.Series(known.codes, dtype=pl.String))
     # a death of day precision is over at the end of that day: nothing of the day comes after it
     is_death = (code == DEATH_CODE).fill_null(False).to_numpy()[e.code]
@@ -148,8 +148,8 @@ def event_frame(linked: Linked, known: Survey) -> pl.DataFrame:
         "time_precision": _names([p or None for p in PRECISIONS], e.precision),
         "utc_offset": _offsets(e.offset),
         "encounter_id": linked.encounter.gather(e.record),
-        "resource_type": _names(list(TYPES), records.kind[e.record], pl.String),
-        "resource_id": records.id.gather(e.record),
+        "resource_type": _names(list(TYPES), linked.kind[e.record], pl.String),
+        "resource_id": linked.ids.gather(e.record),
         "other_codes": other_codes.gather(e.code),
         "unit_recorded": pl.repeat(None, len(e.code), dtype=pl.String, eager=True),
     }
@@ -193,8 +193,8 @@ def _subject_frame(patients: pl.DataFrame, events: pl.DataFrame, periods: pl.Dat
 
 
 def _record_counts(linked: Linked) -> Counts:
-    records, counts = linked.records, Counts()
-    keys = (records.file.astype(np.int64) << 16) + (records.kind.astype(np.int64) << 8) + records.reason
+    counts = Counts()
+    keys = (linked.file.astype(np.int64) << 16) + (linked.kind.astype(np.int64) << 8) + linked.reason
     for key, count in zip(*np.unique(keys, return_counts=True), strict=True):
         counts[int(key) >> 16, TYPES[int(key) >> 8 & 255], int(key) & 255] += int(count)
     return counts

@@ -52,10 +52,10 @@ from ehrseq.timeline.survey import Survey, survey
 from ehrseq.timeline.units import merge_units
 
 KEPT = "ingest"  # the folder of a dataset that holds the chunks it was made from
-FORMAT = 1  # of what is kept
+FORMAT = 2  # of what is kept
 TASK_BYTES = 1 << 26
 EXPANSION = 10  # how much longer compressed files are taken to be than they look
-ROWS_AT_ONCE = 1 << 19  # records and events that are linked together
+ROWS_AT_ONCE = 1 << 17  # records and events that are linked together
 SMALL = 1 << 24  # bytes of a source that no second process is started for
 
 
@@ -318,7 +318,7 @@ def _write(
         (folder / name).mkdir(parents=True)
     known.save(scratch.folder / "survey")
     pool.stop()
-    pool.loaded["survey"] = known
+    pool.loaded |= {"survey": known, "chunks": chunks}
     jobs = [
         {
             "do": "shards",
@@ -390,9 +390,8 @@ def write_shards(job: dict[str, Any], loaded: dict[str, Any]) -> dict[str, Any]:
     scratch, first, last = Path(job["scratch"]), job["first"], job["last"]
     if "survey" not in loaded:
         loaded["survey"] = Survey.load(scratch / "survey")
-    # opened anew each time: what has been looked at would stay in memory
-    chunks = [Chunk.load(Path(folder)) for folder in job["chunks"]]
-    part = assemble(chunks, loaded["survey"], first, last)
+        loaded["chunks"] = [Chunk.load(Path(folder)) for folder in job["chunks"]]
+    part = assemble(loaded["chunks"], loaded["survey"], first, last)
     meds.write_shards(part.events, scratch / "dataset" / "data", first, last)
     part.subjects.write_ipc(scratch / f"subjects-{first}.arrow")
     part.units.write_ipc(scratch / f"units-{first}.arrow")

@@ -18,13 +18,13 @@ import polars as pl
 
 from ehrseq.fhir.chunk import Chunk, content
 from ehrseq.fhir.clock import NO_TIME
+from ehrseq.fhir.columns import take
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.references import Resolver, medication_codes, subject_number, wanted_identifier
 
 Ints = npt.NDArray[Any]
 SEED = 7
-RECORDS_AT_ONCE = 1 << 18  # looked at together for duplicates
-MOST_PARTS = 16  # in which they are looked at, each of which reads all ids
+RECORDS_AT_ONCE = 1 << 22  # looked at together for duplicates, for which all ids are read
 OPEN = int(np.iinfo(np.int64).max)  # the end of an encounter that has none
 SPAN = ("start", "known", "end", "precision", "offset")
 
@@ -165,23 +165,24 @@ def _settle_duplicates(chunks: Sequence[Chunk], file_numbers: list[list[int]]) -
     """
     dropped: Dropped = [{} for _ in chunks]
     total = sum(chunk.record_bounds[-1] for chunk in chunks)
-    parts = min(total // RECORDS_AT_ONCE + 1, MOST_PARTS)
+    parts = total // RECORDS_AT_ONCE + 1
     for part in range(parts):
-        keys, places = [], []
-        for number, chunk in enumerate(chunks):
-            records = chunk.tables["records"]
-            if not records.height:
-                continue
-            key = records["id"].hash(SEED).to_numpy() ^ (records["kind"].to_numpy().astype(np.uint64) << np.uint64(56))
-            row = np.flatnonzero((key >> np.uint64(60)) * np.uint64(parts) >> np.uint64(4) == part)
-            chunk.release()
+        keys, rows = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)]
+        for chunk in chunks:
+            columns = chunk.columns
+            key = pl.Series(columns.ids, dtype=pl.String).hash(SEED).to_numpy()
+            key = key ^ (columns.records["kind"].astype(np.uint64) << np.uint64(56))
+            row = np.flatnonzero(key % np.uint64(parts) == part) if parts > 1 else np.arange(len(key))
             keys.append(key[row])
-            places.append(np.stack([np.full(len(row), number), row]))
-        if not keys:
-            continue
-        suspects = pl.Series(np.concatenate(keys)).is_duplicated().to_numpy()
-        if suspects.any():
-            _settle(chunks, file_numbers, np.concatenate(places, axis=1)[:, suspects], dropped)
+            rows.append(row.astype(np.int32))
+        key = np.concatenate(keys)
+        ordered = np.sort(key)
+        repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+        if len(repeated):
+            suspect = np.flatnonzero(np.isin(key, repeated))
+            starts = np.cumsum([len(each) for each in keys[1:]])
+            places = np.stack([np.searchsorted(starts, suspect, side="right"), np.concatenate(rows)[suspect]])
+            _settle(chunks, file_numbers, places, dropped)
     return dropped
 
 
@@ -190,9 +191,19 @@ def _settle(chunks: Sequence[Chunk], file_numbers: list[list[int]], places: Ints
     parts = []
     for number in np.unique(places[0]).tolist():
         rows = places[1][places[0] == number]
-        columns = chunks[number].tables["records"][rows].select("id", "kind", "updated", "version", "reason", "file")
-        file = np.array(file_numbers[number])[columns["file"].to_numpy()]
-        parts.append(columns.with_columns(chunk=pl.lit(number, pl.Int64), row=pl.Series(rows), file=pl.Series(file)))
+        columns = chunks[number].columns
+        records = columns.records[rows]
+        parts.append(
+            pl.DataFrame(
+                {
+                    "id": take(columns.ids, rows),
+                    **{name: np.ascontiguousarray(records[name]) for name in ("kind", "updated", "version", "reason")},
+                    "file": np.array(file_numbers[number])[records["file"]],
+                    "chunk": np.full(len(rows), number),
+                    "row": rows,
+                }
+            )
+        )
     frame = pl.concat(parts)
     # content decides only where nothing else does: it is dear to compare
     same = ("kind", "id", "updated", "version")
@@ -228,7 +239,7 @@ def _resolver(chunks: Sequence[Chunk], dropped: Dropped) -> Resolver:
     """Knows what the references stand for that no chunk could resolve by itself."""
     wanted: set[str] = set()
     for chunk in chunks:
-        wanted.update(chunk.tables["references"]["written"].drop_nulls())
+        wanted.update(chunk.references()["written"].drop_nulls())
         wanted.update(chunk.tables["links"]["other"])
         for references in chunk.tables["medications"]["ingredient_references"]:
             wanted.update(() if references is None else references)
@@ -253,7 +264,9 @@ def _resolver(chunks: Sequence[Chunk], dropped: Dropped) -> Resolver:
 def _name_by_id(chunk: Chunk, wanted: pl.DataFrame, names: dict[str, str]) -> None:
     from ehrseq.fhir.rows import TYPES
 
-    found = chunk.tables["records"].select("id", "kind").join(wanted, on="id").unique()
+    columns = chunk.columns
+    records = pl.DataFrame({"id": pl.Series(columns.ids, dtype=pl.String), "kind": columns.records["kind"].copy()})
+    found = records.join(wanted, on="id").unique()
     for name_id, kind, name in found.iter_rows():
         target = f"{TYPES[kind]}/{name_id}"
         names[name] = target if names.setdefault(name, target) == target else ""
@@ -261,7 +274,7 @@ def _name_by_id(chunk: Chunk, wanted: pl.DataFrame, names: dict[str, str]) -> No
 
 def _resolve_rest(chunk: Chunk, resolve: Resolver) -> dict[int, str]:
     """Targets of the references that the chunk could not resolve, by their number."""
-    open_ones = chunk.tables["references"].with_row_index("number").filter(pl.col("written").is_not_null())
+    open_ones = chunk.references().with_row_index("number").filter(pl.col("written").is_not_null())
     found = {n: resolve(written) for n, written in open_ones.select("number", "written").iter_rows()}
     return {n: target for n, target in found.items() if target is not None}
 
@@ -375,7 +388,7 @@ def _periods(
     parts = []
     for chunk, gone, targets in zip(chunks, dropped, resolved, strict=True):
         table = _kept(chunk, "periods", gone)
-        named = chunk.tables["references"][table["reference"]]
+        named = chunk.references()[table["reference"]]
         subject, target = named["subject_id"].to_list(), named["target"].to_list()
         for at, reference in enumerate(table["reference"].to_list()):
             if reference in targets:
