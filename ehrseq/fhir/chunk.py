@@ -20,9 +20,9 @@ import polars as pl
 import pyarrow as pa
 
 from ehrseq.fhir.clock import NO_TIME, PRECISIONS, Instants, parse_times
-from ehrseq.fhir.columns import EVENT, REFERENCE, Columns, strings
+from ehrseq.fhir.columns import EVENT, REFERENCE, Columns, series, strings
 from ehrseq.fhir.ledger import Reason
-from ehrseq.fhir.references import named_target, subject_number
+from ehrseq.fhir.references import UNKNOWN, named_target, points_at, subject_number
 from ehrseq.fhir.rows import Rows
 
 COLUMNS = "columns.bin"
@@ -96,7 +96,7 @@ class Chunk:
     def references(self) -> pl.DataFrame:
         """Its references by number: `target` (`Type/id`), `written` where that cannot be told from it, `subject_id`."""
         columns = self.columns
-        name, is_target = pl.Series(columns.names, dtype=pl.String), pl.Series(columns.references["is_target"])
+        name, is_target = series([columns.names]), pl.Series(columns.references["points_at"] != UNKNOWN)
         number = pl.int_range(len(name), eager=True)
         return pl.select(
             target=pl.when(is_target).then(name),
@@ -169,7 +169,7 @@ def pack(rows: Rows, files: list[str], shards: int, shard_of: ShardOf) -> Chunk:
 def _references(written: list[str | None]) -> tuple[npt.NDArray[np.void], pa.LargeStringArray]:
     targets = [None if name is None else named_target(name) for name in written]
     references = np.empty(len(targets), REFERENCE)
-    references["is_target"] = [target is not None for target in targets]
+    references["points_at"] = [points_at(target) for target in targets]
     references["subject_id"] = [
         subject_number(target) if target is not None and target.startswith("Patient/") else 0 for target in targets
     ]
@@ -336,7 +336,7 @@ def content(chunk: Chunk, suspects: npt.NDArray[np.int64]) -> pl.Series:
 
 def _with_none(items: pa.LargeStringArray) -> pl.Series:
     """Strings by number, of which the first stands for none."""
-    return pl.concat([pl.Series([None], dtype=pl.String), pl.Series(items[1:], dtype=pl.String)])
+    return pl.concat([pl.Series([None], dtype=pl.String), series([items[1:]])])
 
 
 _EMPTY = {

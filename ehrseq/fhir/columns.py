@@ -44,7 +44,7 @@ EVENT = np.dtype(
         ("unit", "<i4"),
     ]
 )
-REFERENCE = np.dtype([("subject_id", "<i8"), ("is_target", "?")])
+REFERENCE = np.dtype([("subject_id", "<i8"), ("points_at", "u1")])  # as `references.points_at` says
 _FIXED = {"records": RECORD, "events": EVENT, "references": REFERENCE}
 _STRINGS = ("ids", "names", "texts")
 _ALIGNED = 8
@@ -58,7 +58,7 @@ class Columns:
     events: npt.NDArray[np.void]
     references: npt.NDArray[np.void]
     ids: pa.LargeStringArray  # of records
-    names: pa.LargeStringArray  # of references: `Type/id` if `is_target`, else as written
+    names: pa.LargeStringArray  # of references: `Type/id`, or as written where it points at nothing
     texts: pa.LargeStringArray
 
     def save(self, path: Path) -> None:
@@ -109,9 +109,14 @@ def strings(items: Any) -> pa.LargeStringArray:
     )  # fmt: skip
 
 
-def take(items: pa.LargeStringArray, numbers: npt.NDArray[Any]) -> pl.Series:
+def take(items: pa.LargeStringArray, numbers: npt.NDArray[Any]) -> pa.LargeStringArray:
     """Some of the strings, in memory of their own."""
-    return pl.Series(items.take(pa.array(numbers)), dtype=pl.String)
+    return items.take(pa.array(numbers))
+
+
+def series(parts: list[pa.LargeStringArray]) -> pl.Series:
+    """Strings as a Series, one array after the other."""
+    return pl.Series(pa.chunked_array(parts, pa.large_string()), dtype=pl.String).rechunk()
 
 
 @dataclass(frozen=True)

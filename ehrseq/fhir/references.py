@@ -32,6 +32,19 @@ def named_target(reference: str) -> str | None:
     return f"{parts[-2]}/{parts[-1]}"
 
 
+UNKNOWN, ANYTHING, A_PATIENT, AN_ENCOUNTER, A_RESULT = range(5)
+_POINTS_AT = {"Patient": A_PATIENT, "Encounter": AN_ENCOUNTER, "Observation": A_RESULT}
+
+
+def points_at(target: str | None) -> int:
+    """What a `Type/id` is, as far as linking asks: one of the numbers above.
+
+    >>> points_at("Patient/7") == A_PATIENT, points_at("Claim/7") == ANYTHING, points_at(None) == UNKNOWN
+    (True, True, True)
+    """
+    return UNKNOWN if target is None else _POINTS_AT.get(target.partition("/")[0], ANYTHING)
+
+
 def wanted_identifier(reference: str) -> str | None:
     """The identifier that a conditional reference asks for, as `system|value`, or the value alone.
 

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
 from ehrseq.fhir.chunk import PATIENTS, Chunk
 from ehrseq.fhir.clock import NO_OFFSET, NO_TIME
-from ehrseq.fhir.columns import EVENT, RECORD, Columns, EventColumns, take
+from ehrseq.fhir.columns import EVENT, RECORD, Columns, EventColumns, series, strings, take
 from ehrseq.fhir.ledger import Reason
-from ehrseq.fhir.references import subject_number
+from ehrseq.fhir.references import A_PATIENT, A_RESULT, AN_ENCOUNTER, UNKNOWN, points_at, subject_number
 from ehrseq.fhir.rows import (
     ABATEMENT,
     DECEASED,
@@ -63,19 +64,19 @@ class Linked:
 
 @dataclass(frozen=True)
 class _Part:
-    """What one chunk has for some shards, in memory of its own. Each array has one entry a record, but for the last."""
+    """What one chunk has for some shards, in memory of its own: nothing here is looked at before all are together."""
 
     records: npt.NDArray[np.void]
-    ids: pl.Series
+    ids: pa.LargeStringArray  # of each record, as are the arrays up to `stay`
     file: Ints
     reason: Ints
     subject: npt.NDArray[np.int64]  # 0: none
     why_none: npt.NDArray[np.uint8]
-    encounter: Ints  # number in the survey, -1: unknown
-    encounter_id: pl.Series
-    reported: npt.NDArray[np.bool_]  # it takes its time from the report whose result it is
+    stay: Ints  # index into the next two
+    stays: pa.LargeStringArray  # `Encounter/id`, or the name of a result that its report dates
+    points_at: npt.NDArray[np.uint8]
     events: npt.NDArray[np.void]
-    texts: pl.Series
+    texts: pa.LargeStringArray
 
 
 def link(chunks: Sequence[Chunk], survey: Survey, first: int = 0, last: int = SHARDS) -> Linked:
@@ -86,10 +87,10 @@ def link(chunks: Sequence[Chunk], survey: Survey, first: int = 0, last: int = SH
     events = EventColumns.of(_join_events(parts))
     records = np.concatenate([part.records for part in parts])
     kind = np.ascontiguousarray(records["kind"])
-    reason, why_none, subject, encounter, reported = (
-        np.concatenate([getattr(part, name) for part in parts])
-        for name in ("reason", "why_none", "subject", "encounter", "reported")
+    reason, why_none, subject = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("reason", "why_none", "subject")
     )
+    encounter, encounter_id, reported = _stays(parts, survey)
     patient = _index(patients["subject_id"].to_numpy(), subject)
     patient = np.where(patient >= 0, patient, -why_none.astype(np.int64))
     _settle_subjects(reason, patient, kind)
@@ -101,13 +102,13 @@ def link(chunks: Sequence[Chunk], survey: Survey, first: int = 0, last: int = SH
     events, patients = _end_deaths_locally(events, patient, patients)
     return Linked(
         events=events,
-        ids=pl.concat([part.ids for part in parts]),
+        ids=series([part.ids for part in parts]),
         kind=kind,
         file=np.concatenate([part.file for part in parts]),
         reason=reason,
         patient=patient,
-        encounter=pl.concat([part.encounter_id for part in parts]),
-        texts=pl.concat([part.texts for part in parts]),
+        encounter=encounter_id,
+        texts=_texts(parts),
         patients=patients,
         left_out=left_out,
     )
@@ -174,34 +175,34 @@ def _part(
         events["record"] = (np.cumsum(keep) - 1)[events["record"]]
     if not len(records):
         return
-    resolved = survey.resolved[number]
-    named, of_record = _used(records["subject"], len(subject))
-    targets = _targets(named, columns, resolved)
-    is_other = (targets.is_not_null() & ~targets.str.starts_with("Patient/")).fill_null(False).to_numpy()
-    why_none = np.where(is_other, Reason.NOT_A_PATIENT, Reason.UNKNOWN_SUBJECT).astype(np.uint8)
-    why_none[named == 0] = Reason.NO_SUBJECT
-    stays, of_stay = _used(records["encounter"], len(subject))
-    targets = _targets(stays, columns, resolved)
-    encounter = survey.find_encounter(targets)
+    resolved, points = survey.resolved[number], columns.references["points_at"]
+    if resolved:
+        points = points.copy()
+        points[list(resolved)] = [points_at(target) for target in resolved.values()]
+    aims = points[records["subject"]]
+    why_none = np.where((aims == UNKNOWN) | (aims == A_PATIENT), Reason.UNKNOWN_SUBJECT, Reason.NOT_A_PATIENT)
+    why_none[records["subject"] == 0] = Reason.NO_SUBJECT
+    stays, stay = _used(records["encounter"], len(subject))
     events = _resolve_medications(events, columns, number, survey)
-    used = np.unique(np.concatenate([_used(events[name], len(columns.texts))[0] for name in _TEXTS]))
-    new = np.zeros(len(columns.texts), np.int32)
-    new[used] = np.arange(len(used))
+    used = np.zeros(len(columns.texts), bool)
+    used[0] = True
     for name in _TEXTS:
-        events[name] = new[events[name]]
-    texts = take(columns.texts, used)
+        used[events[name]] = True
+    place = np.cumsum(used, dtype=np.int32) - 1
+    for name in _TEXTS:
+        events[name] = place[events[name]]
     yield _Part(
         records=records,
         ids=take(columns.ids, rows),
         file=np.array(survey.file_numbers[number], np.int32)[records["file"]],
         reason=reason,
         subject=subject[records["subject"]],
-        why_none=why_none[of_record],
-        encounter=encounter[of_stay],
-        encounter_id=_encounter_ids(targets, encounter >= 0).gather(of_stay),
-        reported=_is_report(targets).fill_null(False).to_numpy()[of_stay],
+        why_none=why_none.astype(np.uint8),
+        stay=stay,
+        stays=_names(stays, columns, resolved),
+        points_at=points[stays],
         events=events,
-        texts=texts if used[:1].tolist() != [0] else texts.scatter(0, None),
+        texts=take(columns.texts, np.flatnonzero(used)),
     )
 
 
@@ -212,30 +213,42 @@ def _used(numbers: Ints, size: int) -> tuple[Ints, Ints]:
     """The numbers (below `size`) that occur, sorted, and the place of each among them (`np.unique`, sooner)."""
     is_used = np.zeros(size, bool)
     is_used[numbers] = True
-    place = np.cumsum(is_used) - 1
+    place = np.cumsum(is_used, dtype=np.int32) - 1
     return np.flatnonzero(is_used), place[numbers]
 
 
-def _targets(numbers: Ints, columns: Columns, resolved: dict[int, str]) -> pl.Series:
-    """`Type/id` of references by number, null where unknown."""
+def _names(numbers: Ints, columns: Columns, resolved: dict[int, str]) -> pa.LargeStringArray:
+    """References by number: `Type/id`, or as written where that is unknown."""
     names = take(columns.names, numbers)
-    targets = names.set(~pl.Series(columns.references["is_target"][numbers]), None)
-    if not resolved:
-        return targets
-    return pl.Series([resolved.get(n, t) for n, t in zip(numbers.tolist(), targets, strict=True)], dtype=pl.String)
+    if resolved.keys().isdisjoint(numbers.tolist()):
+        return names
+    return strings([resolved.get(n, name) for n, name in zip(numbers.tolist(), names.to_pylist(), strict=True)])
 
 
-def _encounter_ids(targets: pl.Series, found: npt.NDArray[np.bool_]) -> pl.Series:
-    is_one = pl.Series(found) & targets.str.starts_with("Encounter/")
-    return pl.select(pl.when(is_one).then(targets.str.slice(len("Encounter/")))).to_series()
+def _stays(parts: list[_Part], survey: Survey) -> tuple[Ints, pl.Series, npt.NDArray[np.bool_]]:
+    """Of each record: its encounter's number in the survey (-1: unknown), that one's id, and whether it is none but
+    the report whose result the record is."""
+    targets, points = series([part.stays for part in parts]), np.concatenate([part.points_at for part in parts])
+    before = np.cumsum([0] + [len(part.stays) for part in parts])
+    stay = np.concatenate([part.stay + n for part, n in zip(parts, before.tolist(), strict=False)])
+    number = np.where(points == UNKNOWN, -1, survey.find_encounter(targets))
+    is_one = pl.Series((number >= 0) & (points == AN_ENCOUNTER))
+    ids = pl.select(pl.when(is_one).then(targets.str.slice(len("Encounter/")))).to_series()
+    return number[stay], ids.gather(stay), (points == A_RESULT)[stay]
+
+
+def _texts(parts: list[_Part]) -> pl.Series:
+    """The texts of all parts; the first of each stands for none."""
+    firsts = np.cumsum([0] + [len(part.texts) for part in parts])[:-1]
+    return series([part.texts for part in parts]).scatter(firsts, None)
 
 
 def _nothing() -> _Part:
     """The part that holds no records."""
-    none, text = np.zeros(0, np.int64), pl.Series([], dtype=pl.String)
+    none, text = np.zeros(0, np.int64), strings([])
     return _Part(
         np.zeros(0, RECORD), text, none, none.astype(np.uint8), none, none.astype(np.uint8), none, text,
-        none.astype(bool), np.zeros(0, EVENT), pl.Series([None], dtype=pl.String),
+        none.astype(np.uint8), np.zeros(0, EVENT), strings([""]),
     )  # fmt: skip
 
 
@@ -277,8 +290,8 @@ def _resolve_medications(
         events["code"] = code
         return events
     used, which = np.unique(-1 - written[pending], return_inverse=True)
-    targets = _targets(used, columns, survey.resolved[number])
-    found = [survey.medications.get(target or "") or [0] for target in targets]
+    names = _names(used, columns, survey.resolved[number]).to_pylist()
+    found = [survey.medications.get(name) or [0] for name in names]
     repeats = np.ones(len(code), np.int64)
     repeats[pending] = np.array([len(f) for f in found])[which]
     is_reference = np.repeat(written < 0, repeats)
@@ -291,11 +304,6 @@ def _resolve_medications(
         events[name][mixed] = 0
     events["code"][is_reference] = [c for n in which.tolist() for c in found[n]]
     return events
-
-
-def _is_report(targets: pl.Series) -> pl.Series:
-    """Whether a record takes its time from the report whose result it is: then its target is its own name."""
-    return targets.str.starts_with("Observation/")
 
 
 def _date(

@@ -18,7 +18,7 @@ import polars as pl
 
 from ehrseq.fhir.chunk import Chunk, content
 from ehrseq.fhir.clock import NO_TIME
-from ehrseq.fhir.columns import take
+from ehrseq.fhir.columns import series, take
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.references import Resolver, medication_codes, subject_number, wanted_identifier
 
@@ -170,7 +170,7 @@ def _settle_duplicates(chunks: Sequence[Chunk], file_numbers: list[list[int]]) -
         keys, rows = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)]
         for chunk in chunks:
             columns = chunk.columns
-            key = pl.Series(columns.ids, dtype=pl.String).hash(SEED).to_numpy()
+            key = series([columns.ids]).hash(SEED).to_numpy()
             key = key ^ (columns.records["kind"].astype(np.uint64) << np.uint64(56))
             row = np.flatnonzero(key % np.uint64(parts) == part) if parts > 1 else np.arange(len(key))
             keys.append(key[row])
@@ -196,7 +196,7 @@ def _settle(chunks: Sequence[Chunk], file_numbers: list[list[int]], places: Ints
         parts.append(
             pl.DataFrame(
                 {
-                    "id": take(columns.ids, rows),
+                    "id": series([take(columns.ids, rows)]),
                     **{name: np.ascontiguousarray(records[name]) for name in ("kind", "updated", "version", "reason")},
                     "file": np.array(file_numbers[number])[records["file"]],
                     "chunk": np.full(len(rows), number),
@@ -265,7 +265,7 @@ def _name_by_id(chunk: Chunk, wanted: pl.DataFrame, names: dict[str, str]) -> No
     from ehrseq.fhir.rows import TYPES
 
     columns = chunk.columns
-    records = pl.DataFrame({"id": pl.Series(columns.ids, dtype=pl.String), "kind": columns.records["kind"].copy()})
+    records = pl.DataFrame({"id": series([columns.ids]), "kind": columns.records["kind"].copy()})
     found = records.join(wanted, on="id").unique()
     for name_id, kind, name in found.iter_rows():
         target = f"{TYPES[kind]}/{name_id}"
