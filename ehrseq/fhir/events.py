@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from ehrseq.fhir import care, findings
-from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, Statuses, code_pool, concept_code, refutation
+from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, Statuses, concept_code, refutation
 from ehrseq.fhir.datatypes import Period
 from ehrseq.fhir.dating import POLICY, dated
 from ehrseq.fhir.demographics import us_core
@@ -106,14 +106,14 @@ class Emitters:
         self.rows = rows
         self.birth = rows.codes[BIRTH_CODE]
         self.death = rows.codes[DEATH_CODE]
-        self.diagnoses = code_pool(rows, "diagnosis")
-        self.measurements = code_pool(rows, "measurement")
+        self.diagnoses = CodePool(rows, "diagnosis")
+        self.measurements = CodePool(rows, "measurement")
         medications = MedicationEmitters(rows)
-        self.procedures = code_pool(rows, "procedure", procedure=True)
-        self.vaccines = code_pool(rows, "vaccine")
-        self.allergies = code_pool(rows, "allergy", prefix="ALLERGY//")
-        self.abatements = code_pool(rows, "diagnosis", prefix="ABATEMENT//")
-        self.encounter_types = code_pool(rows, "procedure")
+        self.procedures = CodePool(rows, "procedure", procedure=True)
+        self.vaccines = CodePool(rows, "vaccine")
+        self.allergies = CodePool(rows, "allergy", prefix="ALLERGY//")
+        self.abatements = CodePool(rows, "diagnosis", prefix="ABATEMENT//")
+        self.encounter_types = CodePool(rows, "procedure")
         core: dict[str, Callable[[Any, int], int]] = {
             "Patient": self.patient,
             "Encounter": self.encounter,
@@ -390,7 +390,7 @@ class Emitters:
     def _pool(self, scheme: Scheme) -> CodePool:
         pool = self.pools.get(scheme)
         if pool is None:
-            pool = self.pools[scheme] = code_pool(self.rows, scheme.kind, scheme.prefix, scheme.procedure)
+            pool = self.pools[scheme] = CodePool(self.rows, scheme.kind, scheme.prefix, scheme.procedure)
         return pool
 
     def _device_code(self, reference: str, scheme: Scheme, r: Any) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, code_pool, concept_code
+from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, concept_code
 from ehrseq.fhir.datatypes import CodeableReference, Reference
 from ehrseq.fhir.dating import POLICY, dated
 from ehrseq.fhir.facts import concept_of
@@ -30,7 +30,7 @@ class MedicationEmitters:
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
-        self.codes = code_pool(rows, "medication")
+        self.codes = CodePool(rows, "medication")
 
     def medication_request(self, r: MedicationRequest, record: int) -> int:
         """The order, when it was written."""

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -277,7 +278,7 @@ def read_task(job: dict[str, Any], advance: Callable[[int], None] | None) -> Non
     shutil.rmtree(growing, ignore_errors=True)
     maker = ChunkMaker(
         [path for path, _ in task["files"]],
-        as_coding(job["coding"]),
+        _same_coding(json.dumps(job["coding"])),
         growing,
         task["generation"],
         task["piece"],
@@ -297,6 +298,12 @@ def read_task(job: dict[str, Any], advance: Callable[[int], None] | None) -> Non
         if not folder.is_dir():
             raise
         shutil.rmtree(growing)
+
+
+@lru_cache(maxsize=1)
+def _same_coding(plain: str) -> CodingPreference:
+    """The coding preference of this process's tasks, which remembers what concepts are called."""
+    return as_coding(json.loads(plain))
 
 
 def as_coding(plain: dict[str, Any]) -> CodingPreference:
