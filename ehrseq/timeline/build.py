@@ -101,17 +101,19 @@ class Assembled:
 def assemble(chunks: Sequence[Chunk], known: Survey, first: int = 0, last: int = SHARDS) -> Assembled:
     """The timelines of some shards (`first` up to, not including, `last`)."""
     linked = link(chunks, known, first, last)
+    patients, counts, left_out = linked.patients, _record_counts(linked), Counter(linked.left_out)
     events = event_frame(linked, known)
+    del linked
     events, units = normalise_units(events)
     events = sort_events(events)
     shard = shards_of(known.periods["subject_id"].to_numpy())
     periods = known.periods.filter(pl.Series((shard >= first) & (shard < last)))
     return Assembled(
         events=events,
-        subjects=_subject_frame(linked.patients, events, periods, known.data_cut),
+        subjects=_subject_frame(patients, events, periods, known.data_cut),
         units=merge_units([units]),
-        counts=_record_counts(linked),
-        left_out=Counter(linked.left_out),
+        counts=counts,
+        left_out=left_out,
     )
 
 

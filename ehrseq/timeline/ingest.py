@@ -56,7 +56,7 @@ KEPT = "ingest"  # the folder of a dataset that holds the chunks it was made fro
 FORMAT = 2  # of what is kept
 TASK_BYTES = 1 << 26
 EXPANSION = 10  # how much longer compressed files are taken to be than they look
-ROWS_AT_ONCE = 1 << 17  # records and events that are linked together
+ROWS_AT_ONCE = 1 << 16  # records and events that are linked together
 SMALL = 1 << 24  # bytes of a source that no second process is started for
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from ehrseq.fhir.chunk import PATIENTS, Chunk
 from ehrseq.fhir.clock import NO_OFFSET, NO_TIME
-from ehrseq.fhir.columns import EVENT, RECORD, Columns, EventColumns, series, strings, take
+from ehrseq.fhir.columns import EVENT, Columns, EventColumns, series, strings, take
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.references import A_PATIENT, A_RESULT, AN_ENCOUNTER, UNKNOWN, points_at, subject_number
 from ehrseq.fhir.rows import (
@@ -62,12 +62,12 @@ class Linked:
     left_out: dict[str, int]  # events of records that kept others, by reason
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Part:
     """What one chunk has for some shards, in memory of its own: nothing here is looked at before all are together."""
 
-    records: npt.NDArray[np.void]
     ids: pa.LargeStringArray  # of each record, as are the arrays up to `stay`
+    kind: npt.NDArray[np.uint8]
     file: Ints
     reason: Ints
     subject: npt.NDArray[np.int64]  # 0: none
@@ -84,31 +84,32 @@ def link(chunks: Sequence[Chunk], survey: Survey, first: int = 0, last: int = SH
     patients = _patients(chunks, survey, first, last)
     parts = [part for number, chunk in enumerate(chunks) for part in _parts(chunk, number, survey, first, last)]
     parts = parts or [_nothing()]
-    events = EventColumns.of(_join_events(parts))
-    records = np.concatenate([part.records for part in parts])
-    kind = np.ascontiguousarray(records["kind"])
-    reason, why_none, subject = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("reason", "why_none", "subject")
+    texts = _texts(parts)
+    events = EventColumns.of(_together(parts, "events"))
+    kind, file, reason, why_none, subject = (
+        _together(parts, name) for name in ("kind", "file", "reason", "why_none", "subject")
     )
+    ids = series([part.ids for part in parts])
     encounter, encounter_id, reported = _stays(parts, survey)
+    del parts
     patient = _index(patients["subject_id"].to_numpy(), subject)
     patient = np.where(patient >= 0, patient, -why_none.astype(np.int64))
     _settle_subjects(reason, patient, kind)
     events = events.keep(reason[events.record] == 0)
     events, still_open = _date(events, encounter, kind, survey.spans, reported)
     event_reason = _event_reasons(events, still_open, kind, patient, patients)
-    left_out = _settle_events(reason, events, event_reason, len(records))
+    left_out = _settle_events(reason, events, event_reason, len(kind))
     events = _start_at_birth(events.keep(event_reason == 0), patient, patients)
     events, patients = _end_deaths_locally(events, patient, patients)
     return Linked(
         events=events,
-        ids=series([part.ids for part in parts]),
+        ids=ids,
         kind=kind,
-        file=np.concatenate([part.file for part in parts]),
+        file=file,
         reason=reason,
         patient=patient,
         encounter=encounter_id,
-        texts=_texts(parts),
+        texts=texts,
         patients=patients,
         left_out=left_out,
     )
@@ -192,8 +193,8 @@ def _part(
     for name in _TEXTS:
         events[name] = place[events[name]]
     yield _Part(
-        records=records,
         ids=take(columns.ids, rows),
+        kind=records["kind"].copy(),
         file=np.array(survey.file_numbers[number], np.int32)[records["file"]],
         reason=reason,
         subject=subject[records["subject"]],
@@ -238,30 +239,31 @@ def _stays(parts: list[_Part], survey: Survey) -> tuple[Ints, pl.Series, npt.NDA
 
 
 def _texts(parts: list[_Part]) -> pl.Series:
-    """The texts of all parts; the first of each stands for none."""
-    firsts = np.cumsum([0] + [len(part.texts) for part in parts])[:-1]
-    return series([part.texts for part in parts]).scatter(firsts, None)
-
-
-def _nothing() -> _Part:
-    """The part that holds no records."""
-    none, text = np.zeros(0, np.int64), strings([])
-    return _Part(
-        np.zeros(0, RECORD), text, none, none.astype(np.uint8), none, none.astype(np.uint8), none, text,
-        none.astype(np.uint8), np.zeros(0, EVENT), strings([""]),
-    )  # fmt: skip
-
-
-def _join_events(parts: list[_Part]) -> npt.NDArray[np.void]:
-    """The events of all parts, records and texts numbered through."""
-    records = texts = 0
+    """The texts of all parts, of which the first of each stands for none; records and texts of events numbered
+    through."""
+    records, texts, firsts = 0, 0, []
     for part in parts:
         part.events["record"] += records
         for name in _TEXTS:
             part.events[name] += texts
-        records += len(part.records)
+        firsts.append(texts)
+        records += len(part.kind)
         texts += len(part.texts)
-    return np.concatenate([part.events for part in parts])
+    return series([part.texts for part in parts]).scatter(firsts, None)
+
+
+def _together(parts: list[_Part], name: str) -> npt.NDArray[Any]:
+    """The arrays of this name one after the other; the parts let go of them."""
+    arrays = [getattr(part, name) for part in parts]
+    for part in parts:
+        delattr(part, name)
+    return np.concatenate(arrays)
+
+
+def _nothing() -> _Part:
+    """The part that holds no records."""
+    none, byte, text = np.zeros(0, np.int64), np.zeros(0, np.uint8), strings([])
+    return _Part(text, byte, none, byte, none, byte, none, text, byte, np.zeros(0, EVENT), strings([""]))
 
 
 def _index(names: Ints, wanted: Ints) -> Ints:

@@ -168,10 +168,9 @@ def write_shards(events: pl.DataFrame, folder: Path, first: int = 0, last: int =
     """Write the events of some shards (`first` up to, not including, `last`), which are in canonical order."""
     shard = shards_of(events["subject_id"].to_numpy()).astype(np.uint16)
     order = np.argsort(shard, kind="stable")
-    table = _to_arrow(events[order])
     bounds = np.searchsorted(shard[order], np.arange(first, last + 1)).tolist()
     for number, (start, stop) in enumerate(pairwise(bounds), first):
-        _write(table.slice(start, stop - start), events.schema, folder / f"{number}.parquet")
+        _write(_to_arrow(events[order[start:stop]]), events.schema, folder / f"{number}.parquet")
 
 
 def _to_arrow(frame: pl.DataFrame) -> pa.Table:
