@@ -102,16 +102,16 @@ def _buffers(strings: pa.LargeStringArray) -> list[npt.NDArray[Any]]:
     return [bounds - bounds[0], content[bounds[0] : bounds[-1]]]
 
 
-def strings(items: Any) -> pa.LargeStringArray:
-    """Texts (a Series, or a list; None counts as empty) as one array."""
-    return pa.array(items, pa.large_string()) if isinstance(items, list) else items.cast(pl.String).to_arrow(
-        compat_level=pl.CompatLevel.oldest()
-    )  # fmt: skip
+def strings(items: pl.Series | list[str]) -> pa.LargeStringArray:
+    """Texts as one array."""
+    # not `pa.array`, which imports pandas to see whether it was given some of its own
+    return pl.Series(items, dtype=pl.String).to_arrow(compat_level=pl.CompatLevel.oldest())
 
 
 def take(items: pa.LargeStringArray, numbers: npt.NDArray[Any]) -> pa.LargeStringArray:
     """Some of the strings, in memory of their own."""
-    return items.take(pa.array(numbers))
+    wanted = np.ascontiguousarray(numbers, np.int64)
+    return items.take(pa.Array.from_buffers(pa.int64(), len(wanted), [None, pa.py_buffer(wanted)]))
 
 
 def series(parts: list[pa.LargeStringArray]) -> pl.Series:

@@ -16,7 +16,7 @@ import polars as pl
 from ehrseq.errors import SourceError
 from ehrseq.fhir.chunk import Chunk, pack
 from ehrseq.fhir.clock import NO_OFFSET, NO_TIME, PRECISIONS, moments
-from ehrseq.fhir.codes import CodingPreference, split_codes
+from ehrseq.fhir.codes import CodingPreference
 from ehrseq.fhir.ledger import SOURCE_SCHEMA, ledger_frame, quarantine_frame
 from ehrseq.fhir.reader import MEMORY, Reader
 from ehrseq.fhir.references import subject_number as subject_number
@@ -132,7 +132,7 @@ def check_patients(known: Survey, chunks: Sequence[Chunk]) -> None:
 def event_frame(linked: Linked, known: Survey) -> pl.DataFrame:
     """The events in the contract's columns, in no order."""
     e = linked.events
-    code, other_codes = split_codes(pl.Series(known.codes, dtype=pl.String))
+    code, other_codes = known.split_codes
     # a death of day precision is over at the end of that day: nothing of the day comes after it
     is_death = (code == DEATH_CODE).fill_null(False).to_numpy()[e.code]
     columns: dict[str, pl.Series] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import polars as pl
 
 from ehrseq.fhir.chunk import Chunk, content
 from ehrseq.fhir.clock import NO_TIME
+from ehrseq.fhir.codes import split_codes
 from ehrseq.fhir.columns import series, take
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.references import Resolver, medication_codes, subject_number, wanted_identifier
@@ -49,6 +51,11 @@ class Survey:
     periods: pl.DataFrame  # subject_id, start, end (microseconds) of the observation periods in the data
     data_cut: int = NO_TIME
     counts: list[tuple[int, str, int, int]] = field(default_factory=list)
+
+    @cached_property
+    def split_codes(self) -> tuple[pl.Series, pl.Series]:
+        """By number: the code, and the list of other codes of the same concept."""
+        return split_codes(pl.Series(self.codes, dtype=pl.String))
 
     def find_subject(self, subject: Ints) -> Ints:
         """Of each subject id: the one that replaced it, else itself."""
