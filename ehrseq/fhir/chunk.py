@@ -20,7 +20,7 @@ import polars as pl
 import pyarrow as pa
 
 from ehrseq.fhir.clock import NO_TIME, PRECISIONS, Instants, parse_times
-from ehrseq.fhir.columns import EVENT, REFERENCE, Columns, series, strings
+from ehrseq.fhir.columns import EVENT, REFERENCE, Columns, series, strings, take
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.references import UNKNOWN, named_target, points_at, subject_number
 from ehrseq.fhir.rows import Rows
@@ -93,16 +93,11 @@ class Chunk:
         if isinstance(self.tables, _OnDisk):
             self.tables.clear()
 
-    def references(self) -> pl.DataFrame:
-        """Its references by number: `target` (`Type/id`), `written` where that cannot be told from it, `subject_id`."""
+    def unresolved(self) -> dict[int, str]:
+        """Its references that cannot be told from what is written, by number."""
         columns = self.columns
-        name, is_target = series([columns.names]), pl.Series(columns.references["points_at"] != UNKNOWN)
-        number = pl.int_range(len(name), eager=True)
-        return pl.select(
-            target=pl.when(is_target).then(name),
-            written=pl.when(~is_target & (number > 0)).then(name),  # number 0 stands for none
-            subject_id=pl.Series(columns.references["subject_id"]),
-        )
+        numbers = np.flatnonzero(columns.references["points_at"] == UNKNOWN)[1:]  # number 0 stands for none
+        return dict(zip(numbers.tolist(), take(columns.names, numbers).to_pylist(), strict=True))
 
 
 class _OnDisk(dict[str, pl.DataFrame]):
@@ -133,7 +128,7 @@ def pack(rows: Rows, files: list[str], shards: int, shard_of: ShardOf) -> Chunk:
     `medications`, `periods`, `names` (of bundle entries).
     """
     rows.flush(force=True)
-    records, events = np.concatenate(rows.record_stretches), np.concatenate(rows.event_stretches)
+    records, events = _together(rows.record_stretches), _together(rows.event_stretches)
     references, names = _references(rows.references.names)
     home = references["subject_id"]
     partition = np.where(home == 0, shards, shard_of(home)).astype(np.uint8)[records["subject"]]
@@ -164,6 +159,10 @@ def pack(rows: Rows, files: list[str], shards: int, shard_of: ShardOf) -> Chunk:
         counts=sorted((f, t, int(r), n) for (f, t, r), n in rows.counts.items()),
         quarantine=[(f, m, line, int(r)) for f, m, line, r in rows.quarantine],
     )
+
+
+def _together(stretches: list[npt.NDArray[np.void]]) -> npt.NDArray[np.void]:
+    return stretches[0] if len(stretches) == 1 else np.concatenate(stretches)
 
 
 def _references(written: list[str | None]) -> tuple[npt.NDArray[np.void], pa.LargeStringArray]:

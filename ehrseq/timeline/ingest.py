@@ -56,7 +56,7 @@ KEPT = "ingest"  # the folder of a dataset that holds the chunks it was made fro
 FORMAT = 2  # of what is kept
 TASK_BYTES = 1 << 26
 EXPANSION = 10  # how much longer compressed files are taken to be than they look
-ROWS_AT_ONCE = 1 << 16  # records and events that are linked together
+ROWS_AT_ONCE = 1 << 17  # records and events that are linked together, by all workers
 SMALL = 1 << 24  # bytes of a source that no second process is started for
 
 
@@ -334,7 +334,7 @@ def _write(
             "first": first,
             "last": last,
         }
-        for first, last in _batches(chunks)
+        for first, last in _batches(chunks, ROWS_AT_ONCE // pool.workers)
     ]
     parts = sorted(pool.run(jobs, None, small=len(jobs) < 2), key=lambda part: part["first"])
     counts, left_out, codes = settled_counts(chunks, known), Counter[str](), Counter[str]()
@@ -379,13 +379,13 @@ def _write(
 _PART_TABLES = ("subjects", "units")
 
 
-def _batches(chunks: list[Chunk]) -> Iterator[tuple[int, int]]:
-    """Ranges of shards, each with not many more records and events than fit at once."""
+def _batches(chunks: list[Chunk], rows: int) -> Iterator[tuple[int, int]]:
+    """Ranges of shards, each with not many more records and events than so many rows."""
     bounds = np.array([c.record_bounds for c in chunks]) + np.array([c.event_bounds for c in chunks])
     sizes = np.diff(bounds.sum(axis=0))[: meds.SHARDS].tolist()
     first = held = 0
     for shard, size in enumerate(sizes):
-        if held and held + size > ROWS_AT_ONCE:
+        if held and held + size > rows:
             yield first, shard
             first, held = shard, 0
         held += size

@@ -182,8 +182,8 @@ def _to_arrow(frame: pl.DataFrame) -> pa.Table:
 def _write(table: pa.Table, kinds: Mapping[str, pl.DataType], path: Path) -> None:
     """Write a parquet file, one row group at a time (a group's strings stay below Arrow's 2 GiB)."""
     schema = pa.schema([(name, _arrow_type(name, kind)) for name, kind in kinds.items()])
-    # ids are all different: a dictionary of them is built for nothing
-    encoded = [name for name in schema.names if name != "resource_id"]
+    # ids and times are nearly all different: a dictionary of them is built for nothing
+    encoded = [name for name in schema.names if name not in ("resource_id", "time", "known_time")]
     ordered = [name for name in ("subject_id", "time", "known_time") if name in schema.names]
     with pq.ParquetWriter(
         path, schema, compression="zstd", use_dictionary=encoded, write_statistics=ordered or False

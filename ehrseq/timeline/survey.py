@@ -22,7 +22,7 @@ from ehrseq.fhir.clock import NO_TIME
 from ehrseq.fhir.codes import split_codes
 from ehrseq.fhir.columns import series, take
 from ehrseq.fhir.ledger import Reason
-from ehrseq.fhir.references import Resolver, medication_codes, subject_number, wanted_identifier
+from ehrseq.fhir.references import UNKNOWN, Resolver, medication_codes, subject_number, wanted_identifier
 
 Ints = npt.NDArray[Any]
 SEED = 7
@@ -246,7 +246,7 @@ def _resolver(chunks: Sequence[Chunk], dropped: Dropped) -> Resolver:
     """Knows what the references stand for that no chunk could resolve by itself."""
     wanted: set[str] = set()
     for chunk in chunks:
-        wanted.update(chunk.references()["written"].drop_nulls())
+        wanted.update(chunk.unresolved().values())
         wanted.update(chunk.tables["links"]["other"])
         for references in chunk.tables["medications"]["ingredient_references"]:
             wanted.update(() if references is None else references)
@@ -281,9 +281,8 @@ def _name_by_id(chunk: Chunk, wanted: pl.DataFrame, names: dict[str, str]) -> No
 
 def _resolve_rest(chunk: Chunk, resolve: Resolver) -> dict[int, str]:
     """Targets of the references that the chunk could not resolve, by their number."""
-    open_ones = chunk.references().with_row_index("number").filter(pl.col("written").is_not_null())
-    found = {n: resolve(written) for n, written in open_ones.select("number", "written").iter_rows()}
-    return {n: target for n, target in found.items() if target is not None}
+    found = {number: resolve(written) for number, written in chunk.unresolved().items()}
+    return {number: target for number, target in found.items() if target is not None}
 
 
 def _merged(chunks: Sequence[Chunk], dropped: Dropped, resolve: Resolver) -> dict[int, int]:
@@ -392,19 +391,24 @@ def _periods(
 
     Records with a period of nobody, or without readable dates, are dropped for that reason.
     """
-    parts = []
+    parts = [pl.DataFrame(schema={"start": pl.Int64, "end": pl.Int64, "subject_id": pl.Int64})]
     for chunk, gone, targets in zip(chunks, dropped, resolved, strict=True):
         table = _kept(chunk, "periods", gone)
-        named = chunk.references()[table["reference"]]
-        subject, target = named["subject_id"].to_list(), named["target"].to_list()
-        for at, reference in enumerate(table["reference"].to_list()):
+        if not table.height:
+            continue
+        columns, numbers = chunk.columns, table["reference"].to_numpy()
+        subject = columns.references["subject_id"][numbers].tolist()
+        target: list[str | None] = take(columns.names, numbers).to_pylist()
+        for at, reference in enumerate(numbers.tolist()):
+            if columns.references["points_at"][reference] == UNKNOWN:
+                target[at] = None
             if reference in targets:
-                target[at] = targets[reference]
-                subject[at] = subject_number(target[at]) if target[at].startswith("Patient/") else 0
-        found = pl.Series([merged.get(s, s) for s in subject], dtype=pl.Int64).to_numpy()
+                found = target[at] = targets[reference]
+                subject[at] = subject_number(found) if found.startswith("Patient/") else 0
+        who = pl.Series([merged.get(s, s) for s in subject], dtype=pl.Int64).to_numpy()
         other = np.array([t is not None and not t.startswith("Patient/") for t in target], bool)
         nobody = np.where(other, Reason.NOT_A_PATIENT, Reason.UNKNOWN_SUBJECT)
-        fault = np.where(np.isin(found, subjects), table["fault"].to_numpy(), nobody)
+        fault = np.where(np.isin(who, subjects), table["fault"].to_numpy(), nobody)
         gone.update(zip(table["record"].filter(pl.Series(fault > 0)).to_list(), fault[fault > 0].tolist(), strict=True))
-        parts.append(table.select("start", "end").with_columns(subject_id=found).filter(pl.Series(fault == 0)))
+        parts.append(table.select("start", "end").with_columns(subject_id=who).filter(pl.Series(fault == 0)))
     return pl.concat(parts).select("subject_id", "start", "end").unique().sort(pl.all())
