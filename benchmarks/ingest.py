@@ -42,7 +42,7 @@ STAGES = {
     "frame": (build, "event_frame"),
     "units": (build, "normalise_units"),
     "sort": (build, "sort_events"),
-    "subjects and follow-up": (build, "_subject_frame"),
+    "subjects and follow-up": (ingest, "subject_frame"),
     "Parquet": (meds, "_write"),
 }
 

@@ -45,10 +45,11 @@ from ehrseq.timeline.build import (
     quarantined,
     settled_counts,
     source_frame,
+    subject_frame,
 )
 from ehrseq.timeline.pool import Pool
 from ehrseq.timeline.schema import CODE_SCHEMA, as_instant, conform
-from ehrseq.timeline.store import Timelines, contact_times, deaths_inside, summarise
+from ehrseq.timeline.store import Timelines, as_text, deaths_inside, summarise
 from ehrseq.timeline.survey import Survey, survey
 from ehrseq.timeline.units import merge_units
 
@@ -343,7 +344,8 @@ def _write(
         left_out.update(part["left_out"])
         codes.update(part["codes"])
     read = [{name: pl.read_ipc(scratch.folder / f"{name}-{p['first']}.arrow") for name in _PART_TABLES} for p in parts]
-    subjects = pl.concat([tables["subjects"] for tables in read]).sort("subject_id")
+    contacts = pl.concat([tables["contacts"] for tables in read])
+    subjects = subject_frame(pl.concat([tables["patients"] for tables in read]), contacts, known)
     code_table = conform(pl.DataFrame({"code": sorted(codes)}, {"code": pl.String}), CODE_SCHEMA, "code")
     tables = {
         meds.SUBJECTS: subjects,
@@ -359,7 +361,6 @@ def _write(
         facts(cut, left_out),
         events=codes.total(),
     )
-    times = [part["times"] for part in parts]
     return Ingested(
         folder=out,
         subjects=subjects.height,
@@ -367,16 +368,16 @@ def _write(
         facts=summarise(
             subjects,
             dict(codes),
-            min((first for first, _ in times if first), default=None),
-            max((last for _, last in times if last), default=None),
-            sum(part["deaths_inside"] for part in parts),
+            as_text(contacts["first_time"].min()),  # type: ignore[arg-type]
+            as_text(contacts["last_time"].max()),  # type: ignore[arg-type]
+            deaths_inside(subjects, contacts),
             None,
             tables["ledger.parquet"],
         ),
     )
 
 
-_PART_TABLES = ("subjects", "units")
+_PART_TABLES = ("patients", "contacts", "units")
 
 
 def _batches(chunks: list[Chunk], rows: int) -> Iterator[tuple[int, int]]:
@@ -400,15 +401,13 @@ def write_shards(job: dict[str, Any], loaded: dict[str, Any]) -> dict[str, Any]:
         loaded["chunks"] = [Chunk.load(Path(folder)) for folder in job["chunks"]]
     part = assemble(loaded["chunks"], loaded["survey"], first, last)
     meds.write_shards(part.events, scratch / "dataset" / "data", first, last)
-    part.subjects.write_ipc(scratch / f"subjects-{first}.arrow")
-    part.units.write_ipc(scratch / f"units-{first}.arrow")
+    for name in _PART_TABLES:
+        getattr(part, name).write_ipc(scratch / f"{name}-{first}.arrow")
     return {
         "first": first,
         "counts": [(file, kind, reason, n) for (file, kind, reason), n in part.counts.items()],
         "left_out": dict(part.left_out),
         "codes": dict(part.events["code"].value_counts().iter_rows()),
-        "times": contact_times(part.events),
-        "deaths_inside": deaths_inside(part.subjects, part.events),
     }
 
 
