@@ -41,7 +41,7 @@ from ehrseq.timeline.kept import FORMAT, KEPT, as_coding, keep_chunks, kept_chun
 from ehrseq.timeline.pool import Pool
 from ehrseq.timeline.schema import as_instant
 from ehrseq.timeline.shards import Ingested, write_dataset
-from ehrseq.timeline.survey import survey
+from ehrseq.timeline.survey import Survey, survey
 
 TASK_BYTES = 1 << 26
 EXPANSION = 10  # how much longer compressed files are taken to be than they look
@@ -92,6 +92,8 @@ def ingest(
             chunks.sort(key=lambda c: (c.files, c.generation, c.piece, c.part))
             known = survey(chunks, microseconds(cut))
             check_patients(known, chunks)
+            known.save(scratch.folder / "survey")
+            known = Survey.load(scratch.folder / "survey")  # on disk, it is no memory
             result = write_dataset(chunks, known, cut, scratch.folder, pool, out)
         keep_chunks(chunks, coding, scratch.dataset / KEPT)
         scratch.publish()

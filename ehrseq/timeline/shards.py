@@ -22,7 +22,7 @@ from ehrseq.timeline.store import Timelines, as_text, deaths_inside, summarise
 from ehrseq.timeline.survey import Survey
 from ehrseq.timeline.units import merge_units
 
-ROWS_AT_ONCE = 1 << 17  # records and events that are linked together, by all workers
+ROWS_AT_ONCE = 3 << 15  # records and events that are linked together, by all workers
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,6 @@ def write_dataset(
     folder = scratch / "dataset"
     for name in ("data", "metadata"):
         (folder / name).mkdir(parents=True)
-    known.save(scratch / "survey")
-    pool.stop()
     pool.loaded |= {"survey": known, "chunks": chunks}
     jobs = [
         {
@@ -67,6 +65,7 @@ def write_dataset(
         for first, last in _batches(chunks, ROWS_AT_ONCE // pool.workers)
     ]
     parts = sorted(pool.run(jobs, None, small=len(jobs) < 2), key=lambda part: part["first"])
+    pool.stop()  # what is left to do needs their memory more than them
     counts, left_out, codes = settled_counts(chunks, known), Counter[str](), Counter[str]()
     for part in parts:
         counts.update({(file, kind, reason): n for file, kind, reason, n in part["counts"]})

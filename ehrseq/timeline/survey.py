@@ -7,8 +7,9 @@ medications. Nothing here grows with the events; per encounter it takes about 40
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -81,34 +82,45 @@ class Survey:
         found = (self.encounters[at] == keys) & targets.is_not_null().to_numpy()
         return np.where(found, at, -1)
 
-    def save(self, path: Path) -> None:
-        """Write everything to one `.npz` (numbers) and one `.json` beside it, for other processes."""
+    def save(self, folder: Path) -> None:
+        """Write everything to a folder, for other processes: what grows with the source as files of their own."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for name in _LONG:
+            np.save(folder / f"{name}.npy", getattr(self, name))
+        for name in SPAN:
+            np.save(folder / f"span_{name}.npy", self.spans[name])
         arrays: dict[str, Any] = {f"code_numbers_{i}": a for i, a in enumerate(self.code_numbers)}
         for i, (rows, why) in enumerate(self.dropped):
             arrays |= {f"dropped_{i}": rows, f"why_{i}": why}
-        arrays |= {f"span_{name}": a for name, a in self.spans.items()}
         arrays |= {f"period_{name}": self.periods[name].to_numpy() for name in self.periods.columns}
-        arrays |= {name: getattr(self, name) for name in ("subjects", "merged", "merged_into", "encounters")}
-        np.savez(path.with_suffix(".npz"), **arrays)
+        np.savez(folder / "short.npz", **arrays)
         plain = ("files", "file_numbers", "lines_before", "codes", "resolved", "medications", "data_cut")
-        path.with_suffix(".json").write_text(json.dumps({name: getattr(self, name) for name in plain}))
+        (folder / "plain.json").write_text(json.dumps({name: getattr(self, name) for name in plain}))
 
     @classmethod
-    def load(cls, path: Path) -> Survey:
-        """What `save` wrote."""
-        facts = json.loads(path.with_suffix(".json").read_text())
+    def load(cls, folder: Path) -> Survey:
+        """What `save` wrote; the long columns stay on disk until they are looked at."""
+        facts = json.loads((folder / "plain.json").read_text())
         facts["resolved"] = [{int(n): target for n, target in r.items()} for r in facts["resolved"]]
-        with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
-            size = len(facts["file_numbers"])
-            names = {f.name for f in fields(cls)}
+        size = len(facts["file_numbers"])
+
+        def long(name: str) -> Any:
+            # a plain array: the class of mapped ones costs with every look-up
+            return np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray)
+
+        with np.load(folder / "short.npz", allow_pickle=False) as arrays:
             return cls(
                 code_numbers=[arrays[f"code_numbers_{i}"] for i in range(size)],
                 dropped=[(arrays[f"dropped_{i}"], arrays[f"why_{i}"]) for i in range(size)],
-                spans={name: arrays[f"span_{name}"] for name in SPAN},
+                spans={name: long(f"span_{name}") for name in SPAN},
                 periods=pl.DataFrame({name: arrays[f"period_{name}"] for name in ("subject_id", "start", "end")}),
-                **{name: arrays[name] for name in arrays.files if name in names},
+                **{name: long(name) for name in _LONG},
                 **facts,
             )
+
+
+_LONG = ("subjects", "merged", "merged_into", "encounters")
 
 
 def survey(chunks: Sequence[Chunk], data_cut: int = NO_TIME) -> Survey:
@@ -123,10 +135,13 @@ def survey(chunks: Sequence[Chunk], data_cut: int = NO_TIME) -> Survey:
     encounters, spans = _encounters(chunks, dropped, data_cut)
     periods = _periods(chunks, dropped, resolved, merged, subjects)
     old = np.array(sorted(merged), np.int64)
+    lines_before = _lines_before(chunks)
+    for chunk in chunks:
+        chunk.release()
     return Survey(
         files=files,
         file_numbers=file_numbers,
-        lines_before=_lines_before(chunks),
+        lines_before=lines_before,
         codes=codes,
         code_numbers=code_numbers,
         dropped=[(np.array(sorted(d), np.int64), np.array([d[row] for row in sorted(d)], np.uint8)) for d in dropped],
@@ -354,30 +369,39 @@ def _encounters(
 
     What other records say of later times is no end: it would let one patient's record move what is known of another.
     """
-    is_report = pl.col("target").str.starts_with("Observation/")
-    tables = [
-        _kept(chunk, "encounters", gone)
-        .with_columns(target=pl.col("target").hash(SEED), is_report=is_report)
-        .drop("record")
-        for chunk, gone in zip(chunks, dropped, strict=True)
-    ]
-    # a result of several reports was there with the first of them that was
-    there = pl.max_horizontal("start", pl.when(pl.col("end") == NO_TIME).then("start_end").otherwise("end"))
-    table = pl.concat(tables).sort("target", there, pl.exclude("target"))
-    table = table.unique("target", keep="first", maintain_order=True)
-    e = {name: table[name].to_numpy() for name in table.columns}
+    parts = [_spans(chunk, gone, data_cut) for chunk, gone in zip(chunks, dropped, strict=True)]
+    e = {name: np.concatenate([part[name] for part in parts]) for name in ("target", "there", *SPAN)}
+    # of several, as of the reports that give one result, the first that was there counts; most are there once
+    order = np.argsort(e["target"])
+    target = e["target"][order]
+    again = np.concatenate([[False], target[1:] == target[:-1]])
+    if again.any():
+        order = np.lexsort([*(e[name] for name in reversed(SPAN)), e["there"], e["target"]])[~again]
+    return e["target"][order], {name: e[name][order] for name in SPAN}
+
+
+def _spans(chunk: Chunk, gone: dict[int, int], data_cut: int) -> dict[str, Ints]:
+    """When the encounters and reports of a chunk were, by the hash of their names, and when they were `there`."""
+    table = _kept(chunk, "encounters", gone)
+    target = table["target"]
+    e = {name: table[name].to_numpy() for name in table.columns if name != "target"}
     no_start = e["start"] == NO_TIME
     begun = np.where(no_start, e["end_start"], e["start"])
     # a report does not go on: without a readable date of issue it was there on the day that it is about
-    last = np.where(e["is_report"], e["start_end"], OPEN if data_cut == NO_TIME else data_cut)
+    is_report = target.str.starts_with("Observation/").to_numpy()
+    last = np.where(is_report, e["start_end"], OPEN if data_cut == NO_TIME else data_cut)
     known = np.where(e["end"] == NO_TIME, np.maximum(begun, last), e["end"])
-    return e["target"], {
+    spans = {
+        "target": target.hash(SEED).to_numpy(),
+        "there": np.maximum(e["start"], np.where(e["end"] == NO_TIME, e["start_end"], e["end"])),
         "start": begun,
         "known": np.where(begun == NO_TIME, NO_TIME, np.maximum(known, begun)),
         "end": np.where(no_start, e["end"], e["start_end"]),
         "precision": np.where(no_start, e["end_precision"], e["start_precision"]),
         "offset": np.where(no_start, e["end_offset"], e["start_offset"]),
     }
+    chunk.release()
+    return spans
 
 
 def _periods(
