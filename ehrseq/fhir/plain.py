@@ -126,10 +126,9 @@ def plain_reader(
     `emit` reads what is not plain. `special` says of the number of a code whether it makes a record so; a code that
     is not in it does.
     """
-    shape, policy = SHAPES[kind], POLICY[kind]
-    odd, concept_, time_, known_, quantity_, reference_, has_values = shape
+    odd, concept_, time_, known_, quantity_, reference_, has_values = SHAPES[kind]
+    policy, alone = POLICY[kind], pool.alone
     dated_by = policy.time[0][1]
-    alone = pool.alone
     texts, references, append, pack = rows.texts, rows.references, rows.append, rows.pack
 
     def read(batch: list[Any], start: int) -> array[int]:
