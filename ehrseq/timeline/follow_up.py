@@ -137,6 +137,7 @@ def contacts(events: pl.DataFrame) -> pl.DataFrame:
     `first_contact` and `last_contact` by when they were known, `first_time` and `last_time` by when they happened;
     `by_day` as in `deaths_by_day`.
     """
+    by_day = _is_day() if "time_precision" in events.columns else pl.lit(False)
     known, time = pl.max_horizontal("known_time", "time").filter(is_contact()), pl.col("time").filter(is_contact())
     return (
         events.lazy()
@@ -146,7 +147,7 @@ def contacts(events: pl.DataFrame) -> pl.DataFrame:
             last_contact=known.max(),
             first_time=time.min(),
             last_time=time.max(),
-            by_day=(pl.col("code").str.starts_with(DEATH_CODE) & _is_day()).any(),
+            by_day=(pl.col("code").str.starts_with(DEATH_CODE) & by_day).any(),
         )
         .collect()
     )

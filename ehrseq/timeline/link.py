@@ -244,12 +244,14 @@ def _end_deaths_locally(
     Only deaths: for other dates an offset taken from the whole record would let a later record move an earlier
     event's known time.
     """
+    by_day = patients["death_is_date"].to_numpy() & (patients["death"].to_numpy() != NO_TIME)
+    if not by_day.any():
+        return events, patients
     who = patient[events.record]
-    written = events.offset != NO_OFFSET
+    written = (events.offset != NO_OFFSET) & by_day[who]
     west = np.full(len(patients), np.iinfo(np.int16).max, np.int64)
     np.minimum.at(west, who[written], events.offset[written])
     west[west == np.iinfo(np.int16).max] = 0
-    by_day = patients["death_is_date"].to_numpy() & (patients["death"].to_numpy() != NO_TIME)
     later = np.where(by_day, -west * MINUTE, 0)
     shift = np.where(events.source == DECEASED, later[who], 0)
     death = pl.Series("death", patients["death"].to_numpy() + later)
