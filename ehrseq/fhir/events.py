@@ -12,15 +12,16 @@ from typing import Any
 import msgspec
 
 from ehrseq.fhir import care, findings, supplies
-from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, Statuses, code_pool, concept_code, refutation
+from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, Statuses, concept_code, refutation
 from ehrseq.fhir.datatypes import Period, Reference
-from ehrseq.fhir.dating import POLICY, Moment, dated, dater
+from ehrseq.fhir.dating import POLICY, Moment, dated
 from ehrseq.fhir.demographics import us_core
 from ehrseq.fhir.encounters import class_name
 from ehrseq.fhir.facts import ORDER, Said, Scheme
 from ehrseq.fhir.genomics import EXTENSION, finding_kind, genomic_findings, is_present
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.medications import MedicationEmitters
+from ehrseq.fhir.plain import SHAPES, plain_reader
 from ehrseq.fhir.references import SEQUENCES, named_target
 from ehrseq.fhir.resource import (
     AllergyIntolerance,
@@ -36,16 +37,7 @@ from ehrseq.fhir.resource import (
     ResearchSubject,
 )
 from ehrseq.fhir.resource_care import BiologicallyDerivedProduct, Device
-from ehrseq.fhir.rows import (
-    ABATEMENT,
-    BIRTH_DATE,
-    DECEASED,
-    PERIOD,
-    STATIC,
-    MedicationFacts,
-    PatientFacts,
-    Rows,
-)
+from ehrseq.fhir.rows import ABATEMENT, BIRTH_DATE, DECEASED, PERIOD, STATIC, MedicationFacts, PatientFacts, Rows
 from ehrseq.fhir.sequences import molecular_sequence
 from ehrseq.fhir.statuses import EVENT_STATUS, RESULT_STATUS
 from ehrseq.fhir.values import NOTHING, read_value
@@ -61,8 +53,6 @@ _FOLLOW_UP_STATUS: Statuses = {
     "planned": Reason.PLANNED,
     "waitlist": Reason.PLANNED,
 }
-_WHEN = {kind: dater(kind) for kind in ("Observation", "DiagnosticReport", "Procedure", "Immunization",
-                                        "AllergyIntolerance")}  # fmt: skip
 _DEVICE_KINDS = {supplies.DEVICE: "Device", ORDER: "DeviceOrdered", supplies.SUPPLY: "DeviceSupplied"}
 # A pure function (see `facts`) for each type that needs nothing but its own record
 READERS: dict[str, Callable[[Any], Said]] = {
@@ -111,14 +101,14 @@ class Emitters:
         self.rows = rows
         self.birth = rows.codes[BIRTH_CODE]
         self.death = rows.codes[DEATH_CODE]
-        self.diagnoses = code_pool(rows, "diagnosis")
-        self.measurements = code_pool(rows, "measurement")
+        self.diagnoses = CodePool(rows, "diagnosis")
+        self.measurements = CodePool(rows, "measurement")
         medications = MedicationEmitters(rows)
-        self.procedures = code_pool(rows, "procedure", procedure=True)
-        self.vaccines = code_pool(rows, "vaccine")
-        self.allergies = code_pool(rows, "allergy", prefix="ALLERGY//")
-        self.abatements = code_pool(rows, "diagnosis", prefix="ABATEMENT//")
-        self.encounter_types = code_pool(rows, "procedure")
+        self.procedures = CodePool(rows, "procedure", procedure=True)
+        self.vaccines = CodePool(rows, "vaccine")
+        self.allergies = CodePool(rows, "allergy", prefix="ALLERGY//")
+        self.abatements = CodePool(rows, "diagnosis", prefix="ABATEMENT//")
+        self.encounter_types = CodePool(rows, "procedure")
         core: dict[str, Callable[[Any, int], int]] = {
             "Patient": self.patient,
             "Encounter": self.encounter,
@@ -144,6 +134,22 @@ class Emitters:
         self.by_type = core | {kind: self._facts_of(read) for kind, read in READERS.items()}
         self.genomic: dict[int, bool] = {}  # of the number of a code: asked of every Observation, so remembered
         self.pools: dict[Scheme, CodePool] = {}
+        pools = {
+            "Observation": self.measurements,
+            "Condition": self.diagnoses,
+            "Procedure": self.procedures,
+            "Specimen": self._pool(care.SPECIMEN),
+        }
+        self.plain = {
+            kind: plain_reader(
+                kind,
+                rows,
+                pools.get(kind, medications.codes),
+                self.by_type[kind],
+                self.genomic if kind == "Observation" else None,
+            )
+            for kind in SHAPES
+        }
 
     def patient(self, r: Patient, record: int) -> int:
         """Sex, race and ethnicity as static facts; birth; death."""
@@ -227,7 +233,7 @@ class Emitters:
             genomic = self.genomic[code] = finding_kind(r.code) is not None
         if r.extension is not None:
             genomic = genomic or _has_genomic_extension(r)
-        when = dated(r, POLICY["Observation (genomic)"]) if genomic else _WHEN["Observation"](r)
+        when = dated(r, POLICY["Observation (genomic)" if genomic else "Observation"])
         time, known, source = rows.times[when[0]], rows.times[when[1]], when[2]
         if when[0] and (r.has_member is not None or r.derived_from is not None or r.related is not None):
             self._date_relatives(r, record, when)
@@ -271,7 +277,7 @@ class Emitters:
             return RESULT_STATUS[r.status]
         if r.result and not r.modifier_extension:
             # results without a date of their own take the report's
-            self._date_others(r, r.result, ("Observation/",), record, _WHEN["DiagnosticReport"](r))
+            self._date_others(r, r.result, ("Observation/",), record, dated(r, POLICY["DiagnosticReport"]))
         reason = self._coded(r, record, concept_code(r.code, self.measurements), "DiagnosticReport")
         if reason in (EVENTS, Reason.NO_CODE) and self._add(findings.conclusions(r), record):
             return EVENTS
@@ -369,7 +375,7 @@ class Emitters:
         if not code:
             return Reason.NO_CODE
         times = self.rows.times
-        time, known, source = _WHEN[kind](r)
+        time, known, source = dated(r, POLICY[kind])
         self.rows.add(record, code, times[time], times[known], source)
         return EVENTS
 
@@ -411,7 +417,7 @@ class Emitters:
     def _pool(self, scheme: Scheme) -> CodePool:
         pool = self.pools.get(scheme)
         if pool is None:
-            pool = self.pools[scheme] = code_pool(self.rows, scheme.kind, scheme.prefix, scheme.procedure)
+            pool = self.pools[scheme] = CodePool(self.rows, scheme.kind, scheme.prefix, scheme.procedure)
         return pool
 
     def _device_code(self, reference: str, scheme: Scheme, r: Any) -> int:

@@ -32,7 +32,7 @@ from ehrseq.fhir.walk import DECODE_ERRORS, type_of, walk, walk_lines, walk_piec
 MEMORY = Path("(in memory)")
 OBSERVATION = POLICY["Observation"]
 BLOCK = 1 << 18
-FULL = 1 << 16  # records gathered before they are handed over
+FULL = 1 << 17  # records gathered before they are handed over
 ENTRY_DECODER = msgspec.json.Decoder(BundleEntry)
 
 
@@ -293,11 +293,12 @@ class Reader:
         rows.record_id.extend([r.id for r in batch])
         rows.record_kind.frombytes(bytes([TYPE_NUMBER[kind]]) * size)
         rows.record_file.extend(array("i", [self._file]) * size)
+        metas = [r.meta for r in batch]
         rows.record_updated.extend(
-            [0 if (m := r.meta) is None or (u := m.last_updated) is None else times[u] for r in batch]
+            array("i", [0 if m is None or (u := m.last_updated) is None else times[u] for m in metas])
         )
         rows.record_version.extend(
-            [-1 if (m := r.meta) is None or (v := m.version_id) is None else _version(v) for r in batch]
+            array("q", [-1 if m is None or (v := m.version_id) is None else _version(v) for m in metas])
         )
         if kind in ("Patient", "Encounter", "MolecularSequence", "Sequence"):
             own = array("i", [references[f"{kind}/{r.id}"] for r in batch])
@@ -309,18 +310,23 @@ class Reader:
             rows.record_subject.extend(array("i", [0]) * size)
             rows.record_encounter.extend(array("i", [0]) * size)
         else:
-            rows.record_subject.extend(
-                [0 if (s := r.subject or r.patient) is None else references[s.reference or _logical(s)] for r in batch]
-            )
-            rows.record_encounter.extend(
-                own
-                if kind in ("Encounter", "MolecularSequence", "Sequence")
-                else self._results(batch)
-                if kind == "Observation"
-                else [0 if (e := r.encounter or r.context) is None else references[e.reference] for r in batch]
-            )
-        emit = self._emitters.by_type[kind]
-        rows.record_reason.extend([emit(r, n) for n, r in enumerate(batch, start)])
+            subjects = [
+                0 if (s := r.subject or r.patient) is None else references[s.reference or _logical(s)] for r in batch
+            ]
+            rows.record_subject.extend(array("i", subjects))
+            if kind in ("Encounter", "MolecularSequence", "Sequence"):
+                encounters = own
+            elif kind == "Observation":
+                encounters = array("i", self._results(batch))
+            else:
+                named = [0 if (e := r.encounter or r.context) is None else references[e.reference] for r in batch]
+                encounters = array("i", named)
+            rows.record_encounter.extend(encounters)
+        if (read := self._emitters.plain.get(kind)) is not None:
+            rows.record_reason.extend(read(batch, start))
+        else:
+            emit = self._emitters.by_type[kind]
+            rows.record_reason.extend(array("B", [emit(r, n) for n, r in enumerate(batch, start)]))
         rows.records += size
         rows.flush()
 

@@ -20,6 +20,7 @@ from polars.testing import assert_frame_equal
 from ehrseq.errors import SourceError, TimelineError, UserError
 from ehrseq.fhir import reader
 from ehrseq.timeline import ingest as stages
+from ehrseq.timeline import shards
 from ehrseq.timeline.build import read_fhir, subject_number
 from ehrseq.timeline.ingest import ingest
 from ehrseq.timeline.store import Timelines
@@ -91,7 +92,7 @@ def value(timelines: Timelines, name: str) -> Any:
 def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything cut into many small tasks, chunks and batches."""
     monkeypatch.setattr(stages, "TASK_BYTES", 20_000)
-    monkeypatch.setattr(stages, "ROWS_AT_ONCE", 400)
+    monkeypatch.setattr(shards, "ROWS_AT_ONCE", 400)
     monkeypatch.setattr(stages, "SMALL", 0)
     monkeypatch.setattr(reader, "FULL", 50)
 
@@ -324,8 +325,8 @@ def test_merged_patients_in_other_shards(tmp_path: Path) -> None:
 
 SCRIPT = """
 import sys
-from ehrseq.timeline import ingest as stages
-stages.TASK_BYTES, stages.ROWS_AT_ONCE, stages.SMALL = 20_000, 400, 0
+from ehrseq.timeline import ingest as stages, shards
+stages.TASK_BYTES, shards.ROWS_AT_ONCE, stages.SMALL = 20_000, 400, 0
 stages.ingest(sys.argv[1], sys.argv[2], workers=int(sys.argv[3]))
 """
 
