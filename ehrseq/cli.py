@@ -42,7 +42,18 @@ def ingest_verb(
     out: Out,
     data_cut: Annotated[str | None, typer.Option(help="The date up to which the data are complete.")] = None,
     update: Annotated[bool, typer.Option("--update", help="Fold the sources into the timelines there.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail where a record cannot be read.")] = False,
+    prefer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND=SYSTEM,...", help="Which coding names an event: diagnosis=ICD10CM,SNOMED. Once for each kind."
+        ),
+    ] = None,
+    concept_map: Annotated[
+        Path | None, typer.Option(help="A table (CSV, Parquet) of further codes: columns code and target.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at the first record that cannot be read; no dataset is left.")
+    ] = False,
     validate: Annotated[
         bool, typer.Option("--validate", help="First check every record against FHIR's models, and report.")
     ] = False,
@@ -53,8 +64,10 @@ def ingest_verb(
     workers: Annotated[int | None, typer.Option(help="How many processes read. Default: one a core.")] = None,
 ) -> None:
     """Read a FHIR export into a timelines folder. Interrupted, the same command goes on where it was."""
+    from ehrseq.fhir.concept_map import coding_preference
     from ehrseq.timeline.ingest import ingest
 
+    coding = coding_preference(prefer or (), concept_map)
     if validate:
         from ehrseq.fhir.validate import summary, validate_source
 
@@ -65,6 +78,7 @@ def ingest_verb(
         sources,
         out,
         data_cut=data_cut,
+        coding=coding,
         update=update,
         strict=strict,
         workers=workers,

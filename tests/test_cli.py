@@ -108,6 +108,68 @@ def test_ingest_of_several_sources_with_a_data_cut(run, work, tmp_path):
     assert Timelines.load(tmp_path / "t").metadata["data_cut"] == "2013-01-01T23:59:59.999999"
 
 
+def two_codings(folder):
+    """An export of one diagnosis with a SNOMED and an ICD-10-CM coding, and a concept map of the latter."""
+    codings = [{"system": "http://snomed.info/sct", "code": "44054006"},
+               {"system": "http://hl7.org/fhir/sid/icd-10-cm", "code": "E11.9"}]  # fmt: skip
+    records = [
+        {"resourceType": "Patient", "id": "p", "gender": "female"},
+        {"resourceType": "Condition", "subject": {"reference": "Patient/p"}, "onsetDateTime": "2020-01-02",
+         "code": {"coding": codings}},
+    ]  # fmt: skip
+    (folder / "export.ndjson").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (folder / "map.csv").write_text("code,target\nICD10CM//E11.9,urn:phecode//250.2\n")
+    return folder / "export.ndjson"
+
+
+def codes_of(folder):
+    rows = Timelines.load(folder).events.filter(resource_type="Condition").select("code", "other_codes").rows()
+    return [rows[0][0], *rows[0][1]]
+
+
+def test_ingest_with_a_coding_preference_and_a_concept_map(run, tmp_path):
+    export = two_codings(tmp_path)
+    assert run("ingest", export, "--out", tmp_path / "plain")[0] == 0
+    assert codes_of(tmp_path / "plain") == ["SNOMED//44054006", "ICD10CM//E11.9"]
+    wanted = ("--prefer", "diagnosis=ICD10CM", "--prefer", "vaccine=NDC,CVX", "--concept-map", tmp_path / "map.csv")
+    assert run("ingest", export, "--out", tmp_path / "mine", *wanted)[0] == 0
+    assert codes_of(tmp_path / "mine") == ["ICD10CM//E11.9", "SNOMED//44054006", "urn:phecode//250.2"]
+    # an update goes on with them
+    assert run("ingest", export, "--out", tmp_path / "mine", "--update")[0] == 0
+    assert codes_of(tmp_path / "mine") == ["ICD10CM//E11.9", "SNOMED//44054006", "urn:phecode//250.2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--prefer", "diagnose=ICD10CM"], "did you mean 'diagnosis'"),
+        (["--prefer", "diagnosis"], "write for example diagnosis=ICD10CM,SNOMED"),
+        (["--prefer", "diagnosis=ICD10"] * 2, "'diagnosis' twice"),
+        (["--prefer", "diagnosis=ICD10CN"], "did you mean 'ICD10CM'"),
+        (["--concept-map", "none.csv"], "a table with the columns code and target"),
+    ],
+)
+def test_preferences_that_cannot_be(refused, tmp_path, arguments, says):
+    export = two_codings(tmp_path)
+    assert says in refused("ingest", export, "--out", tmp_path / "t", *arguments)
+    assert not (tmp_path / "t").exists()
+
+
+def test_another_preference_than_the_datasets_is_no_update(refused, run, tmp_path):
+    export = two_codings(tmp_path)
+    assert run("ingest", export, "--out", tmp_path / "t")[0] == 0
+    message = refused("ingest", export, "--out", tmp_path / "t", "--update", "--prefer", "diagnosis=ICD10CM")
+    assert "the coding preference that the dataset was made with" in message
+
+
+def test_strict_leaves_no_dataset(refused, tmp_path):
+    export = two_codings(tmp_path)
+    with export.open("a") as file:
+        file.write('{"resourceType": "Condition",\n')
+    assert "one that cannot (malformed_json)" in refused("ingest", export, "--out", tmp_path / "t", "--strict")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["export.ndjson", "map.csv"]
+
+
 def test_cohort_counts_who_is_at_risk(run, work):
     status, out, err = run("cohort", work / "timelines", "--task", work / "simulation" / "task.toml")
     assert (status, err) == (0, "")

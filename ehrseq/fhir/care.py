@@ -1,4 +1,4 @@
-"""Plans and orders, documents, images, specimens, devices: one pure function for each resource type.
+"""Plans and orders, documents, images, specimens, directives: one pure function for each resource type.
 
 Each says of a record which facts it holds, or why none (see `facts`). A plan, an order, a document is an event under
 a prefix of its own: to order a colonoscopy is not to have had one.
@@ -9,57 +9,45 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from ehrseq.fhir.concepts import BAD_STATUS
+from ehrseq.fhir.concepts import BAD_STATUS, coded_pairs, status_code
 from ehrseq.fhir.datatypes import Concept
 from ehrseq.fhir.dating import POLICY, dated
-from ehrseq.fhir.facts import PLAIN, Fact, Said, Scheme, code_of, concept_of
+from ehrseq.fhir.facts import ORDER, PLAIN, Fact, Said, Scheme, code_of, concept_of
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.resource_care import (
     CarePlan,
     Composition,
-    Device,
-    DeviceDispense,
-    DeviceRequest,
-    DeviceUseRequest,
-    DeviceUseStatement,
+    Consent,
     DiagnosticOrder,
     DocumentReference,
     Goal,
     ImagingStudy,
     Media,
-    NutritionIntake,
     NutritionOrder,
     Order,
     ProcedureRequest,
     ReferralRequest,
     ServiceRequest,
     Specimen,
-    SuppliedItem,
-    SupplyDelivery,
     VisionPrescription,
 )
 from ehrseq.fhir.rows import AUTHORED
 from ehrseq.fhir.statuses import (
-    DISPENSE_STATUS,
     DOCUMENT_STATUS,
     EVENT_STATUS,
     GOAL_STATUS,
     ORDER_STATUS,
     PLAN_INTENT,
-    USE_STATUS,
     order_fault,
 )
-from ehrseq.fhir.values import NOTHING, read_quantity
 
 CARE_PLAN = Scheme("procedure", "CAREPLAN//")
-ORDER = Scheme("procedure", "ORDER//")
 GOAL = Scheme("procedure", "GOAL//")
 DOCUMENT = Scheme("measurement", "DOCUMENT//")
 IMAGING = Scheme("procedure", "IMAGING//")
 SPECIMEN = Scheme("procedure", "SPECIMEN//")
-DEVICE = Scheme("procedure", "DEVICE//")
-SUPPLY = Scheme("procedure", "SUPPLY//")
-NUTRITION = Scheme("procedure", "NUTRITION//")
+CONSENT = Scheme("procedure", "CONSENT//")
+DIRECTIVES = {"adr", "treatment", "acd", "dnr", "hcd", "polst"}  # scopes and categories of consents about treatment
 
 
 def care_plan(r: CarePlan) -> Said:
@@ -129,31 +117,6 @@ def diagnostic_order(r: DiagnosticOrder) -> Said:
     return [fact._replace(moment=(when, None, AUTHORED)) for fact in said]
 
 
-def device_request(r: DeviceRequest) -> Said:
-    """The device that was ordered, by its code or that of the Device record it names.
-
-    >>> from ehrseq.fhir.facts import preview
-    >>> preview(device_request, '''{"resourceType": "DeviceRequest", "intent": "order", "authoredOn": "2013-05",
-    ...     "codeCodeableConcept": {"coding": [{"system": "http://snomed.info/sct", "code": "58938008"}]}}''')
-    [('ORDER//SNOMED//58938008', '2013-05', None)]
-    """
-    if (reason := order_fault(r)) is not None:
-        return reason
-    return _device_facts(ORDER, r.code_codeable_concept or r.code, r.code_reference or r.code, r, "DeviceRequest")
-
-
-def device_use_request(r: DeviceUseRequest) -> Said:
-    """The order of a device in DSTU2.
-
-    >>> from ehrseq.fhir.facts import preview
-    >>> preview(device_use_request, '{"resourceType": "DeviceUseRequest", "status": "proposed"}')
-    'planned'
-    """
-    if (reason := order_fault(r)) is not None:
-        return reason
-    return _device_facts(ORDER, None, r.device, r, "DeviceRequest")
-
-
 def nutrition_order(r: NutritionOrder) -> Said:
     """Diets, supplements and formulas ordered.
 
@@ -211,7 +174,7 @@ def document_reference(r: DocumentReference) -> Said:
     ...     "date": "2013-07-01T23:11:33+10:00"}''')
     [('DOCUMENT//LOINC//34117-2', '2013-07-01T23:11:33+10:00', None)]
     """
-    if (reason := DOCUMENT_STATUS.get(r.status) or DOCUMENT_STATUS.get(_status_code(r.doc_status))) is not None:
+    if (reason := DOCUMENT_STATUS.get(r.status) or DOCUMENT_STATUS.get(status_code(r.doc_status))) is not None:
         return reason
     return _document(r, POLICY["DocumentReference"], [r.type, *(r.category or ())])
 
@@ -292,79 +255,28 @@ def specimen(r: Specimen) -> Said:
     return [Fact(SPECIMEN, r.type, when, text=site)]
 
 
-def device_use(r: DeviceUseStatement) -> Said:
-    """The use of a device, by the device's code or that of the Device record it names.
+def consent(r: Consent) -> Said:
+    """A directive about treatment, such as not to resuscitate; whether it permits or denies is its text.
+
+    Who may see the patient's data, and who may do research with them, befalls nobody's health.
 
     >>> from ehrseq.fhir.facts import preview
-    >>> preview(device_use, '''{"resourceType": "DeviceUseStatement", "status": "completed",
-    ...     "device": {"concept": {"coding": [{"system": "http://snomed.info/sct", "code": "14106009"}]}},
-    ...     "timingPeriod": {"start": "2019-05-01", "end": "2019-06-01"}}''')
-    [('DEVICE//SNOMED//14106009', '2019-05-01', None)]
+    >>> text = '''{"resourceType": "Consent", "status": "active", "dateTime": "2015-11-18", "category": [{"coding": [
+    ...     {"system": "http://terminology.hl7.org/CodeSystem/consentcategorycodes", "code": "dnr"}]}]}'''
+    >>> preview(consent, text)
+    [('CONSENT//http://terminology.hl7.org/CodeSystem/consentcategorycodes//dnr', '2015-11-18', None)]
+    >>> preview(consent, text.replace("dnr", "research"))
+    'administrative'
     """
-    if (reason := USE_STATUS.get(r.status)) is not None:
+    reason = ORDER_STATUS.get(r.status) or (Reason.NOT_DONE if r.status == "rejected" else None)
+    if reason is not None:
         return reason
-    return _device_facts(DEVICE, r.device, r.device, r, "DeviceUseStatement")
-
-
-def device_dispense(r: DeviceDispense) -> Said:
-    """A device handed over, in R5.
-
-    >>> from ehrseq.fhir.facts import preview
-    >>> preview(device_dispense, '''{"resourceType": "DeviceDispense", "status": "completed",
-    ...     "device": {"concept": {"coding": [{"system": "http://snomed.info/sct", "code": "14106009"}]}},
-    ...     "whenHandedOver": "2024-05-01"}''')
-    [('DEVICE//SNOMED//14106009', '2024-05-01', None)]
-    """
-    if (reason := DISPENSE_STATUS.get(r.status)) is not None:
-        return reason
-    return _device_facts(DEVICE, r.device, r.device, r, "DeviceDispense")
-
-
-def nutrition_intake(r: NutritionIntake) -> Said:
-    """What was eaten or drunk, in R5.
-
-    >>> from ehrseq.fhir.facts import preview
-    >>> preview(nutrition_intake, '''{"resourceType": "NutritionIntake", "status": "completed",
-    ...     "occurrenceDateTime": "2024-05-01", "consumedItem": [{"nutritionProduct": {"concept": {"coding": [
-    ...     {"system": "http://snomed.info/sct", "code": "226465004"}]}}}]}''')
-    [('NUTRITION//SNOMED//226465004', '2024-05-01', None)]
-    """
-    if (reason := EVENT_STATUS.get(r.status)) is not None:
-        return reason
-    when = dated(r, POLICY["NutritionIntake"])
-    taken = [concept_of(item.nutrition_product) for item in r.consumed_item or () if not item.not_consumed]
-    return [Fact(NUTRITION, concept, when) for concept in taken if concept is not None]
-
-
-def supply_delivery(r: SupplyDelivery) -> Said:
-    """What was delivered to a patient; how many is the value.
-
-    >>> from ehrseq.fhir.facts import preview
-    >>> preview(supply_delivery, '''{"resourceType": "SupplyDelivery", "status": "completed",
-    ...     "suppliedItem": {"itemCodeableConcept": {"coding": [{"system": "http://snomed.info/sct",
-    ...     "code": "337388004"}]}, "quantity": {"value": 2}}, "occurrenceDateTime": "2015-01-02"}''')
-    [('SUPPLY//SNOMED//337388004', '2015-01-02', None, 2.0)]
-    """
-    if (reason := EVENT_STATUS.get(r.status)) is not None:
-        return reason
-    items = [r.supplied_item] if isinstance(r.supplied_item, SuppliedItem) else r.supplied_item or []
-    facts: list[Fact] = []
-    for item in items:
-        found = _device_facts(SUPPLY, item.item_codeable_concept, item.item_reference, r, "SupplyDelivery")
-        number, text, modifier, unit = read_quantity(item.quantity) if item.quantity else NOTHING
-        facts += [fact._replace(number=number, text=text, modifier=modifier, unit=unit) for fact in found]
-    return facts
-
-
-def device_concept(r: Device) -> Concept | None:
-    """The type of a device, to which other records refer.
-
-    >>> device_concept(Device(resource_type="Device", type=[Concept(text="pump")])).text
-    'pump'
-    """
-    if isinstance(r.type, list):
-        return next((concept for concept in r.type if concept.coding), r.type[0] if r.type else None)
-    return r.type
+    about = [code for concept in [r.scope, *(r.category or ())] for _, code in coded_pairs(concept)]
+    if not DIRECTIVES.intersection(about):
+        return Reason.ADMINISTRATIVE
+    provisions = r.provision if isinstance(r.provision, list) else [r.provision] if r.provision is not None else []
+    says = r.decision or next((p.type for p in provisions if p.type), None)
+    return [Fact(CONSENT, concept, dated(r, POLICY["Consent"]), text=says) for concept in r.category or ()]
 
 
 def _order(r: Order, kind: str, wanted: list[Any]) -> Said:
@@ -379,20 +291,3 @@ def _document(r: Any, policy: Any, concepts: list[Concept | None]) -> Said:
     """The first concept that has a code."""
     concept = next((c for c in concepts if code_of(c)), None)
     return Reason.NO_CODE if concept is None else [Fact(DOCUMENT, concept, dated(r, policy))]
-
-
-def _device_facts(scheme: Scheme, item: Any, reference: Any, r: Any, kind: str) -> list[Fact]:
-    """One fact of a coded item, else of the Device that a reference names."""
-    when = dated(r, POLICY[kind])
-    if (concept := concept_of(item)) is not None and concept.coding:
-        return [Fact(scheme, concept, when)]
-    target = getattr(reference, "reference", None)
-    while target is not None and not isinstance(target, str):
-        target = target.reference
-    return [Fact(scheme, "", when, device=target)] if target else []
-
-
-def _status_code(status: Concept | str | None) -> str | None:
-    if isinstance(status, Concept):
-        return next((c.code for c in status.coding or () if c.code), None)
-    return status

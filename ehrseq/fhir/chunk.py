@@ -1,8 +1,9 @@
 """What one stretch of a source becomes: tables that stand for themselves, on disk or in memory, sorted by partition.
 
 A chunk numbers its own texts, codes and references; whatever needs a look outside of it (other files' patients,
-encounters, medications, duplicates) is settled later, from small columns. Records and events lie in *partitions*: one
-for each shard of subjects, by the patient they name, and a last one for those whose patient the chunk cannot tell.
+encounters, medications, duplicates) is settled later, from small tables. Records and events (`fhir/columns.py`) lie in
+*partitions*: one for each shard of subjects, by the patient they name, and a last one for those whose patient the chunk
+cannot tell.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ import polars as pl
 import pyarrow as pa
 
 from ehrseq.fhir.clock import NO_TIME, PRECISIONS, Instants, parse_times
+from ehrseq.fhir.columns import EVENT, REFERENCE, Columns, series, strings, take
 from ehrseq.fhir.ledger import Reason
-from ehrseq.fhir.references import named_target, subject_number
-from ehrseq.fhir.rows import EventColumns, RecordColumns, Rows, concatenate
+from ehrseq.fhir.references import UNKNOWN, named_target, points_at, subject_number
+from ehrseq.fhir.rows import Rows
 
+COLUMNS = "columns.bin"
 ShardOf = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint64]]
 PATIENTS: dict[str, Any] = {
     "record": pl.Int64, "patient": pl.String, "subject_id": pl.Int64, "sex": pl.String, "race": pl.String,
@@ -43,7 +46,6 @@ LINKS: dict[str, Any] = {"record": pl.Int64, "type": pl.String, "own": pl.String
 PERIODS: dict[str, Any] = {
     "record": pl.Int64, "reference": pl.Int64, "start": pl.Int64, "end": pl.Int64, "fault": pl.UInt8,
 }  # fmt: skip
-REFERENCES: dict[str, Any] = {"target": pl.String, "written": pl.String, "subject_id": pl.Int64}
 
 
 @dataclass
@@ -51,6 +53,7 @@ class Chunk:
     """The tables of a chunk (see `pack`), and its plain facts."""
 
     tables: dict[str, pl.DataFrame]
+    _columns: Columns | Path  # or the file that they are in
     record_bounds: list[int]  # where each partition starts, and the end
     event_bounds: list[int]
     files: list[str]  # paths by the number that records carry
@@ -65,10 +68,11 @@ class Chunk:
     def save(self, folder: Path) -> None:
         """Write the chunk; equal chunks give equal bytes."""
         folder.mkdir(parents=True)
+        self.columns.save(folder / COLUMNS)
         for name, table in self.tables.items():
             if table.height or name not in _EMPTY:
                 table.write_ipc(folder / f"{name}.arrow", compression="uncompressed")
-        facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("tables", "folder")}
+        facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("tables", "_columns", "folder")}
         (folder / "chunk.json").write_text(json.dumps(facts, separators=(",", ":")), encoding="utf-8")
 
     @classmethod
@@ -77,23 +81,23 @@ class Chunk:
         facts = json.loads((folder / "chunk.json").read_text(encoding="utf-8"))
         for name in ("counts", "quarantine"):
             facts[name] = [tuple(entry) for entry in facts[name]]
-        return cls(tables=_OnDisk(folder), folder=folder, **facts)
+        return cls(tables=_OnDisk(folder), _columns=folder / COLUMNS, folder=folder, **facts)
+
+    @property
+    def columns(self) -> Columns:
+        """Its long columns. Those on disk are opened anew each time: what was looked at counts as memory until then."""
+        return Columns.open(self._columns) if isinstance(self._columns, Path) else self._columns
 
     def release(self) -> None:
-        """Close what was opened: pages that were looked at count as memory until then."""
+        """Close the tables that were opened."""
         if isinstance(self.tables, _OnDisk):
             self.tables.clear()
 
-    def event_columns(self, start: int, stop: int) -> EventColumns:
-        """Some of its events; `record` is the record's row in the chunk."""
-        table = self.tables["events"][start:stop]
-        return EventColumns(**{f.name: table[f.name].to_numpy() for f in fields(EventColumns)})
-
-    def record_columns(self, start: int, stop: int) -> RecordColumns:
-        """Some of its records."""
-        table = self.tables["records"][start:stop]
-        columns: dict[str, Any] = {f.name: table[f.name].to_numpy() for f in fields(RecordColumns) if f.name != "id"}
-        return RecordColumns(id=table["id"], **columns)
+    def unresolved(self) -> dict[int, str]:
+        """Its references that cannot be told from what is written, by number."""
+        columns = self.columns
+        numbers = np.flatnonzero(columns.references["points_at"] == UNKNOWN)[1:]  # number 0 stands for none
+        return dict(zip(numbers.tolist(), take(columns.names, numbers).to_pylist(), strict=True))
 
 
 class _OnDisk(dict[str, pl.DataFrame]):
@@ -120,32 +124,35 @@ def _open(path: Path) -> pl.DataFrame:
 def pack(rows: Rows, files: list[str], shards: int, shard_of: ShardOf) -> Chunk:
     """Everything that `rows` gathered, as a chunk.
 
-    Tables: `records` and `events` (the columns of RecordColumns and EventColumns), `codes` and `texts` by number,
-    `references` (target `Type/id`, or what is written where that cannot be told from it), and what other records
-    refer to: `patients`, `identifiers`, `links`, `encounters`, `medications`, `periods`, `names` (of bundle entries).
+    Tables: `codes` by number, and what other records refer to: `patients`, `identifiers`, `links`, `encounters`,
+    `medications`, `periods`, `names` (of bundle entries).
     """
     rows.flush(force=True)
-    records = concatenate(rows.record_stretches, RecordColumns)
-    events = concatenate(rows.event_stretches, EventColumns)
-    references = _references(rows.references.names)
-    home = references["subject_id"].to_numpy()
-    partition = np.where(home == 0, shards, shard_of(home))[records.subject].astype(np.uint16)
+    records, events = _together(rows.record_stretches), _together(rows.event_stretches)
+    references, names = _references(rows.references.names)
+    home = references["subject_id"]
+    partition = np.where(home == 0, shards, shard_of(home)).astype(np.uint8)[records["subject"]]
     order = np.argsort(partition, kind="stable")
-    new_row = np.empty(len(order), np.int64)
-    new_row[order] = np.arange(len(order))
-    of_event = partition[events.record]
+    new_row = np.empty(len(order), np.int32)
+    new_row[order] = np.arange(len(order), dtype=np.int32)
+    of_event = partition[events["record"]]
     event_order = np.argsort(of_event, kind="stable")
+    events = events[event_order]
+    events["record"] = new_row[events["record"]]
     bounds = np.arange(shards + 2)
-    tables = {
-        "records": _frame(records, order),
-        "events": _frame(events, event_order).with_columns(record=pl.Series(new_row[events.record[event_order]])),
-        "codes": pl.DataFrame({"code": pl.Series(list(rows.codes), dtype=pl.String)}),
-        "texts": pl.DataFrame({"text": pl.Series(list(rows.texts), dtype=pl.String)}),
-        "references": references,
-        **_referred_to(rows, new_row),
-    }
     return Chunk(
-        tables=tables,
+        tables={
+            "codes": pl.DataFrame({"code": pl.Series(list(rows.codes), dtype=pl.String)}),
+            **_referred_to(rows, new_row.astype(np.int64)),
+        },
+        _columns=Columns(
+            records=records[order],
+            events=events,
+            references=references,
+            ids=strings(pl.concat(rows.id_stretches).gather(order)),
+            names=names,
+            texts=strings([text or "" for text in rows.texts]),
+        ),
         record_bounds=np.searchsorted(partition[order], bounds).tolist(),
         event_bounds=np.searchsorted(of_event[event_order], bounds).tolist(),
         files=files,
@@ -154,24 +161,18 @@ def pack(rows: Rows, files: list[str], shards: int, shard_of: ShardOf) -> Chunk:
     )
 
 
-def _frame(columns: EventColumns | RecordColumns, order: npt.NDArray[np.int64]) -> pl.DataFrame:
-    series = []
-    for f in fields(columns):
-        column = getattr(columns, f.name)
-        series.append(column.gather(order) if isinstance(column, pl.Series) else pl.Series(f.name, column[order]))
-    return pl.DataFrame(series)
+def _together(stretches: list[npt.NDArray[np.void]]) -> npt.NDArray[np.void]:
+    return stretches[0] if len(stretches) == 1 else np.concatenate(stretches)
 
 
-def _references(names: list[str | None]) -> pl.DataFrame:
-    targets = [None if name is None else named_target(name) for name in names]
-    return pl.DataFrame(
-        {
-            "target": targets,
-            "written": [name if target is None else None for name, target in zip(names, targets, strict=True)],
-            "subject_id": [subject_number(t) if t is not None and t.startswith("Patient/") else 0 for t in targets],
-        },
-        REFERENCES,
-    )
+def _references(written: list[str | None]) -> tuple[npt.NDArray[np.void], pa.LargeStringArray]:
+    targets = [None if name is None else named_target(name) for name in written]
+    references = np.empty(len(targets), REFERENCE)
+    references["points_at"] = [points_at(target) for target in targets]
+    references["subject_id"] = [
+        subject_number(target) if target is not None and target.startswith("Patient/") else 0 for target in targets
+    ]
+    return references, strings([target or name or "" for name, target in zip(written, targets, strict=True)])
 
 
 def _referred_to(rows: Rows, new_row: npt.NDArray[np.int64]) -> dict[str, pl.DataFrame]:
@@ -294,13 +295,14 @@ def _periods(rows: Rows, parsed: _Parsed) -> pl.DataFrame:
 def content(chunk: Chunk, suspects: npt.NDArray[np.int64]) -> pl.Series:
     """What each of some records says, as text that does not depend on how things were numbered or where they stood."""
     wanted = pl.DataFrame({"row": suspects}, {"row": pl.Int64})
-    codes, texts = chunk.tables["codes"]["code"], chunk.tables["texts"]["text"]
-    references = chunk.tables["references"].select(r=pl.coalesce("target", "written"))["r"]
-    events = chunk.tables["events"].filter(pl.col("record").is_in(pl.Series(suspects).implode()))
+    columns, codes = chunk.columns, chunk.tables["codes"]["code"]
+    references, texts = _with_none(columns.names), _with_none(columns.texts)
+    rows = columns.events[np.isin(columns.events["record"], suspects)]
+    events = pl.DataFrame({name: np.ascontiguousarray(rows[name]) for name in EVENT.names or ()})
     code = events["code"].to_numpy()
     said = [
         events.select(
-            pl.col("record").alias("row"),
+            pl.col("record").cast(pl.Int64).alias("row"),
             line=pl.struct(
                 codes.gather(np.maximum(code, 0)).alias("code"),
                 references.gather(np.maximum(-1 - code, 0)).alias("medication"),
@@ -319,16 +321,21 @@ def content(chunk: Chunk, suspects: npt.NDArray[np.int64]) -> pl.Series:
                     pl.col("record").alias("row"), line=name + pl.struct(pl.exclude("record")).struct.json_encode()
                 )
             )
-    records = chunk.tables["records"][suspects]
+    records = columns.records[suspects]
     said.append(
         wanted.with_columns(
             line=pl.struct(
-                s=references.gather(records["subject"]), e=references.gather(records["encounter"])
+                s=references.gather(records["subject"].copy()), e=references.gather(records["encounter"].copy())
             ).struct.json_encode()
         )
     )
     lines = pl.concat(said).group_by("row").agg(pl.col("line").sort().str.join("\n"))
     return wanted.join(lines, on="row", how="left", maintain_order="left")["line"]
+
+
+def _with_none(items: pa.LargeStringArray) -> pl.Series:
+    """Strings by number, of which the first stands for none."""
+    return pl.concat([pl.Series([None], dtype=pl.String), series([items[1:]])])
 
 
 _EMPTY = {

@@ -9,7 +9,8 @@ a time or date without one is taken as UTC.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ import polars as pl
 
 NO_TIME = np.iinfo(np.int64).min  # numpy's "not a time"
 PRECISIONS = ("", "year", "month", "day", "minute", "second")
-NO_OFFSET = np.iinfo(np.int16).min
+NO_OFFSET = np.int16(np.iinfo(np.int16).min)
 
 _PATTERN = (
     r"^(\d{4})(?:-(\d\d)(?:-(\d\d)(?:[Tt ]([01]\d|2[0-3]):([0-5]\d)(?::([0-5]\d|60)(?:[.,](\d+))?)?"
@@ -49,6 +50,86 @@ def parse_times(written: Sequence[str | None]) -> Instants:
     (['month', 'second', '', ''], -60)
     """
     text = pl.Series("text", written, dtype=pl.String)
+    found = Instants(
+        np.full(len(text), NO_TIME),
+        np.full(len(text), NO_TIME),
+        np.zeros(len(text), np.uint8),
+        np.full(len(text), NO_OFFSET),
+    )
+    rest = np.ones(len(text), bool)
+    length = text.str.len_bytes().fill_null(0).to_numpy()
+    for layout in _LAYOUTS:
+        at = np.flatnonzero(length == len(layout))
+        if len(at):
+            instants, fits = _parse_layout(text.gather(at), layout)
+            _put(found, at[fits], instants, fits)
+            rest[at[fits]] = False
+    at = np.flatnonzero(rest & (length > 0))
+    if len(at):
+        _put(found, at, _parse_any(text.gather(at)))
+    return found
+
+
+def _put(found: Instants, at: npt.NDArray[np.int64], those: Instants, which: Any = slice(None)) -> None:
+    for f in fields(Instants):
+        getattr(found, f.name)[at] = getattr(those, f.name)[which]
+
+
+# the commonest ways to write a time, which are looked at as digits in a grid: `9` a digit, `+` a sign
+_LAYOUTS = (
+    "9999-99-99T99:99:99+99:99",
+    "9999-99-99T99:99:99.999+99:99",
+    "9999-99-99T99:99:99Z",
+    "9999-99-99T99:99:99.999Z",
+    "9999-99-99",
+)
+_DAY = 86_400_000_000
+
+
+def _parse_layout(text: pl.Series, layout: str) -> tuple[Instants, npt.NDArray[np.bool_]]:
+    """Parse texts that are as long as a layout; which of them are written like it and are a time."""
+    characters = text.str.join("").item().encode()
+    grid = np.frombuffer(characters, np.uint8).reshape(len(text), len(layout))
+    digits = (grid - ord("0")).astype(np.int64)
+    fits = np.ones(len(text), bool)
+    for column, sign in enumerate(layout):
+        if sign == "9":
+            fits &= digits[:, column] <= 9
+        elif sign == "+":
+            fits &= (grid[:, column] == ord("+")) | (grid[:, column] == ord("-"))
+        else:
+            fits &= grid[:, column] == ord(sign)
+
+    def number(start: int, width: int = 2) -> npt.NDArray[np.int64]:
+        value = np.zeros(len(text), np.int64)
+        for column in range(start, start + width):
+            value = value * 10 + digits[:, column]
+        return value
+
+    year, month, day = number(0, 4), number(5), number(8)
+    fits &= (year >= 1) & (month >= 1) & (month <= 12) & (day >= 1)
+    months = (np.where(fits, (year - 1970) * 12 + month - 1, 0)).astype("datetime64[M]")
+    first = months.astype("datetime64[D]").astype(np.int64)
+    days = (months + 1).astype("datetime64[D]").astype(np.int64) - first
+    fits &= day <= days
+    start = (first + day - 1) * _DAY
+    minutes = np.full(len(text), NO_OFFSET)
+    if len(layout) == 10:
+        return Instants(start, start + _DAY - 1, np.full(len(text), 3, np.uint8), minutes), fits
+    hour, minute, second = number(11), number(14), number(17)
+    fits &= (hour <= 23) & (minute <= 59) & (second <= 59)
+    zone = layout.index("Z") if layout.endswith("Z") else layout.index("+")
+    offset = np.zeros(len(text), np.int64)
+    if not layout.endswith("Z"):
+        offset = (number(zone + 1) * 60 + number(zone + 4)) * np.where(grid[:, zone] == ord("-"), -1, 1)
+    start = start + ((hour * 60 + minute - offset) * 60 + second) * 1_000_000
+    if zone > 19:
+        start = start + number(20, 3) * 1000
+    return Instants(start, start, np.full(len(text), 5, np.uint8), offset.astype(np.int16)), fits
+
+
+def _parse_any(text: pl.Series) -> Instants:
+    """Parse texts of any kind."""
     parts = text.str.extract_groups(_PATTERN).struct.rename_fields(list(_PARTS)).struct.unnest()
     whole = {c: pl.col(c).cast(pl.Int64).fill_null(0) for c in ("hour", "minute", "second")}
     day = pl.concat_str("year", pl.col("month").fill_null("01"), pl.col("day").fill_null("01"), separator="-")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import Any
 
 import polars as pl
 
@@ -134,6 +135,11 @@ class CodingPreference:
             if unknown:
                 raise SourceError(f"names or URIs of code systems for {kind}", unknown[0], nearest(unknown[0], NAMES))
             object.__setattr__(self, kind, tuple(order))
+
+    @cached_property
+    def named(self) -> dict[tuple[str, str, bool], dict[Any, str]]:
+        """What concepts were called before, by kind, prefix and whether they are procedures (see `CodePool`)."""
+        return {}
 
     def order(self, kind: str) -> tuple[str, ...]:
         """The order for a kind of concept: the name of a field."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from ehrseq.fhir.codes import SEPARATOR, Coding, ranked_codes
 from ehrseq.fhir.datatypes import Concept
 from ehrseq.fhir.ledger import Reason
-from ehrseq.fhir.rows import Pool, Rows
+from ehrseq.fhir.rows import Rows
 
 EVENTS = Reason.EVENTS  # a member of an enumeration is slow to look up, once a record
 Statuses = dict[str | None, Reason]
@@ -19,39 +18,42 @@ BAD_STATUS: Statuses = {
     "cancelled": Reason.NOT_DONE,
 }
 VERIFICATION = {"refuted": Reason.REFUTED, "entered-in-error": Reason.ENTERED_IN_ERROR}
+REMEMBERED = 1 << 15  # concepts from earlier stretches
 
 
 class CodePool(dict[Any, int]):
-    """The number of a concept's codes in `names`; 0 where it has none.
+    """The number of a concept's codes among those of `rows`; 0 where it has none.
 
     Keys are tuples of (system, code): one coding's, or several codings' one after the other. A name holds the
     preferred code and then the others, with `SEPARATOR` between them: concepts that differ in any code differ in
-    number, and an event needs to carry no more than that number.
+    number, and an event needs to carry no more than that number. `kind` is a field of `CodingPreference`.
     """
 
-    def __init__(
-        self,
-        names: Pool[str | None],
-        order: tuple[str, ...],
-        prefix: str = "",
-        procedure: bool = False,
-        concept_map: Mapping[str, tuple[str, ...]] | None = None,
-    ) -> None:
+    def __init__(self, rows: Rows, kind: str, prefix: str = "", procedure: bool = False) -> None:
         super().__init__()
-        self.names, self.order, self.prefix, self.procedure = names, order, prefix, procedure
-        self.concept_map = concept_map
+        self.names, self.coding = rows.codes, rows.coding
+        self.order, self.prefix, self.procedure = self.coding.order(kind), prefix, procedure
+        # the next stretch of a source has much the same concepts
+        self.named = self.coding.named.setdefault((kind, prefix, procedure), {})
+        # of a code that stands alone: the system that it had last, and its number. Hashing systems is dear
+        self.alone: dict[str | None, tuple[str | None, int]] = {}
 
-    def __missing__(self, key: Any) -> int:
-        codings: list[Coding] = list(zip(key[::2], key[1::2], strict=True))
-        codes = ranked_codes(codings, self.order, self.procedure, self.concept_map)
-        number = self[key] = self.names[SEPARATOR.join(self.prefix + code for code in codes)] if codes else 0
+    def of_one(self, system: str | None, code: str | None) -> int:
+        """The number of one coding, remembered in `alone`."""
+        number = self[system, code]
+        self.alone[code] = system, number
         return number
 
-
-def code_pool(rows: Rows, kind: str, prefix: str = "", procedure: bool = False) -> CodePool:
-    """The pool for one kind of concept (a field of `CodingPreference`), as the rows' preference has it."""
-    coding = rows.coding
-    return CodePool(rows.codes, coding.order(kind), prefix, procedure, coding.concept_map)
+    def __missing__(self, key: Any) -> int:
+        name = self.named.get(key)
+        if name is None:
+            codings: list[Coding] = list(zip(key[::2], key[1::2], strict=True))
+            codes = ranked_codes(codings, self.order, self.procedure, self.coding.concept_map)
+            name = SEPARATOR.join(self.prefix + code for code in codes)
+            if len(self.named) < REMEMBERED:
+                self.named[key] = name
+        number = self[key] = self.names[name] if name else 0
+        return number
 
 
 def concept_code(concept: Concept | None, pool: CodePool) -> int:
@@ -77,3 +79,10 @@ def refutation(status: Concept | str | None) -> Reason | None:
     if isinstance(status, str):
         return VERIFICATION.get(status)
     return next((VERIFICATION[c.code] for c in status.coding or () if c.code in VERIFICATION), None)
+
+
+def status_code(status: Concept | str | None) -> str | None:
+    """The code of a status that is a concept in some versions."""
+    if isinstance(status, Concept):
+        return next((c.code for c in status.coding or () if c.code), None)
+    return status

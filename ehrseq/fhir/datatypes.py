@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct
 
 
 class Element(Struct, rename="camel", gc=False):
@@ -89,6 +89,7 @@ class Resource(Element):
 
     id: Annotated[str, Meta(min_length=1)] | None = None
     meta: ResourceMeta | None = None
+    contained: list[Raw] | None = None
 
 
 class Clinical(Resource):

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 from ehrseq.fhir.rows import (
     ASSERTED,
@@ -40,12 +41,24 @@ Moment = tuple[str | None, str | None, int]
 """(when it happened, when it was known, number of the time's source); dates as written"""
 
 
-class Policy(NamedTuple):
+Fields = tuple[tuple[tuple[Callable[[Any], Any], int], ...], tuple[Callable[[Any], Any], ...]]
+"""What reads the fields of `time`, each with its source, and those of `known`"""
+
+
+@dataclass(frozen=True, eq=False)
+class Policy:
     """Attributes of the record, first to last; those of `time` with the source that they stand for."""
 
     time: tuple[tuple[str, int], ...]
     known: tuple[str, ...] = ()
     result: bool = False  # whether it sums up a period, and so is there at the period's end
+    of_type: dict[type, Fields] = field(default_factory=dict, repr=False)  # asked of nearly every record
+
+    def look_at(self, kind: type) -> Fields:
+        """The fields that records of a type have, remembered in `of_type`."""
+        times = tuple((attrgetter(name), source) for name, source in self.time if hasattr(kind, name))
+        self.of_type[kind] = times, tuple(attrgetter(name) for name in self.known if hasattr(kind, name))
+        return self.of_type[kind]
 
 
 def _same(source: int, *names: str) -> tuple[tuple[str, int], ...]:
@@ -56,7 +69,8 @@ _EFFECTIVE = _same(EFFECTIVE, "effective_date_time", "effective_period", "effect
 _RECORDED = ("recorded_date", "asserted_date", "date_recorded")
 _ONSET = _same(ONSET, "onset_date_time", "onset_period", "onset") + _same(RECORDED, *_RECORDED)
 _OCCURRENCE = _same(OCCURRENCE, "occurrence_date_time", "occurrence_period")
-_ORDERED = Policy(_same(AUTHORED, "authored_on", "ordered_on", "date", "date_sent"))
+# an order without a date had been given by the time for which it was meant
+_ORDERED = Policy(_same(AUTHORED, "authored_on", "ordered_on", "date", "date_sent") + _OCCURRENCE)
 _USED = _same(USED, "timing_date_time", "timing_period", "timing_timing", "when_used")
 
 POLICY: dict[str, Policy] = {
@@ -102,6 +116,9 @@ POLICY: dict[str, Policy] = {
         (*_USED, ("recorded_on", RECORDED), ("date_asserted", ASSERTED)), ("recorded_on", "date_asserted")
     ),
     "DeviceDispense": Policy((("when_handed_over", HANDED_OVER), ("prepared_date", PREPARED))),
+    "DeviceAssociation": Policy(_same(PERIOD, "period")),
+    "BiologicallyDerivedProductDispense": Policy((("when_handed_over", HANDED_OVER), ("prepared_date", PREPARED))),
+    "Consent": Policy(_same(CREATED, "date_time", "date")),
     "SupplyDelivery": Policy(_OCCURRENCE),
     "NutritionIntake": Policy(_OCCURRENCE, ("recorded",)),
     "FamilyMemberHistory": Policy(_same(RECORDED, "date")),
@@ -136,39 +153,18 @@ def dated(record: Any, policy: Policy) -> Moment:
     >>> dated(Observation(resource_type="Observation", effective_period=stay), POLICY["Observation"])[:2]
     ('2020-01-02', '2020-02')
     """
-    for name, source in policy.time:
-        written = getattr(record, name, None)
+    times, others = policy.of_type.get(type(record)) or policy.look_at(type(record))
+    for first, source in times:
+        written = first(record)
         if written is None:
             continue
         time, until = (written, None) if type(written) is str else _interval(written)
         if time:
-            for other in policy.known:
-                if known := getattr(record, other, None):
+            for other in others:
+                if known := other(record):
                     return time, known, source
             return time, until if policy.result else None, source
     return None, None, ENCOUNTER
-
-
-def dater(kind: str) -> Callable[[Any], Moment]:
-    """`dated` for the records of one type, quick where the first field of the list is a date.
-
-    The type has that field, and (where it is one alone) that of `known`.
-    """
-    policy = POLICY[kind]
-    (name, source), others = policy.time[0], policy.known
-    first = attrgetter(name)
-    known = attrgetter(others[0]) if len(others) == 1 else None
-
-    def when(record: Any) -> Moment:
-        written = first(record)
-        if type(written) is str and written:
-            if known is not None:
-                return written, known(record) or None, source
-            if not others:
-                return written, None, source
-        return dated(record, policy)
-
-    return when
 
 
 def _interval(written: Any) -> tuple[str | None, str | None]:

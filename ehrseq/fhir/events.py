@@ -11,17 +11,18 @@ from typing import Any
 
 import msgspec
 
-from ehrseq.fhir import care, findings
-from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, Statuses, code_pool, concept_code, refutation
-from ehrseq.fhir.datatypes import Period
-from ehrseq.fhir.dating import POLICY, dated, dater
+from ehrseq.fhir import care, findings, supplies
+from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, Statuses, concept_code, refutation
+from ehrseq.fhir.datatypes import Period, Reference
+from ehrseq.fhir.dating import POLICY, Moment, dated
 from ehrseq.fhir.demographics import us_core
 from ehrseq.fhir.encounters import class_name
-from ehrseq.fhir.facts import Said, Scheme
+from ehrseq.fhir.facts import ORDER, Said, Scheme
 from ehrseq.fhir.genomics import EXTENSION, finding_kind, genomic_findings, is_present
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.medications import MedicationEmitters
-from ehrseq.fhir.references import named_target
+from ehrseq.fhir.plain import SHAPES, plain_reader
+from ehrseq.fhir.references import SEQUENCES, named_target
 from ehrseq.fhir.resource import (
     AllergyIntolerance,
     Condition,
@@ -35,17 +36,9 @@ from ehrseq.fhir.resource import (
     Procedure,
     ResearchSubject,
 )
-from ehrseq.fhir.resource_care import Device
-from ehrseq.fhir.rows import (
-    ABATEMENT,
-    BIRTH_DATE,
-    DECEASED,
-    PERIOD,
-    STATIC,
-    MedicationFacts,
-    PatientFacts,
-    Rows,
-)
+from ehrseq.fhir.resource_care import BiologicallyDerivedProduct, Device
+from ehrseq.fhir.rows import ABATEMENT, BIRTH_DATE, DECEASED, PERIOD, STATIC, MedicationFacts, PatientFacts, Rows
+from ehrseq.fhir.sequences import molecular_sequence
 from ehrseq.fhir.statuses import EVENT_STATUS, RESULT_STATUS
 from ehrseq.fhir.values import NOTHING, read_value
 
@@ -60,9 +53,7 @@ _FOLLOW_UP_STATUS: Statuses = {
     "planned": Reason.PLANNED,
     "waitlist": Reason.PLANNED,
 }
-_WHEN = {kind: dater(kind) for kind in ("Observation", "DiagnosticReport", "Procedure", "Immunization",
-                                        "AllergyIntolerance")}  # fmt: skip
-_DEVICE_KINDS = {care.DEVICE: "Device", care.ORDER: "DeviceOrdered", care.SUPPLY: "DeviceSupplied"}
+_DEVICE_KINDS = {supplies.DEVICE: "Device", ORDER: "DeviceOrdered", supplies.SUPPLY: "DeviceSupplied"}
 # A pure function (see `facts`) for each type that needs nothing but its own record
 READERS: dict[str, Callable[[Any], Said]] = {
     "CarePlan": care.care_plan,
@@ -70,8 +61,8 @@ READERS: dict[str, Callable[[Any], Said]] = {
     "ProcedureRequest": care.procedure_request,
     "ReferralRequest": care.referral_request,
     "DiagnosticOrder": care.diagnostic_order,
-    "DeviceRequest": care.device_request,
-    "DeviceUseRequest": care.device_use_request,
+    "DeviceRequest": supplies.device_request,
+    "DeviceUseRequest": supplies.device_use_request,
     "NutritionOrder": care.nutrition_order,
     "VisionPrescription": care.vision_prescription,
     "Goal": care.goal,
@@ -80,11 +71,14 @@ READERS: dict[str, Callable[[Any], Said]] = {
     "ImagingStudy": care.imaging_study,
     "Media": care.media,
     "Specimen": care.specimen,
-    "DeviceUseStatement": care.device_use,
-    "DeviceUsage": care.device_use,
-    "DeviceDispense": care.device_dispense,
-    "NutritionIntake": care.nutrition_intake,
-    "SupplyDelivery": care.supply_delivery,
+    "DeviceUseStatement": supplies.device_use,
+    "DeviceUsage": supplies.device_use,
+    "DeviceDispense": supplies.device_dispense,
+    "DeviceAssociation": supplies.device_association,
+    "BiologicallyDerivedProductDispense": supplies.product_dispense,
+    "Consent": care.consent,
+    "NutritionIntake": supplies.nutrition_intake,
+    "SupplyDelivery": supplies.supply_delivery,
     "FamilyMemberHistory": findings.family_member_history,
     "Flag": findings.flag,
     "RiskAssessment": findings.risk_assessment,
@@ -95,8 +89,8 @@ READERS: dict[str, Callable[[Any], Said]] = {
     "Claim": findings.claim,
     "ExplanationOfBenefit": findings.explanation_of_benefit,
     "ChargeItem": findings.charge_item,
-    "MolecularSequence": findings.molecular_sequence,
-    "Sequence": findings.molecular_sequence,
+    "MolecularSequence": molecular_sequence,
+    "Sequence": molecular_sequence,
 }
 
 
@@ -107,14 +101,14 @@ class Emitters:
         self.rows = rows
         self.birth = rows.codes[BIRTH_CODE]
         self.death = rows.codes[DEATH_CODE]
-        self.diagnoses = code_pool(rows, "diagnosis")
-        self.measurements = code_pool(rows, "measurement")
+        self.diagnoses = CodePool(rows, "diagnosis")
+        self.measurements = CodePool(rows, "measurement")
         medications = MedicationEmitters(rows)
-        self.procedures = code_pool(rows, "procedure", procedure=True)
-        self.vaccines = code_pool(rows, "vaccine")
-        self.allergies = code_pool(rows, "allergy", prefix="ALLERGY//")
-        self.abatements = code_pool(rows, "diagnosis", prefix="ABATEMENT//")
-        self.encounter_types = code_pool(rows, "procedure")
+        self.procedures = CodePool(rows, "procedure", procedure=True)
+        self.vaccines = CodePool(rows, "vaccine")
+        self.allergies = CodePool(rows, "allergy", prefix="ALLERGY//")
+        self.abatements = CodePool(rows, "diagnosis", prefix="ABATEMENT//")
+        self.encounter_types = CodePool(rows, "procedure")
         core: dict[str, Callable[[Any, int], int]] = {
             "Patient": self.patient,
             "Encounter": self.encounter,
@@ -135,10 +129,27 @@ class Emitters:
             "Coverage": self.period_of_follow_up,
             "MedicationUsage": medications.medication_statement,
             "Device": self.device,
+            "BiologicallyDerivedProduct": self.product,
         }
         self.by_type = core | {kind: self._facts_of(read) for kind, read in READERS.items()}
         self.genomic: dict[int, bool] = {}  # of the number of a code: asked of every Observation, so remembered
         self.pools: dict[Scheme, CodePool] = {}
+        pools = {
+            "Observation": self.measurements,
+            "Condition": self.diagnoses,
+            "Procedure": self.procedures,
+            "Specimen": self._pool(care.SPECIMEN),
+        }
+        self.plain = {
+            kind: plain_reader(
+                kind,
+                rows,
+                pools.get(kind, medications.codes),
+                self.by_type[kind],
+                self.genomic if kind == "Observation" else None,
+            )
+            for kind in SHAPES
+        }
 
     def patient(self, r: Patient, record: int) -> int:
         """Sex, race and ethnicity as static facts; birth; death."""
@@ -222,8 +233,10 @@ class Emitters:
             genomic = self.genomic[code] = finding_kind(r.code) is not None
         if r.extension is not None:
             genomic = genomic or _has_genomic_extension(r)
-        when = dated(r, POLICY["Observation (genomic)"]) if genomic else _WHEN["Observation"](r)
+        when = dated(r, POLICY["Observation (genomic)" if genomic else "Observation"])
         time, known, source = rows.times[when[0]], rows.times[when[1]], when[2]
+        if when[0] and (r.has_member is not None or r.derived_from is not None or r.related is not None):
+            self._date_relatives(r, record, when)
         number, text, modifier, unit = read_value(r)
         texts = rows.texts
         parts = 0
@@ -259,16 +272,39 @@ class Emitters:
         return EVENTS if parts else Reason.NO_CODE
 
     def diagnostic_report(self, r: DiagnosticReport, record: int) -> int:
-        """That the report was made; its results are Observations of their own."""
+        """That the report was made, and its coded conclusions; its results are Observations of their own."""
         if r.status in RESULT_STATUS:
             return RESULT_STATUS[r.status]
-        time, known, _ = _WHEN["DiagnosticReport"](r)
-        if time and r.result and not r.modifier_extension:
+        if r.result and not r.modifier_extension:
             # results without a date of their own take the report's
-            names = [self.rows.references.in_scope(result.reference) for result in r.result if result.reference]
-            targets = [target for target in map(named_target, names) if target and target.startswith("Observation/")]
-            self.rows.results += [(record, target, time, known or time) for target in targets]
-        return self._coded(r, record, concept_code(r.code, self.measurements), "DiagnosticReport")
+            self._date_others(r, r.result, ("Observation/",), record, dated(r, POLICY["DiagnosticReport"]))
+        reason = self._coded(r, record, concept_code(r.code, self.measurements), "DiagnosticReport")
+        if reason in (EVENTS, Reason.NO_CODE) and self._add(findings.conclusions(r), record):
+            return EVENTS
+        return reason
+
+    def _date_relatives(self, r: Observation, record: int, when: Moment) -> None:
+        """Members of a group, and sequences from which a finding is derived, may take the Observation's time."""
+        related = [(o.type, o.target) for o in r.related or () if o.target is not None]
+        members = [*(r.has_member or ()), *(target for kind, target in related if kind == "has-member")]
+        sources = [*(r.derived_from or ()), *(target for kind, target in related if kind == "derived-from")]
+        self._date_others(r, members, ("Observation/",), record, when)
+        self._date_others(r, sources, SEQUENCES, record, when)
+
+    def _date_others(self, r: Any, others: list[Reference], kinds: tuple[str, ...], record: int, when: Moment) -> None:
+        """Keep a time for the records of some types that a record names: those that have none may take it."""
+        time, known, _ = when
+        if not time:
+            return
+        inside = f"{kinds[0]}{r.resource_type}-{r.id}"  # as what it contains is called
+        in_scope = self.rows.references.in_scope
+        names = [
+            inside + name if name.startswith("#") else in_scope(name)
+            for name in (other.reference for other in others)
+            if name
+        ]
+        targets = [target for target in map(named_target, names) if target and target.startswith(kinds)]
+        self.rows.results += [(record, target, time, known or time) for target in targets]
 
     def procedure(self, r: Procedure, record: int) -> int:
         """The procedure at its start."""
@@ -295,11 +331,17 @@ class Emitters:
 
     def device(self, r: Device, record: int) -> int:
         """No event: what uses, orders or delivers it refers to it, as to a Medication."""
-        concept = care.device_concept(r)
+        concept = supplies.device_concept(r)
         for scheme, kind in _DEVICE_KINDS.items():
             self.rows.medications.append(
                 MedicationFacts(record, r.id or "", concept_code(concept, self._pool(scheme)), [], [], kind)
             )
+        return Reason.REFERENCE_DATA
+
+    def product(self, r: BiologicallyDerivedProduct, record: int) -> int:
+        """No event: its dispense refers to it."""
+        code = concept_code(r.product_code, self._pool(supplies.SUPPLY))
+        self.rows.medications.append(MedicationFacts(record, r.id or "", code, [], [], "BiologicallyDerivedProduct"))
         return Reason.REFERENCE_DATA
 
     def research_subject(self, r: ResearchSubject, record: int) -> int:
@@ -333,7 +375,7 @@ class Emitters:
         if not code:
             return Reason.NO_CODE
         times = self.rows.times
-        time, known, source = _WHEN[kind](r)
+        time, known, source = dated(r, POLICY[kind])
         self.rows.add(record, code, times[time], times[known], source)
         return EVENTS
 
@@ -375,24 +417,26 @@ class Emitters:
     def _pool(self, scheme: Scheme) -> CodePool:
         pool = self.pools.get(scheme)
         if pool is None:
-            pool = self.pools[scheme] = code_pool(self.rows, scheme.kind, scheme.prefix, scheme.procedure)
+            pool = self.pools[scheme] = CodePool(self.rows, scheme.kind, scheme.prefix, scheme.procedure)
         return pool
 
     def _device_code(self, reference: str, scheme: Scheme, r: Any) -> int:
         """The code of a device that is referred to: a contained one's, or minus one minus the reference's number."""
         if not reference.startswith("#"):
             target = named_target(self.rows.references.in_scope(reference)) or ""
+            if target.startswith("BiologicallyDerivedProduct/"):
+                return -1 - self.rows.references[target]
             if not target.startswith("Device/"):
                 return 0
             # what is ordered has another code than what is used, so it goes by another name
             return -1 - self.rows.references[f"{_DEVICE_KINDS[scheme]}/{target.removeprefix('Device/')}"]
-        for raw in r.contained:
+        for raw in r.contained or ():
             try:
                 device = msgspec.json.decode(raw, type=Device)
             except (msgspec.DecodeError, UnicodeDecodeError):
                 continue
             if device.id == reference[1:]:
-                return concept_code(care.device_concept(device), self._pool(scheme))
+                return concept_code(supplies.device_concept(device), self._pool(scheme))
         return 0
 
 

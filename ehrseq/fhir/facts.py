@@ -37,6 +37,7 @@ class Fact(NamedTuple):
 
 Said = list[Fact] | Reason
 PLAIN = Scheme("measurement")
+ORDER = Scheme("procedure", "ORDER//")  # to order something is not to have had it
 
 
 def concept_of(item: Any) -> Concept | None:

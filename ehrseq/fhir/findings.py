@@ -11,6 +11,7 @@ from ehrseq.fhir.datatypes import Concept
 from ehrseq.fhir.dating import POLICY, Moment, dated
 from ehrseq.fhir.facts import PLAIN, Fact, Said, Scheme, code_of, concept_of
 from ehrseq.fhir.ledger import Reason
+from ehrseq.fhir.resource import DiagnosticReport
 from ehrseq.fhir.resource_findings import (
     AdverseEvent,
     Answer,
@@ -22,7 +23,6 @@ from ehrseq.fhir.resource_findings import (
     FamilyMemberHistory,
     Flag,
     Item,
-    MolecularSequence,
     QuestionnaireResponse,
     RiskAssessment,
 )
@@ -36,6 +36,7 @@ FAMILY = Scheme("diagnosis", "FAMILY//")
 FLAG = Scheme("diagnosis", "FLAG//")
 RISK = Scheme("diagnosis", "RISK//")
 ADVERSE = Scheme("diagnosis", "ADVERSE_EVENT//")
+CONCLUSION = Scheme("diagnosis", "CONCLUSION//")
 ISSUE = Scheme("diagnosis", "DETECTED_ISSUE//")
 
 
@@ -149,6 +150,18 @@ def clinical_impression(r: ClinicalImpression) -> Said:
     return [Fact(DIAGNOSIS, concept, when) for concept in found if concept is not None]
 
 
+def conclusions(r: DiagnosticReport) -> list[Fact]:
+    """The coded conclusions of a report, under `CONCLUSION//`: what it found is not yet anybody's diagnosis.
+
+    >>> from ehrseq.fhir.facts import preview
+    >>> preview(conclusions, '''{"resourceType": "DiagnosticReport", "issued": "2013-05-15T19:32:52+01:00",
+    ...     "conclusionCode": [{"coding": [{"system": "http://snomed.info/sct", "code": "188340000"}]}]}''')
+    [('CONCLUSION//SNOMED//188340000', '2013-05-15T19:32:52+01:00', '2013-05-15T19:32:52+01:00')]
+    """
+    found = [concept_of(code) for code in r.conclusion_code or r.coded_diagnosis or ()]
+    return [Fact(CONCLUSION, concept, dated(r, POLICY["DiagnosticReport"])) for concept in found if concept is not None]
+
+
 def questionnaire_response(r: QuestionnaireResponse) -> Said:
     """Scored and coded answers, each under `QUESTION//<questionnaire>/<linkId>`. Free text is left out, always.
 
@@ -238,21 +251,6 @@ def charge_item(r: ChargeItem) -> Said:
     if r.service:
         return Reason.RESTATED
     return Reason.NO_CODE if r.code is None else [Fact(PROCEDURE, r.code, dated(r, POLICY["ChargeItem"]))]
-
-
-def molecular_sequence(r: MolecularSequence) -> Said:
-    """The variants of a sequence. FHIR gives it no date: it has a place in a timeline through Observations alone.
-
-    >>> from ehrseq.fhir.facts import preview
-    >>> preview(molecular_sequence, '''{"resourceType": "MolecularSequence", "referenceSeq": {"referenceSeqId":
-    ...     {"coding": [{"system": "http://www.ncbi.nlm.nih.gov/nuccore", "code": "NC_000002.12"}]}},
-    ...     "variant": [{"start": 128273724, "observedAllele": "C"}]}''')
-    [('VARIANT//http://www.ncbi.nlm.nih.gov/nuccore//NC_000002.12', None, None)]
-    """
-    reference = code_of(r.reference_seq.reference_seq_id) if r.reference_seq is not None else None
-    if reference is None or not r.variant:
-        return Reason.NO_CODE
-    return [Fact(PLAIN, "VARIANT//" + reference, dated(r, POLICY["MolecularSequence"]))]
 
 
 def _points_at_records(r: Claim) -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, code_pool, concept_code
+from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, concept_code
 from ehrseq.fhir.datatypes import CodeableReference, Reference
-from ehrseq.fhir.dating import dater
+from ehrseq.fhir.dating import POLICY, dated
 from ehrseq.fhir.facts import concept_of
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.resource import (
@@ -22,16 +22,6 @@ from ehrseq.fhir.rows import MedicationFacts, Rows
 from ehrseq.fhir.statuses import DISPENSE_STATUS, ORDER_INTENT, ORDER_STATUS, USE_STATUS
 from ehrseq.fhir.values import NOTHING, Value, read_quantity
 
-_WHEN = {
-    kind: dater(kind)
-    for kind in (
-        "MedicationRequest",
-        "MedicationOrder",
-        "MedicationAdministration",
-        "MedicationDispense",
-        "MedicationStatement",
-    )
-}
 _DEPTH = 3  # of medications made of medications
 
 
@@ -40,7 +30,7 @@ class MedicationEmitters:
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
-        self.codes = code_pool(rows, "medication")
+        self.codes = CodePool(rows, "medication")
 
     def medication_request(self, r: MedicationRequest, record: int) -> int:
         """The order, when it was written."""
@@ -108,7 +98,7 @@ class MedicationEmitters:
             return Reason.MODIFIER_EXTENSION
         rows, texts = self.rows, self.rows.texts
         number, text, modifier, unit = value
-        time, known, source = _WHEN[kind](r)
+        time, known, source = dated(r, POLICY[kind])
         happened, certain = rows.times[time], rows.times[known]
         concept = r.medication_codeable_concept
         if concept is None and r.medication is not None:
@@ -151,7 +141,7 @@ class MedicationEmitters:
                 codes.append(-1 - self.rows.references[reference])
         return list(dict.fromkeys(codes))
 
-    def _contained(self, resources: list[msgspec.Raw]) -> dict[str, MedicationFacts]:
+    def _contained(self, resources: list[msgspec.Raw] | None) -> dict[str, MedicationFacts]:
         return {m.id or "": self._facts(m) for m in contained_medications(resources)}
 
     def _facts(self, r: Medication, record: int = -1) -> MedicationFacts:
@@ -173,10 +163,10 @@ def _target(reference: Reference | CodeableReference | None) -> str | None:
     return written.reference if isinstance(written, Reference) else written or None
 
 
-def contained_medications(contained: list[msgspec.Raw]) -> list[Medication]:
+def contained_medications(contained: list[msgspec.Raw] | None) -> list[Medication]:
     """The Medications among contained resources; others, and unreadable ones, are passed over."""
     found = []
-    for raw in contained:
+    for raw in contained or ():
         try:
             found.append(msgspec.json.decode(raw, type=Medication))
         except (msgspec.DecodeError, UnicodeDecodeError):

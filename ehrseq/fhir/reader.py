@@ -17,6 +17,7 @@ import msgspec
 
 from ehrseq.errors import SourceError
 from ehrseq.fhir.codes import CodingPreference
+from ehrseq.fhir.contained import contained_records, container, holds_records
 from ehrseq.fhir.datatypes import Reference, Resource
 from ehrseq.fhir.dating import POLICY, dated
 from ehrseq.fhir.events import Emitters
@@ -24,19 +25,28 @@ from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.limits import DEFAULT_LIMITS, Limits
 from ehrseq.fhir.resource import BUNDLE_DECODER, DECODERS, HEAD_DECODER, Bundle, BundleEntry
 from ehrseq.fhir.rows import TYPE_NUMBER, Rows
-from ehrseq.fhir.skipped import reason_for_type
+from ehrseq.fhir.skipped import known_type, reason_for_type
 from ehrseq.fhir.source import Progress, count_lines
 from ehrseq.fhir.walk import DECODE_ERRORS, type_of, walk, walk_lines, walk_pieces
 
 MEMORY = Path("(in memory)")
 OBSERVATION = POLICY["Observation"]
 BLOCK = 1 << 18
-FULL = 1 << 16  # records gathered before they are handed over
+FULL = 1 << 17  # records gathered before they are handed over
 ENTRY_DECODER = msgspec.json.Decoder(BundleEntry)
 
 
+class Refused(SourceError):
+    """One record cannot be read, where all must be."""
+
+    def __init__(self, reason: Reason) -> None:
+        found = f"one that cannot ({reason.label})"
+        super().__init__("records that can all be read", found, "read without strict; quarantine.parquet lists them")
+        self.reason = reason
+
+
 class Reader:
-    """Reads files or objects into `rows`."""
+    """Reads files or objects into `rows`. Where it is `strict`, raises Refused at the first that cannot be read."""
 
     def __init__(
         self,
@@ -44,8 +54,10 @@ class Reader:
         limits: Limits = DEFAULT_LIMITS,
         on_full: Callable[[Rows], None] | None = None,
         full: int | None = None,
+        strict: bool = False,
     ) -> None:
         self.rows = Rows(coding)
+        self._strict = strict
         self._coding, self._on_full = coding, on_full
         self._full = FULL if full is None else full
         self._emitters = Emitters(self.rows)
@@ -150,12 +162,12 @@ class Reader:
             return
         if decoder is HEAD_DECODER:
             types = Counter(head.resource_type for head in batch)
-            if types.keys() & DECODERS.keys() or "Bundle" in types:
+            if types.keys() & DECODERS.keys() or "Bundle" in types or any(holds_records(h.contained) for h in batch):
                 self._read_one_by_one(block, lines_before)
                 return
             for name, count in types.items():
                 self.count(name, reason_for_type(name), count)
-        elif None not in [r.id for r in batch]:
+        elif None not in [r.id for r in batch] and not any(r.contained and holds_records(r.contained) for r in batch):
             self._take(kind, batch)
             self._cut()
         else:
@@ -193,11 +205,25 @@ class Reader:
             if full_url:
                 self._remember(full_url, kind, resource.id)
             self._waiting.setdefault(kind, []).append(resource)
+            if resource.contained:
+                self._read_contained(resource, kind, line)
         elif kind:
-            HEAD_DECODER.decode(raw)
-            self.count(kind, reason_for_type(kind))
+            head = HEAD_DECODER.decode(raw)
+            if head.resource_type == kind:
+                self.count(kind, reason_for_type(kind))
+                if head.contained:
+                    self._read_contained(container(raw), kind, line)
+            else:  # it says twice what it is, and not the same
+                self.reject(kind, Reason.INVALID_FIELD, line)
         else:
             self.reject("", _fault(raw), line)
+
+    def _read_contained(self, outer: Any, outer_kind: str, line: int) -> None:
+        for kind, resource in contained_records(outer, f"{outer_kind}-{outer.id}"):
+            if resource is None:
+                self.reject(kind, Reason.INVALID_FIELD, line)
+            else:
+                self._waiting.setdefault(kind, []).append(resource)
 
     def _open_bundle(self, raw: bytes, line: int, depth: int) -> None:
         if depth > self._limits.bundle_levels:
@@ -227,7 +253,7 @@ class Reader:
         kind, _, name = url.partition("?")[0].partition("/_history/")[0].rpartition("/")
         kind = kind.rpartition("/")[2]
         if kind not in TYPE_NUMBER or not name:
-            self.count(kind if kind.isalpha() else "", Reason.DELETED)
+            self.count(kind, Reason.DELETED)
             return
         when = entry.response.last_modified if entry.response is not None else None
         if bundle is not None:
@@ -267,13 +293,14 @@ class Reader:
         rows.record_id.extend([r.id for r in batch])
         rows.record_kind.frombytes(bytes([TYPE_NUMBER[kind]]) * size)
         rows.record_file.extend(array("i", [self._file]) * size)
+        metas = [r.meta for r in batch]
         rows.record_updated.extend(
-            [0 if (m := r.meta) is None or (u := m.last_updated) is None else times[u] for r in batch]
+            array("i", [0 if m is None or (u := m.last_updated) is None else times[u] for m in metas])
         )
         rows.record_version.extend(
-            [-1 if (m := r.meta) is None or (v := m.version_id) is None else _version(v) for r in batch]
+            array("q", [-1 if m is None or (v := m.version_id) is None else _version(v) for m in metas])
         )
-        if kind in ("Patient", "Encounter"):
+        if kind in ("Patient", "Encounter", "MolecularSequence", "Sequence"):
             own = array("i", [references[f"{kind}/{r.id}"] for r in batch])
         if kind == "Patient":
             self._remember_links(batch, start)
@@ -283,18 +310,23 @@ class Reader:
             rows.record_subject.extend(array("i", [0]) * size)
             rows.record_encounter.extend(array("i", [0]) * size)
         else:
-            rows.record_subject.extend(
-                [0 if (s := r.subject or r.patient) is None else references[s.reference or _logical(s)] for r in batch]
-            )
-            rows.record_encounter.extend(
-                own
-                if kind == "Encounter"
-                else self._results(batch)
-                if kind == "Observation"
-                else [0 if (e := r.encounter or r.context) is None else references[e.reference] for r in batch]
-            )
-        emit = self._emitters.by_type[kind]
-        rows.record_reason.extend([emit(r, n) for n, r in enumerate(batch, start)])
+            subjects = [
+                0 if (s := r.subject or r.patient) is None else references[s.reference or _logical(s)] for r in batch
+            ]
+            rows.record_subject.extend(array("i", subjects))
+            if kind in ("Encounter", "MolecularSequence", "Sequence"):
+                encounters = own
+            elif kind == "Observation":
+                encounters = array("i", self._results(batch))
+            else:
+                named = [0 if (e := r.encounter or r.context) is None else references[e.reference] for r in batch]
+                encounters = array("i", named)
+            rows.record_encounter.extend(encounters)
+        if (read := self._emitters.plain.get(kind)) is not None:
+            rows.record_reason.extend(read(batch, start))
+        else:
+            emit = self._emitters.by_type[kind]
+            rows.record_reason.extend(array("B", [emit(r, n) for n, r in enumerate(batch, start)]))
         rows.records += size
         rows.flush()
 
@@ -322,10 +354,12 @@ class Reader:
 
     def count(self, kind: str, reason: Reason, count: int = 1) -> None:
         """Count what gives no record of its own in the columns."""
-        self.rows.counts[self._file, kind, reason] += count
+        self.rows.counts[self._file, known_type(kind), reason] += count
 
     def reject(self, kind: str, reason: Reason, line: int) -> None:
         """Put something that cannot be read into the quarantine."""
+        if self._strict:
+            raise Refused(reason)
         self.count(kind, reason)
         self.rows.quarantine.append((self._file, self._member, line, reason))
 

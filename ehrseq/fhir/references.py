@@ -6,6 +6,11 @@ from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from urllib.parse import parse_qs
 
+SEQUENCES = ("MolecularSequence/", "Sequence/")  # an Observation that is derived from one of them may date it
+_DATED = ("Observation", "MolecularSequence", "Sequence")
+DATED_BY_OTHERS = f"^({'|'.join(_DATED)})/"
+"""Targets that stand for the record itself, in place of an encounter: a report or an Observation may date it."""
+
 
 def subject_number(identity: str) -> int:
     """The `subject_id` of a FHIR identity: 63 bits of its hash, never 0.
@@ -30,6 +35,19 @@ def named_target(reference: str) -> str | None:
     if len(parts) < 2 or not parts[-1] or not parts[-2].isalpha():
         return None
     return f"{parts[-2]}/{parts[-1]}"
+
+
+UNKNOWN, ANYTHING, A_PATIENT, AN_ENCOUNTER, A_RESULT = range(5)
+_POINTS_AT = {"Patient": A_PATIENT, "Encounter": AN_ENCOUNTER} | dict.fromkeys(_DATED, A_RESULT)
+
+
+def points_at(target: str | None) -> int:
+    """What a `Type/id` is, as far as linking asks: one of the numbers above.
+
+    >>> points_at("Patient/7") == A_PATIENT, points_at("Claim/7") == ANYTHING, points_at(None) == UNKNOWN
+    (True, True, True)
+    """
+    return UNKNOWN if target is None else _POINTS_AT.get(target.partition("/")[0], ANYTHING)
 
 
 def wanted_identifier(reference: str) -> str | None:

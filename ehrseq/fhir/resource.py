@@ -32,7 +32,7 @@ from ehrseq.fhir.datatypes import (
     ResourceMeta,
     Timing,
 )
-from ehrseq.fhir.resource_care import CARE_TYPES
+from ehrseq.fhir.resource_care import CARE_TYPES, Code
 from ehrseq.fhir.resource_findings import FINDING_TYPES
 
 
@@ -100,6 +100,11 @@ class Measured(Clinical):
     data_absent_reason: Concept | None = None
 
 
+class RelatedObservation(Element):
+    type: str | None = None
+    target: Reference | None = None
+
+
 class Observation(Measured, kw_only=True):
     resource_type: Literal["Observation"]
     effective_date_time: str | None = None
@@ -108,6 +113,9 @@ class Observation(Measured, kw_only=True):
     effective_timing: Timing | None = None
     issued: str | None = None
     component: list[Measured] | None = None
+    derived_from: list[Reference] | None = None
+    has_member: list[Reference] | None = None
+    related: list[RelatedObservation] | None = None  # STU3
     extension: list[Extension] | None = None
 
 
@@ -117,7 +125,6 @@ class MedicationUse(Clinical):
     medication: CodeableReference | None = None  # R5
     medication_codeable_concept: Concept | None = None
     medication_reference: Reference | None = None
-    contained: list[msgspec.Raw] = field(default_factory=list)
 
 
 class MedicationRequest(MedicationUse, kw_only=True):
@@ -192,7 +199,6 @@ class Medication(Resource, kw_only=True):
     code: Concept | None = None
     ingredient: list[Ingredient] | None = None
     product: Product | None = None  # DSTU2
-    contained: list[msgspec.Raw] = field(default_factory=list)
 
 
 class Procedure(Clinical, kw_only=True):
@@ -236,6 +242,8 @@ class DiagnosticReport(Clinical, kw_only=True):
     effective_period: Period | None = None
     issued: str | None = None
     result: list[Reference] | None = None
+    conclusion_code: list[Code] | None = None
+    coded_diagnosis: list[Code] | None = None  # DSTU2, STU3
 
 
 class ResearchSubject(Clinical, kw_only=True):
@@ -282,6 +290,7 @@ class Head(Element, kw_only=True):
     """Any resource, of which only the type is wanted."""
 
     resource_type: str
+    contained: list[msgspec.Raw] | None = None
 
 
 CORE_TYPES: tuple[type[Resource], ...] = (

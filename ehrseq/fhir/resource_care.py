@@ -6,9 +6,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import msgspec
-from msgspec import field
-
 from ehrseq.fhir.datatypes import (
     Clinical,
     CodeableReference,
@@ -61,6 +58,8 @@ class Order(Clinical, kw_only=True):
     intent: str | None = None
     do_not_perform: bool | None = None
     authored_on: str | None = None
+    occurrence_date_time: str | None = None
+    occurrence_period: Period | None = None
 
 
 class ServiceRequest(Order, kw_only=True):
@@ -103,7 +102,6 @@ class DeviceRequest(Order, kw_only=True):
     code: CodeableReference | None = None  # R5
     code_codeable_concept: Concept | None = None
     code_reference: Reference | None = None
-    contained: list[msgspec.Raw] = field(default_factory=list)
 
 
 class DeviceUseRequest(DeviceRequest, kw_only=True):
@@ -155,6 +153,20 @@ class Goal(Clinical, kw_only=True):
     target: list[GoalTarget] | None = None
     start_date: str | None = None
     status_date: str | None = None
+
+
+class Provision(Element):
+    type: str | None = None
+
+
+class Consent(Clinical, kw_only=True):
+    resource_type: Literal["Consent"]
+    scope: Concept | None = None
+    category: list[Concept] | None = None
+    date_time: str | None = None
+    date: str | None = None  # R5
+    decision: str | None = None  # R5
+    provision: Provision | list[Provision] | None = None
 
 
 # -- documents, images, specimens
@@ -271,7 +283,6 @@ class DeviceUseStatement(Clinical, kw_only=True):
     when_used: Period | None = None  # DSTU2, STU3
     recorded_on: str | None = None
     date_asserted: str | None = None  # R5
-    contained: list[msgspec.Raw] = field(default_factory=list)
 
 
 class DeviceUsage(DeviceUseStatement, kw_only=True):
@@ -285,7 +296,28 @@ class DeviceDispense(Clinical, kw_only=True):
     device: CodeableReference | None = None
     when_handed_over: str | None = None
     prepared_date: str | None = None
-    contained: list[msgspec.Raw] = field(default_factory=list)
+
+
+class DeviceAssociation(Clinical, kw_only=True):
+    resource_type: Literal["DeviceAssociation"]
+    status: Concept | str | None = None  # type: ignore[assignment]
+    device: Reference | None = None
+    period: Period | None = None
+
+
+class BiologicallyDerivedProduct(Clinical, kw_only=True):
+    """Blood, tissue, ...: what a dispense refers to; never an event itself."""
+
+    resource_type: Literal["BiologicallyDerivedProduct"]
+    product_code: Concept | None = None
+
+
+class BiologicallyDerivedProductDispense(Clinical, kw_only=True):
+    resource_type: Literal["BiologicallyDerivedProductDispense"]
+    product: Reference | None = None
+    quantity: Quantity | None = None
+    prepared_date: str | None = None
+    when_handed_over: str | None = None
 
 
 class SuppliedItem(Element):
@@ -299,7 +331,6 @@ class SupplyDelivery(Clinical, kw_only=True):
     supplied_item: SuppliedItem | list[SuppliedItem] | None = None
     occurrence_date_time: str | None = None
     occurrence_period: Period | None = None
-    contained: list[msgspec.Raw] = field(default_factory=list)
 
 
 class ConsumedItem(Element):
@@ -335,6 +366,10 @@ CARE_TYPES: tuple[type[Resource], ...] = (
     DeviceUseStatement,
     DeviceUsage,
     DeviceDispense,
+    DeviceAssociation,
+    BiologicallyDerivedProduct,
+    BiologicallyDerivedProductDispense,
     SupplyDelivery,
     NutritionIntake,
+    Consent,
 )

@@ -181,19 +181,37 @@ class ChargeItem(Clinical, kw_only=True):
 
 class ReferenceSequence(Element):
     reference_seq_id: Concept | None = None
+    strand: str | int | None = None  # watson, crick; 1, -1 in STU3
 
 
 class SequenceVariant(Element):
+    """A variant (STU3, R4), or an edit of a starting sequence (R5)."""
+
     start: int | None = None
     end: int | None = None
     observed_allele: str | None = None
     reference_allele: str | None = None
+    replacement_sequence: str | None = None  # R5
+    replaced_sequence: str | None = None  # R5
+
+
+class StartingSequence(Element):
+    sequence_codeable_concept: Concept | None = None
+    strand: str | None = None
+
+
+class RelativeSequence(Element):
+    coordinate_system: Concept | None = None
+    starting_sequence: StartingSequence | None = None
+    edit: list[SequenceVariant] | None = None
 
 
 class MolecularSequence(Clinical, kw_only=True):
     resource_type: Literal["MolecularSequence", "Sequence"]
+    coordinate_system: int | None = None
     reference_seq: ReferenceSequence | None = None
     variant: list[SequenceVariant] | None = None
+    relative: list[RelativeSequence] | None = None  # R5
 
 
 class Sequence(MolecularSequence, kw_only=True):

@@ -9,9 +9,9 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from struct import Struct
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,14 +19,15 @@ import polars as pl
 
 from ehrseq.fhir.clock import parse_times
 from ehrseq.fhir.codes import CodingPreference
+from ehrseq.fhir.columns import EVENT, RECORD
 from ehrseq.fhir.resource import READ_TYPES
 
 Key = TypeVar("Key", bound=Hashable)
 FLUSH_EVENTS = 1 << 18
-_EVENT = Struct("=qiiiBdiii")
+_EVENT = Struct("=iiiiBdiii")
 _EVENT_FIELDS = np.dtype(
     [
-        ("record", "=i8"),
+        ("record", "=i4"),
         ("code", "=i4"),
         ("time", "=i4"),
         ("known", "=i4"),
@@ -116,42 +117,6 @@ class ReferencePool(Pool[str | None]):
             self.update(outside)
 
 
-@dataclass(frozen=True)
-class EventColumns:
-    """A stretch of events: times in microseconds, everything else numbered."""
-
-    record: npt.NDArray[np.int64]
-    code: npt.NDArray[np.int32]  # negative: -1 - the number of the reference to a Medication
-    start: npt.NDArray[np.int64]
-    end: npt.NDArray[np.int64]
-    known: npt.NDArray[np.int64]
-    precision: npt.NDArray[np.uint8]
-    offset: npt.NDArray[np.int16]
-    unreadable: npt.NDArray[np.bool_]  # a time was written but is none
-    source: npt.NDArray[np.uint8]
-    number: npt.NDArray[np.float64]
-    text: npt.NDArray[np.int32]
-    modifier: npt.NDArray[np.int32]
-    unit: npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class RecordColumns:
-    """A stretch of records of the types that are read, in the order in which they came."""
-
-    id: pl.Series
-    subject: npt.NDArray[np.int32]  # number of the reference
-    encounter: npt.NDArray[np.int32]  # number of the reference
-    reason: npt.NDArray[np.uint8]
-    kind: npt.NDArray[np.uint8]  # index into TYPES
-    file: npt.NDArray[np.int32]
-    updated: npt.NDArray[np.int64]
-    version: npt.NDArray[np.int64]  # meta.versionId where it is a number, else -1
-
-
-Stretch = TypeVar("Stretch", EventColumns, RecordColumns)
-
-
 @dataclass
 class PatientFacts:
     """What a Patient record says beyond its events."""
@@ -197,8 +162,9 @@ class Rows:
         self.record_updated = array("i")
         self.record_version = array("q")
         self.records = 0
-        self.event_stretches: list[EventColumns] = []
-        self.record_stretches: list[RecordColumns] = []
+        self.event_stretches: list[npt.NDArray[np.void]] = []  # rows of EVENT; `record` is the row of the record
+        self.record_stretches: list[npt.NDArray[np.void]] = []  # rows of RECORD
+        self.id_stretches: list[pl.Series] = []
         self.patients: list[PatientFacts] = []
         self.encounters: list[tuple[int, str, str | None, str | None]] = []  # record, id, start, end
         self.medications: list[MedicationFacts] = []
@@ -210,6 +176,7 @@ class Rows:
         self.counts: Counter[tuple[int, str, int]] = Counter()  # fates settled while reading
         self.quarantine: list[tuple[int, int, int, int]] = []  # file, member, line, reason
         self._events = bytearray()
+        self.append, self.pack = self._events.extend, _EVENT.pack  # what `add` does, where a call is too dear
         self.add = _adder(self._events)
 
     def add_record(self, name: str, kind: int, file: int, reason: int, updated: str | None) -> None:
@@ -230,31 +197,21 @@ class Rows:
             return
         instants = parse_times(list(self.times))
         packed = np.frombuffer(bytes(self._events), _EVENT_FIELDS)
-        event = {name: np.ascontiguousarray(packed[name]) for name in _EVENT_FIELDS.names or ()}
-        time, known = event.pop("time"), event.pop("known")
-        self.event_stretches.append(
-            EventColumns(
-                start=instants.start[time],
-                end=instants.end[time],
-                known=instants.end[known],
-                precision=instants.precision[time],
-                offset=instants.offset[time],
-                unreadable=(time > 0) & (instants.precision[time] == 0),
-                **event,
-            )
-        )
-        self.record_stretches.append(
-            RecordColumns(
-                id=pl.Series("id", self.record_id, dtype=pl.String),
-                subject=np.array(self.record_subject),
-                encounter=np.array(self.record_encounter),
-                reason=np.array(self.record_reason),
-                kind=np.array(self.record_kind),
-                file=np.array(self.record_file),
-                updated=_last_updated(instants.end, np.array(self.record_updated)),
-                version=np.array(self.record_version),
-            )
-        )
+        time, known = packed["time"], packed["known"]
+        events = np.empty(len(packed), EVENT)
+        for name in ("record", "code", "source", "number", "text", "modifier", "unit"):
+            events[name] = packed[name]
+        for name in ("start", "end", "precision", "offset"):
+            events[name] = getattr(instants, name)[time]
+        events["known"] = instants.end[known]
+        events["unreadable"] = (time > 0) & (events["precision"] == 0)
+        self.event_stretches.append(events)
+        records = np.empty(len(self.record_id), RECORD)
+        for name in ("subject", "encounter", "reason", "kind", "file", "version"):
+            records[name] = getattr(self, f"record_{name}")
+        records["updated"] = _last_updated(instants.end, np.array(self.record_updated))
+        self.record_stretches.append(records)
+        self.id_stretches.append(pl.Series("id", self.record_id, dtype=pl.String))
         self.times = Pool([None])
         self.record_id.clear()
         self._events.clear()
@@ -268,15 +225,6 @@ class Rows:
             self.record_version,
         ):
             del column[:]
-
-
-def concatenate(stretches: list[Stretch], kind: type[Stretch]) -> Stretch:
-    """Stretches of columns put one after the other."""
-    columns: dict[str, Any] = {}
-    for name in (f.name for f in fields(kind)):
-        parts = [getattr(stretch, name) for stretch in stretches]
-        columns[name] = pl.concat(parts) if isinstance(parts[0], pl.Series) else np.concatenate(parts)
-    return kind(**columns)
 
 
 def _last_updated(instants: npt.NDArray[np.int64], number: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:

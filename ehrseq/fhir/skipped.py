@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from ehrseq.fhir.ledger import Reason
+from ehrseq.fhir.resource import READ_TYPES
 
 # What other records refer to: things, people and places, definitions of products
 _REFERENCE_DATA = (
     "Organization Practitioner PractitionerRole Location DeviceDefinition DeviceMetric DeviceComponent "
-    "DeviceAssociation HealthcareService Endpoint OrganizationAffiliation RelatedPerson Person Group "
+    "HealthcareService Endpoint OrganizationAffiliation RelatedPerson Person Group "
     "MedicationKnowledge Substance SubstanceDefinition SubstanceSpecification SubstanceNucleicAcid SubstancePolymer "
     "SubstanceProtein SubstanceReferenceInformation SubstanceSourceMaterial ResearchStudy BodyStructure BodySite "
-    "InsurancePlan InsuranceProduct CatalogEntry BiologicallyDerivedProduct NutritionProduct InventoryItem "
+    "InsurancePlan InsuranceProduct CatalogEntry NutritionProduct FormularyItem InventoryItem "
     "PackagedProductDefinition AdministrableProductDefinition ManufacturedItemDefinition "
     "MedicinalProductDefinition RegulatedAuthorization "
     "ClinicalUseDefinition Ingredient MedicinalProduct MedicinalProductAuthorization MedicinalProductContraindication "
@@ -25,13 +26,14 @@ _FINANCIAL = (
 )
 # Who cares and may see what, appointments, messages, errands: nothing that befell the patient's health
 _ADMINISTRATIVE = (
-    "CareTeam Consent Permission Appointment AppointmentResponse Schedule Slot Task Communication "
-    "CommunicationRequest SupplyRequest Transport InventoryReport EncounterHistory Order OrderResponse "
+    "CareTeam Permission Appointment AppointmentResponse Schedule Slot Task Communication "
+    "CommunicationRequest SupplyRequest Transport InventoryReport Order OrderResponse "
     "ProcessRequest ProcessResponse"
 )
 # Said again of records that are there themselves
 _RESTATED = (
-    "List DocumentManifest ImmunizationEvaluation GenomicStudy ImagingSelection ImagingManifest ImagingObjectSelection"
+    "List DocumentManifest ImmunizationEvaluation GenomicStudy ImagingSelection ImagingManifest ImagingObjectSelection "
+    "EncounterHistory MeasureReport"
 )
 # What might be done one day
 _PLANNED = "ImmunizationRecommendation RequestGroup RequestOrchestration GuidanceResponse"
@@ -40,11 +42,11 @@ _INFRASTRUCTURE = (
     "SubscriptionTopic StructureDefinition StructureMap ValueSet CodeSystem ConceptMap NamingSystem "
     "SearchParameter OperationDefinition CapabilityStatement Conformance CompartmentDefinition GraphDefinition "
     "ImplementationGuide MessageDefinition TerminologyCapabilities ExampleScenario TestScript TestReport TestPlan "
-    "Library Measure MeasureReport PlanDefinition ActivityDefinition Questionnaire EventDefinition "
+    "Library Measure PlanDefinition ActivityDefinition Questionnaire EventDefinition "
     "ObservationDefinition SpecimenDefinition ConditionDefinition ResearchDefinition ResearchElementDefinition "
     "Evidence EvidenceReport EvidenceVariable EffectEvidenceSynthesis RiskEvidenceSynthesis Citation "
     "ArtifactAssessment ActorDefinition Requirements VerificationResult Linkage Basic DataElement ExpansionProfile "
-    "ServiceDefinition FormularyItem BiologicallyDerivedProductDispense"
+    "ServiceDefinition"
 )
 _REASONS = {
     name: reason
@@ -58,6 +60,15 @@ _REASONS = {
     )
     for name in names.split()
 }
+
+
+def known_type(name: str) -> str:
+    """A resource type's name; empty for what no version of FHIR has, which is a record's content and may be anything.
+
+    >>> known_type("Invoice"), known_type("Patient"), known_type("Jane Doe")
+    ('Invoice', 'Patient', '')
+    """
+    return name if name in _REASONS or name in READ_TYPES or name == "Bundle" else ""
 
 
 def reason_for_type(name: str) -> Reason:

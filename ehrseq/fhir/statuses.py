@@ -27,6 +27,12 @@ RESULT_STATUS: Statuses = BAD_STATUS | {"registered": Reason.NOT_DONE}
 DOCUMENT_STATUS: Statuses = BAD_STATUS | {"registered": Reason.NOT_DONE}
 EVENT_STATUS: Statuses = BAD_STATUS | {"preparation": Reason.PLANNED, "abandoned": Reason.NOT_DONE}
 DISPENSE_STATUS: Statuses = EVENT_STATUS | {"declined": Reason.NOT_DONE}
+PRODUCT_STATUS: Statuses = EVENT_STATUS | {
+    "in-progress": Reason.PLANNED,
+    "allocated": Reason.PLANNED,
+    "unfulfilled": Reason.NOT_DONE,
+    "returned": Reason.NOT_DONE,
+}
 USE_STATUS: Statuses = BAD_STATUS | {
     "intended": Reason.PLANNED,
     "not-taken": Reason.NOT_DONE,

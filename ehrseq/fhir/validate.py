@@ -7,6 +7,7 @@ no timeline reads. DSTU2 has no models: such records are counted as `no_model`.
 from __future__ import annotations
 
 import heapq
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -21,6 +22,7 @@ from ehrseq.errors import SourceError, nearest
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.limits import DEFAULT_LIMITS, Limits
 from ehrseq.fhir.resource import BUNDLE_DECODER, BundleEntry
+from ehrseq.fhir.skipped import known_type
 from ehrseq.fhir.source import find_files
 from ehrseq.fhir.walk import DECODE_ERRORS, type_of, walk
 
@@ -120,6 +122,25 @@ def _model(kind: str, version: str) -> Any:
 
 
 def _errors(kind: str, model: Any, raw: bytes) -> Errors:
+    """What is wrong with a record; a key that stands twice in an object is wrong too, although models read past it."""
+    return sorted([*_model_errors(kind, model, raw), *([(kind, "duplicate_key")] if _repeats_key(raw) else [])])
+
+
+def _repeats_key(raw: bytes) -> bool:
+    repeated = False
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        nonlocal repeated
+        repeated = repeated or len({key for key, _ in pairs}) < len(pairs)
+
+    try:
+        json.loads(raw, object_pairs_hook=look)
+    except (ValueError, RecursionError):  # no JSON: the models say so
+        return False
+    return repeated
+
+
+def _model_errors(kind: str, model: Any, raw: bytes) -> Errors:
     try:
         model.model_validate_json(raw)
     except ValueError as error:
@@ -208,7 +229,7 @@ class _Records:
         pass
 
     def reject(self, kind: str, reason: Reason, line: int) -> None:
-        self._counts[kind, "", "unreadable", "", ""] += 1
+        self._counts[known_type(kind), "", "unreadable", "", ""] += 1
 
     def _opened(self, raw: bytes, level: int) -> Iterator[bytes]:
         """The record, or those of a bundle."""
@@ -228,7 +249,7 @@ class _Records:
 
     def _check(self, raw: bytes) -> None:
         kind, version, errors = check_record(raw, self._version)
-        if not kind:
+        if not known_type(kind):
             self.reject("", Reason.NO_RESOURCE_TYPE, 0)
             return
         result = "no_model" if errors is None else "invalid" if errors else "valid"

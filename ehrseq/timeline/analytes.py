@@ -1,8 +1,9 @@
 """What is measured, by LOINC code: one unit for each analyte, and what it takes to convert others into it.
 
-Sources: LOINC (https://loinc.org) for codes and their properties; PubChem (https://pubchem.ncbi.nlm.nih.gov) for molar
-masses, which give the factors of the AMA Manual of Style (11th edition, 17.5, conversion to SI units); where a unit
-counts something else than a whole molecule, the remark says what.
+Sources: LOINC (https://loinc.org) for codes and their properties. Molar masses are those of the molecular formulas by
+the standard atomic weights (IUPAC 2021, abridged); a test computes them and compares the factors that they give with
+the published ones of the AMA Manual of Style (11th edition, 17.5, conversion to SI units). Where a unit counts
+something else than a whole molecule, the remark says what.
 """
 
 from __future__ import annotations
@@ -35,31 +36,31 @@ _ANALYTES = (
     ),
     Analyte("creatinine", "mg/dL", ("2160-0", "38483-4", "14682-9", "59826-8"), molar_mass=113.12),
     Analyte("haemoglobin A1c", "%", ("4548-4", "17856-6", "4549-2", "59261-8")),
-    Analyte("cholesterol", "mg/dL", ("2093-3", "14647-2"), molar_mass=386.65),
-    Analyte("HDL cholesterol", "mg/dL", ("2085-9", "14646-4"), molar_mass=386.65),
-    Analyte("LDL cholesterol", "mg/dL", ("2089-1", "13457-7", "18262-6", "22748-8", "39469-2"), molar_mass=386.65),
-    Analyte("triglycerides", "mg/dL", ("2571-8", "14927-8"), molar_mass=885.4),  # as triolein
-    Analyte("bilirubin", "mg/dL", ("1975-2", "14631-6"), molar_mass=584.66),
-    Analyte("direct bilirubin", "mg/dL", ("1968-7", "14629-0"), molar_mass=584.66),
-    Analyte("urea nitrogen", "mg/dL", ("3094-0", "6299-2", "14937-7"), molar_mass=28.0134),  # two atoms
+    Analyte("cholesterol", "mg/dL", ("2093-3", "14647-2"), molar_mass=386.664),
+    Analyte("HDL cholesterol", "mg/dL", ("2085-9", "14646-4"), molar_mass=386.664),
+    Analyte("LDL cholesterol", "mg/dL", ("2089-1", "13457-7", "18262-6", "22748-8", "39469-2"), molar_mass=386.664),
+    Analyte("triglycerides", "mg/dL", ("2571-8", "14927-8"), molar_mass=885.453),  # as triolein
+    Analyte("bilirubin", "mg/dL", ("1975-2", "14631-6"), molar_mass=584.673),
+    Analyte("direct bilirubin", "mg/dL", ("1968-7", "14629-0"), molar_mass=584.673),
+    Analyte("urea nitrogen", "mg/dL", ("3094-0", "6299-2", "14937-7"), molar_mass=28.014),  # two atoms
     Analyte("urea", "mg/dL", ("3091-6", "22664-7"), molar_mass=60.056),
-    Analyte("urate", "mg/dL", ("3084-1", "14933-6"), molar_mass=168.11),
+    Analyte("urate", "mg/dL", ("3084-1", "14933-6"), molar_mass=168.112),
     Analyte("calcium", "mg/dL", ("17861-6", "2000-8"), molar_mass=40.078, valence=2),
     Analyte("ionised calcium", "mmol/L", ("1994-3", "1995-0", "17863-2"), molar_mass=40.078, valence=2),
     Analyte("magnesium", "mg/dL", ("19123-9", "2601-3"), molar_mass=24.305, valence=2),
     Analyte("phosphate", "mg/dL", ("2777-1", "14879-1"), molar_mass=30.974),  # as phosphorus
     Analyte("sodium", "mmol/L", ("2951-2", "2947-0"), molar_mass=22.990, valence=1),
     Analyte("potassium", "mmol/L", ("2823-3", "6298-4"), molar_mass=39.098, valence=1),
-    Analyte("chloride", "mmol/L", ("2075-0", "2069-3"), molar_mass=35.453, valence=1),
+    Analyte("chloride", "mmol/L", ("2075-0", "2069-3"), molar_mass=35.45, valence=1),
     Analyte("bicarbonate", "mmol/L", ("1963-8", "1959-6"), valence=1),
     Analyte("carbon dioxide", "mmol/L", ("2028-9", "20565-8"), valence=1),
-    Analyte("lactate", "mmol/L", ("2524-7", "32693-4"), molar_mass=90.08),
+    Analyte("lactate", "mmol/L", ("2524-7", "32693-4"), molar_mass=90.078),
     Analyte("iron", "ug/dL", ("2498-4", "14798-3"), molar_mass=55.845),
     Analyte("ferritin", "ng/mL", ("2276-4",)),
-    Analyte("25-hydroxyvitamin D", "ng/mL", ("1989-3", "62292-8"), molar_mass=400.64),
-    Analyte("vitamin B12", "pg/mL", ("2132-9",), molar_mass=1355.4),
-    Analyte("folate", "ng/mL", ("2284-8",), molar_mass=441.4),
-    Analyte("free thyroxine", "ng/dL", ("3024-7", "14920-3"), molar_mass=776.87),
+    Analyte("25-hydroxyvitamin D", "ng/mL", ("1989-3", "62292-8"), molar_mass=400.647),
+    Analyte("vitamin B12", "pg/mL", ("2132-9",), molar_mass=1355.388),
+    Analyte("folate", "ng/mL", ("2284-8",), molar_mass=441.404),
+    Analyte("free thyroxine", "ng/dL", ("3024-7", "14920-3"), molar_mass=776.874),
     Analyte("thyrotropin", "m[IU]/L", ("3016-3",)),
     Analyte("C reactive protein", "mg/L", ("1988-5", "30522-7")),
     Analyte("albumin", "g/dL", ("1751-7",)),

@@ -16,19 +16,19 @@ import polars as pl
 from ehrseq.errors import SourceError
 from ehrseq.fhir.chunk import Chunk, pack
 from ehrseq.fhir.clock import NO_OFFSET, NO_TIME, PRECISIONS, moments
-from ehrseq.fhir.codes import CodingPreference, split_codes
+from ehrseq.fhir.codes import CodingPreference
 from ehrseq.fhir.ledger import SOURCE_SCHEMA, ledger_frame, quarantine_frame
 from ehrseq.fhir.reader import MEMORY, Reader
 from ehrseq.fhir.references import subject_number as subject_number
 from ehrseq.fhir.rows import TYPES, Rows
 from ehrseq.fhir.source import Progress, find_files, size_on_disk
-from ehrseq.timeline.follow_up import follow_up
+from ehrseq.timeline.follow_up import contacts, follow_up_of
 from ehrseq.timeline.link import Linked, link, source_names
 from ehrseq.timeline.meds import SHARDS, shards_of
 from ehrseq.timeline.schema import DEATH_CODE, EVENT_SCHEMA, SUBJECT_SCHEMA, TIME, as_instant, sort_events
 from ehrseq.timeline.store import Timelines
 from ehrseq.timeline.survey import Survey, survey
-from ehrseq.timeline.units import merge_units, normalise_units
+from ehrseq.timeline.units import normalise_units
 
 Source = str | Path | Iterable[Any]
 Counts = Counter[tuple[int, str, int]]
@@ -78,7 +78,7 @@ def read_fhir(
     part = assemble(chunks, known)
     return Timelines(
         events=part.events,
-        subjects=part.subjects,
+        subjects=subject_frame(part.patients, part.contacts, known),
         ledger=ledger_frame(part.counts + settled_counts(chunks, known)),
         quarantine=quarantined(chunks, known),
         sources=source_frame(known),
@@ -92,7 +92,8 @@ class Assembled:
     """The timelines of some shards."""
 
     events: pl.DataFrame
-    subjects: pl.DataFrame
+    patients: pl.DataFrame  # columns of PATIENTS, one row a subject
+    contacts: pl.DataFrame  # as `follow_up.contacts` has it
     units: pl.DataFrame
     counts: Counts  # records that are read by file number, type and reason
     left_out: Counter[str]  # events of records that kept others, by reason
@@ -101,17 +102,18 @@ class Assembled:
 def assemble(chunks: Sequence[Chunk], known: Survey, first: int = 0, last: int = SHARDS) -> Assembled:
     """The timelines of some shards (`first` up to, not including, `last`)."""
     linked = link(chunks, known, first, last)
+    patients, counts, left_out = linked.patients, _record_counts(linked), Counter(linked.left_out)
     events = event_frame(linked, known)
+    del linked
     events, units = normalise_units(events)
     events = sort_events(events)
-    shard = shards_of(known.periods["subject_id"].to_numpy())
-    periods = known.periods.filter(pl.Series((shard >= first) & (shard < last)))
     return Assembled(
         events=events,
-        subjects=_subject_frame(linked.patients, events, periods, known.data_cut),
-        units=merge_units([units]),
-        counts=_record_counts(linked),
-        left_out=Counter(linked.left_out),
+        patients=patients,
+        contacts=contacts(events),
+        units=units,
+        counts=counts,
+        left_out=left_out,
     )
 
 
@@ -129,8 +131,8 @@ def check_patients(known: Survey, chunks: Sequence[Chunk]) -> None:
 
 def event_frame(linked: Linked, known: Survey) -> pl.DataFrame:
     """The events in the contract's columns, in no order."""
-    e, records = linked.events, linked.records
-    code, other_codes = split_codes(pl.Series(known.codes, dtype=pl.String))
+    e = linked.events
+    code, other_codes = known.split_codes
     # a death of day precision is over at the end of that day: nothing of the day comes after it
     is_death = (code == DEATH_CODE).fill_null(False).to_numpy()[e.code]
     columns: dict[str, pl.Series] = {
@@ -148,8 +150,8 @@ def event_frame(linked: Linked, known: Survey) -> pl.DataFrame:
         "time_precision": _names([p or None for p in PRECISIONS], e.precision),
         "utc_offset": _offsets(e.offset),
         "encounter_id": linked.encounter.gather(e.record),
-        "resource_type": _names(list(TYPES), records.kind[e.record], pl.String),
-        "resource_id": records.id.gather(e.record),
+        "resource_type": _names(list(TYPES), linked.kind[e.record], pl.String),
+        "resource_id": linked.ids.gather(e.record),
         "other_codes": other_codes.gather(e.code),
         "unit_recorded": pl.repeat(None, len(e.code), dtype=pl.String, eager=True),
     }
@@ -177,14 +179,16 @@ def microseconds(moment: datetime | None) -> int:
     return int(NO_TIME) if moment is None else int(np.datetime64(moment, "us").astype(np.int64))
 
 
-def _subject_frame(patients: pl.DataFrame, events: pl.DataFrame, periods: pl.DataFrame, data_cut: int) -> pl.DataFrame:
+def subject_frame(patients: pl.DataFrame, contacts: pl.DataFrame, known: Survey) -> pl.DataFrame:
+    """The subjects with their follow-up, sorted."""
+    periods, data_cut = known.periods, known.data_cut
     table = patients.with_columns(birth_time=moments(patients["birth"].to_numpy())).with_columns(
         death_time=moments(patients["death"].to_numpy())
     )
     periods = periods.with_columns(moments(periods[name].to_numpy()).alias(name) for name in ("start", "end"))
     cut = pl.Series([data_cut]).cast(TIME).item() if data_cut != NO_TIME else None
     undated = patients.filter("undated_death")["subject_id"]
-    watched = follow_up(events, periods if periods.height else None, cut, undated)
+    watched = follow_up_of(contacts, periods if periods.height else None, cut, undated)
     return (
         table.join(watched, on="subject_id", how="left")
         .select(pl.col(name).cast(kind) for name, kind in SUBJECT_SCHEMA.items())
@@ -193,8 +197,8 @@ def _subject_frame(patients: pl.DataFrame, events: pl.DataFrame, periods: pl.Dat
 
 
 def _record_counts(linked: Linked) -> Counts:
-    records, counts = linked.records, Counts()
-    keys = (records.file.astype(np.int64) << 16) + (records.kind.astype(np.int64) << 8) + records.reason
+    counts = Counts()
+    keys = (linked.file.astype(np.int64) << 16) + (linked.kind.astype(np.int64) << 8) + linked.reason
     for key, count in zip(*np.unique(keys, return_counts=True), strict=True):
         counts[int(key) >> 16, TYPES[int(key) >> 8 & 255], int(key) & 255] += int(count)
     return counts
@@ -245,12 +249,13 @@ class ChunkMaker:
         generation: int = 0,
         piece: int = 0,
         full: int | None = None,
+        strict: bool = False,
     ) -> None:
         self.files, self.folder, self.generation, self.piece = files, folder, generation, piece
         self.lines = 0  # of the piece
         self.chunks: list[Chunk] = []
         self.made = 0
-        self.reader = Reader(coding, on_full=self.take, full=full)
+        self.reader = Reader(coding, on_full=self.take, full=full, strict=strict)
 
     def take(self, rows: Rows) -> None:
         """Make a chunk of what was gathered so far."""

@@ -62,10 +62,19 @@ def follow_up(
     >>> follow_up(events, data_cut="2005-12-31").row(0)[2:4]
     (datetime.datetime(2005, 12, 31, 23, 59, 59, 999999), 'data_cut')
     """
+    return follow_up_of(contacts(events), observation_periods, data_cut, undated_deaths)
+
+
+def follow_up_of(
+    contacts: pl.DataFrame,
+    observation_periods: Any = None,
+    data_cut: str | date | datetime | None = None,
+    undated_deaths: pl.Series | None = None,
+) -> pl.DataFrame:
+    """The same from what `contacts` says of the events."""
     cut = pl.lit(None if data_cut is None else as_instant(data_cut), dtype=TIME)
-    contacts = _contacts(events)
     periods = _envelopes(observation_periods)
-    subjects = pl.concat([events.select("subject_id"), periods.select("subject_id")]).unique().sort("subject_id")
+    subjects = pl.concat([contacts.select("subject_id"), periods.select("subject_id")]).unique().sort("subject_id")
     joined = subjects.join(contacts, on="subject_id", how="left").join(periods, on="subject_id", how="left")
 
     watched = pl.col("first_contact").is_not_null() | pl.col("has_period").is_not_null()
@@ -118,23 +127,34 @@ def within_follow_up(time: pl.Expr, follow_up_end: pl.Expr, by_day: pl.Expr) -> 
 
 def deaths_by_day(events: pl.DataFrame) -> pl.DataFrame:
     """`subject_id` and `by_day`: whether the recorded death has a date and no clock time; one row for each death."""
-    precision = pl.col("time_precision").cast(pl.String)
     recorded = events.filter(pl.col("code").str.starts_with(DEATH_CODE))
-    return recorded.group_by("subject_id").agg(by_day=precision.is_in(["year", "month", "day"]).any())
+    return recorded.group_by("subject_id").agg(by_day=_is_day().any())
 
 
-def _contacts(events: pl.DataFrame) -> pl.DataFrame:
-    """`subject_id`, `first_contact` and `last_contact` of the subjects with any contact."""
+def contacts(events: pl.DataFrame) -> pl.DataFrame:
+    """All that follow-up needs to know of the events, one row a subject.
+
+    `first_contact` and `last_contact` by when they were known, `first_time` and `last_time` by when they happened;
+    `by_day` as in `deaths_by_day`.
+    """
+    by_day = _is_day() if "time_precision" in events.columns else pl.lit(False)
+    known, time = pl.max_horizontal("known_time", "time").filter(is_contact()), pl.col("time").filter(is_contact())
     return (
         events.lazy()
-        .filter(is_contact())
         .group_by("subject_id")
         .agg(
-            first_contact=pl.max_horizontal("known_time", "time").min(),
-            last_contact=pl.max_horizontal("known_time", "time").max(),
+            first_contact=known.min(),
+            last_contact=known.max(),
+            first_time=time.min(),
+            last_time=time.max(),
+            by_day=(pl.col("code").str.starts_with(DEATH_CODE) & by_day).any(),
         )
         .collect()
     )
+
+
+def _is_day() -> pl.Expr:
+    return pl.col("time_precision").cast(pl.String).is_in(["year", "month", "day"])
 
 
 def _envelopes(observation_periods: Any) -> pl.DataFrame:

@@ -12,72 +12,40 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from datetime import date, datetime
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import polars as pl
-
 from ehrseq import __version__
-from ehrseq.errors import SourceError, TimelineError, UserError
+from ehrseq.errors import UserError
 from ehrseq.fhir import reader
 from ehrseq.fhir.chunk import Chunk
 from ehrseq.fhir.codes import CodingPreference
-from ehrseq.fhir.ledger import Reason, ledger_frame
+from ehrseq.fhir.ledger import Reason
+from ehrseq.fhir.reader import Refused
 from ehrseq.fhir.source import STANDARD_INPUT, is_line_file, size_on_disk, state_on_disk
-from ehrseq.storage import check_target, read_json, write_json
-from ehrseq.timeline import meds
+from ehrseq.storage import check_target
 from ehrseq.timeline.build import (
     ChunkMaker,
     Source,
-    assemble,
     bar,
     check_patients,
-    facts,
     microseconds,
     paths_of,
-    quarantined,
-    settled_counts,
-    source_frame,
 )
+from ehrseq.timeline.kept import FORMAT, KEPT, as_coding, keep_chunks, kept_chunks
 from ehrseq.timeline.pool import Pool
-from ehrseq.timeline.schema import CODE_SCHEMA, as_instant, conform
-from ehrseq.timeline.store import Timelines, contact_times, deaths_inside, summarise
+from ehrseq.timeline.schema import as_instant
+from ehrseq.timeline.shards import Ingested, write_dataset
 from ehrseq.timeline.survey import Survey, survey
-from ehrseq.timeline.units import merge_units
 
-KEPT = "ingest"  # the folder of a dataset that holds the chunks it was made from
-FORMAT = 1  # of what is kept
 TASK_BYTES = 1 << 26
 EXPANSION = 10  # how much longer compressed files are taken to be than they look
-ROWS_AT_ONCE = 1 << 19  # records and events that are linked together
 SMALL = 1 << 24  # bytes of a source that no second process is started for
-
-
-@dataclass(frozen=True)
-class Ingested:
-    """What `ingest` wrote: the folder, and what there is to say of it without reading it again."""
-
-    folder: Path
-    subjects: int
-    events: int
-    facts: dict[str, Any]
-
-    def load(self) -> Timelines:
-        """The timelines, in memory."""
-        return Timelines.load(self.folder)
-
-    def summary(self) -> dict[str, Any]:
-        """Plain numbers about the timelines, as `Timelines.summary`."""
-        return self.facts
-
-    def __repr__(self) -> str:
-        return f"Ingested({self.subjects:,} subjects, {self.events:,} events)"
 
 
 def ingest(
@@ -117,15 +85,17 @@ def ingest(
     with _Scratch(out) as scratch:
         kept: list[Chunk] = []
         if update:
-            kept, coding, cut = _kept_chunks(out, coding, cut)
+            kept, coding, cut = kept_chunks(out, coding, cut)
         coding = coding or CodingPreference()
         with Pool(workers or os.cpu_count() or 1) as pool:
             chunks = kept + _read(source, scratch, coding, kept, pool, strict, progress)
             chunks.sort(key=lambda c: (c.files, c.generation, c.piece, c.part))
             known = survey(chunks, microseconds(cut))
             check_patients(known, chunks)
-            result = _write(chunks, known, cut, scratch, pool, out)
-        _keep_chunks(chunks, coding, scratch.dataset / KEPT)
+            known.save(scratch.folder / "survey")
+            known = Survey.load(scratch.folder / "survey")  # on disk, it is no memory
+            result = write_dataset(chunks, known, cut, scratch.folder, pool, out)
+        keep_chunks(chunks, coding, scratch.dataset / KEPT)
         scratch.publish()
     return result
 
@@ -180,7 +150,7 @@ def _read(
     found = paths_of(source)
     if not isinstance(found, list):
         generation = 1 + max((c.generation for c in kept if c.files == ["(in memory)"]), default=-1)
-        maker = ChunkMaker(["(in memory)"], coding, scratch.tasks / "memory", generation)
+        maker = ChunkMaker(["(in memory)"], coding, scratch.tasks / "memory", generation, strict=strict)
         shutil.rmtree(scratch.tasks / "memory", ignore_errors=True)
         maker.reader.read_objects(found)
         maker.finish()
@@ -191,38 +161,25 @@ def _read(
             if folder.name not in tasks:
                 shutil.rmtree(folder)
         missing = {name: task for name, task in tasks.items() if not (scratch.tasks / name).is_dir()}
+        if strict:  # what an interrupted run has read need not have been strict
+            _check_strict(scratch.tasks / name for name in tasks.keys() - missing.keys())
         size = sum(task["bytes"] for task in missing.values())
         # another process has another standard input
         small = size < SMALL or any(path == STANDARD_INPUT for path, _ in found)
         with bar(size, progress) as advance:
-            jobs = [
-                {
-                    "do": "read",
-                    "task": task,
-                    "folder": str(scratch.tasks / name),
-                    "coding": asdict(coding),
-                    "full": reader.FULL,
-                }
-                for name, task in missing.items()
-            ]
-            for _ in pool.run(jobs, advance, small=small):
-                pass
+            how = {"do": "read", "coding": asdict(coding), "full": reader.FULL, "strict": strict}
+            jobs = [how | {"task": task, "folder": str(scratch.tasks / name)} for name, task in missing.items()]
+            for refused in pool.run(jobs, advance, small=small):
+                if refused is not None:
+                    raise Refused(Reason(refused))
         folders = [scratch.tasks / name for name in tasks]
-    chunks = [Chunk.load(part) for folder in folders for part in sorted(folder.iterdir())]
-    if strict:
-        _check_strict(chunks)
-    return chunks
+    return [Chunk.load(part) for folder in folders for part in sorted(folder.iterdir())]
 
 
-def _check_strict(chunks: list[Chunk]) -> None:
-    bad = Counter(Reason(reason).label for chunk in chunks for *_, reason in chunk.quarantine)
-    if bad:
-        reason, count = min(bad.items(), key=lambda item: (-item[1], item[0]))
-        raise SourceError(
-            "records that can all be read",
-            f"{sum(bad.values())} that cannot, {count} of them as {reason}",
-            "read without strict, and look at the dataset's quarantine.parquet",
-        )
+def _check_strict(folders: Iterable[Path]) -> None:
+    for part in (part for folder in folders for part in folder.iterdir()):
+        for *_, reason in Chunk.load(part).quarantine:
+            raise Refused(Reason(reason))
 
 
 def _plan(found: list[tuple[Path, bool]], kept: list[Chunk]) -> Iterator[dict[str, Any]]:
@@ -270,25 +227,33 @@ def _fingerprint(task: dict[str, Any], coding: CodingPreference) -> str:
     return sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def read_task(job: dict[str, Any], advance: Callable[[int], None] | None) -> None:
-    """Read the files of a task into chunks; the folder appears when it is whole."""
+def read_task(job: dict[str, Any], advance: Callable[[int], None] | None) -> int | None:
+    """Read the files of a task into chunks; the folder appears when it is whole.
+
+    Where all must be readable and one record is not, there is no folder, and the answer is the number of its reason.
+    """
     task, folder = job["task"], Path(job["folder"])
     growing = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     shutil.rmtree(growing, ignore_errors=True)
     maker = ChunkMaker(
         [path for path, _ in task["files"]],
-        as_coding(job["coding"]),
+        _same_coding(json.dumps(job["coding"])),
         growing,
         task["generation"],
         task["piece"],
         job["full"],
+        job["strict"],
     )
-    for number, (path, asked_for) in enumerate(task["files"]):
-        if task["span"] is None:
-            maker.reader.read_file(Path(path), number, advance, asked_for)
-        else:
-            start, stop = task["span"]
-            maker.lines = maker.reader.read_span(Path(path), number, start, stop, advance)
+    try:
+        for number, (path, asked_for) in enumerate(task["files"]):
+            if task["span"] is None:
+                maker.reader.read_file(Path(path), number, advance, asked_for)
+            else:
+                start, stop = task["span"]
+                maker.lines = maker.reader.read_span(Path(path), number, start, stop, advance)
+    except Refused as refused:
+        shutil.rmtree(growing, ignore_errors=True)
+        return int(refused.reason)
     maker.finish()
     try:
         os.replace(growing, folder)
@@ -297,155 +262,10 @@ def read_task(job: dict[str, Any], advance: Callable[[int], None] | None) -> Non
         if not folder.is_dir():
             raise
         shutil.rmtree(growing)
+    return None
 
 
-def as_coding(plain: dict[str, Any]) -> CodingPreference:
-    """A coding preference from JSON."""
-    concept_map = {code: tuple(others) for code, others in plain["concept_map"].items()}
-    orders = {name: tuple(order) for name, order in plain.items() if name != "concept_map"}
-    return CodingPreference(**orders, concept_map=concept_map)
-
-
-# -- the second stage
-
-
-def _write(
-    chunks: list[Chunk], known: Survey, cut: datetime | None, scratch: _Scratch, pool: Pool, out: Path
-) -> Ingested:
-    """Link and write everything but what an update needs."""
-    folder = scratch.dataset
-    for name in ("data", "metadata"):
-        (folder / name).mkdir(parents=True)
-    known.save(scratch.folder / "survey")
-    pool.stop()
-    pool.loaded["survey"] = known
-    jobs = [
-        {
-            "do": "shards",
-            "chunks": [str(c.folder) for c in chunks],
-            "scratch": str(scratch.folder),
-            "first": first,
-            "last": last,
-        }
-        for first, last in _batches(chunks)
-    ]
-    parts = sorted(pool.run(jobs, None, small=len(jobs) < 2), key=lambda part: part["first"])
-    counts, left_out, codes = settled_counts(chunks, known), Counter[str](), Counter[str]()
-    for part in parts:
-        counts.update({(file, kind, reason): n for file, kind, reason, n in part["counts"]})
-        left_out.update(part["left_out"])
-        codes.update(part["codes"])
-    read = [{name: pl.read_ipc(scratch.folder / f"{name}-{p['first']}.arrow") for name in _PART_TABLES} for p in parts]
-    subjects = pl.concat([tables["subjects"] for tables in read]).sort("subject_id")
-    code_table = conform(pl.DataFrame({"code": sorted(codes)}, {"code": pl.String}), CODE_SCHEMA, "code")
-    tables = {
-        meds.SUBJECTS: subjects,
-        meds.CODES: code_table,
-        "ledger.parquet": ledger_frame(counts),
-        "quarantine.parquet": quarantined(chunks, known),
-        "sources.parquet": source_frame(known),
-        "units.parquet": merge_units([tables["units"] for tables in read]),
-    }
-    meds.write_tables(
-        folder,
-        {name: t if name == meds.CODES or name == meds.SUBJECTS else t.sort(t.columns) for name, t in tables.items()},
-        facts(cut, left_out),
-        events=codes.total(),
-    )
-    times = [part["times"] for part in parts]
-    return Ingested(
-        folder=out,
-        subjects=subjects.height,
-        events=codes.total(),
-        facts=summarise(
-            subjects,
-            dict(codes),
-            min((first for first, _ in times if first), default=None),
-            max((last for _, last in times if last), default=None),
-            sum(part["deaths_inside"] for part in parts),
-            None,
-            tables["ledger.parquet"],
-        ),
-    )
-
-
-_PART_TABLES = ("subjects", "units")
-
-
-def _batches(chunks: list[Chunk]) -> Iterator[tuple[int, int]]:
-    """Ranges of shards, each with not many more records and events than fit at once."""
-    bounds = np.array([c.record_bounds for c in chunks]) + np.array([c.event_bounds for c in chunks])
-    sizes = np.diff(bounds.sum(axis=0))[: meds.SHARDS].tolist()
-    first = held = 0
-    for shard, size in enumerate(sizes):
-        if held and held + size > ROWS_AT_ONCE:
-            yield first, shard
-            first, held = shard, 0
-        held += size
-    yield first, meds.SHARDS
-
-
-def write_shards(job: dict[str, Any], loaded: dict[str, Any]) -> dict[str, Any]:
-    """Link and write some shards; `loaded` keeps the survey between calls."""
-    scratch, first, last = Path(job["scratch"]), job["first"], job["last"]
-    if "survey" not in loaded:
-        loaded["survey"] = Survey.load(scratch / "survey")
-    # opened anew each time: what has been looked at would stay in memory
-    chunks = [Chunk.load(Path(folder)) for folder in job["chunks"]]
-    part = assemble(chunks, loaded["survey"], first, last)
-    meds.write_shards(part.events, scratch / "dataset" / "data", first, last)
-    part.subjects.write_ipc(scratch / f"subjects-{first}.arrow")
-    part.units.write_ipc(scratch / f"units-{first}.arrow")
-    return {
-        "first": first,
-        "counts": [(file, kind, reason, n) for (file, kind, reason), n in part.counts.items()],
-        "left_out": dict(part.left_out),
-        "codes": dict(part.events["code"].value_counts().iter_rows()),
-        "times": contact_times(part.events),
-        "deaths_inside": deaths_inside(part.subjects, part.events),
-    }
-
-
-# -- what an update needs
-
-
-def _keep_chunks(chunks: list[Chunk], coding: CodingPreference, folder: Path) -> None:
-    """Put the chunks into the dataset; their bytes are shared with the scratch folder where the disk can do that."""
-    folder.mkdir()
-    for number, chunk in enumerate(chunks):
-        shutil.copytree(str(chunk.folder), folder / f"{number:06d}", copy_function=_link)
-    write_json(folder / "ingest.json", {"format": FORMAT, "chunks": len(chunks), "coding": asdict(coding)})
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def _kept_chunks(
-    out: Path, coding: CodingPreference | None, cut: datetime | None
-) -> tuple[list[Chunk], CodingPreference, datetime | None]:
-    """The chunks that a dataset was made from, its coding preference and its data cut."""
-    if not (out / KEPT / "ingest.json").is_file():
-        raise TimelineError(
-            "a dataset made by `ehrseq ingest` to update",
-            "one without its ingest folder" if out.is_dir() else "no such folder",
-            "ingest all sources together, without --update",
-        )
-    kept = read_json(out / KEPT / "ingest.json", TimelineError)
-    if kept.get("format") != FORMAT:
-        raise TimelineError(
-            f"a dataset with ingest format {FORMAT}", "another", "ingest all sources together, without --update"
-        )
-    before = as_coding(kept["coding"])
-    if coding is not None and coding != before:
-        raise TimelineError(
-            "the coding preference that the dataset was made with", "another", "ingest all sources together with it"
-        )
-    metadata = read_json(out / "manifest.json", TimelineError)["metadata"]
-    if cut is None and metadata.get("data_cut"):
-        cut = datetime.fromisoformat(metadata["data_cut"])
-    folders = [out / KEPT / f"{number:06d}" for number in range(kept["chunks"])]
-    return [Chunk.load(folder) for folder in folders], before, cut
+@lru_cache(maxsize=1)
+def _same_coding(plain: str) -> CodingPreference:
+    """The coding preference of this process's tasks, which remembers what concepts are called."""
+    return as_coding(json.loads(plain))

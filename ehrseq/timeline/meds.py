@@ -168,10 +168,9 @@ def write_shards(events: pl.DataFrame, folder: Path, first: int = 0, last: int =
     """Write the events of some shards (`first` up to, not including, `last`), which are in canonical order."""
     shard = shards_of(events["subject_id"].to_numpy()).astype(np.uint16)
     order = np.argsort(shard, kind="stable")
-    table = _to_arrow(events[order])
     bounds = np.searchsorted(shard[order], np.arange(first, last + 1)).tolist()
     for number, (start, stop) in enumerate(pairwise(bounds), first):
-        _write(table.slice(start, stop - start), events.schema, folder / f"{number}.parquet")
+        _write(_to_arrow(events[order[start:stop]]), events.schema, folder / f"{number}.parquet")
 
 
 def _to_arrow(frame: pl.DataFrame) -> pa.Table:
@@ -183,8 +182,8 @@ def _to_arrow(frame: pl.DataFrame) -> pa.Table:
 def _write(table: pa.Table, kinds: Mapping[str, pl.DataType], path: Path) -> None:
     """Write a parquet file, one row group at a time (a group's strings stay below Arrow's 2 GiB)."""
     schema = pa.schema([(name, _arrow_type(name, kind)) for name, kind in kinds.items()])
-    # ids are all different: a dictionary of them is built for nothing
-    encoded = [name for name in schema.names if name != "resource_id"]
+    # ids and times are nearly all different: a dictionary of them is built for nothing
+    encoded = [name for name in schema.names if name not in ("resource_id", "time", "known_time")]
     ordered = [name for name in ("subject_id", "time", "known_time") if name in schema.names]
     with pq.ParquetWriter(
         path, schema, compression="zstd", use_dictionary=encoded, write_statistics=ordered or False

@@ -22,6 +22,14 @@ from ehrseq.timeline.worker import do
 Job = dict[str, Any]
 
 
+# Memory that is no longer used goes back sooner than by default: what each process keeps for later would add up.
+_FRUGAL = {
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 22),
+}
+
+
 class Pool:
     """Runs jobs in `workers` processes, or in this one where there is one worker or little to do."""
 
@@ -81,10 +89,14 @@ class Pool:
 
 def _start(workers: int) -> subprocess.Popen[str]:
     threads = max(1, (os.cpu_count() or 1) // workers)
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "POLARS_MAX_THREADS": str(threads),
-    }
+    environment = (
+        _FRUGAL
+        | os.environ
+        | {
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "POLARS_MAX_THREADS": str(threads),
+        }
+    )
     return subprocess.Popen(
         [sys.executable, "-m", "ehrseq.timeline.worker"],
         stdin=subprocess.PIPE,

@@ -162,7 +162,7 @@ class Timelines:
         """Plain numbers (JSON values) about the timelines: sizes, times, code systems, follow-up, records."""
         first, last = contact_times(self.events)
         codes = dict(self.events["code"].value_counts().iter_rows())
-        inside = deaths_inside(self.subjects, self.events)
+        inside = deaths_inside(self.subjects, deaths_by_day(self.events))
         return summarise(self.subjects, codes, first, last, inside, self.splits, self.ledger)
 
 
@@ -170,13 +170,18 @@ def contact_times(events: pl.DataFrame) -> tuple[str | None, str | None]:
     """The first and the last moment of contact, as text."""
     times = events.lazy().filter(is_contact()).select(first=pl.col("time").min(), last=pl.col("time").max())
     first, last = times.collect().row(0)
-    return (None if first is None else first.isoformat()), (None if last is None else last.isoformat())
+    return as_text(first), as_text(last)
 
 
-def deaths_inside(subjects: pl.DataFrame, events: pl.DataFrame) -> int:
-    """How many subjects died within their follow-up."""
+def as_text(moment: datetime | None) -> str | None:
+    """A moment as ISO 8601."""
+    return None if moment is None else moment.isoformat()
+
+
+def deaths_inside(subjects: pl.DataFrame, by_day: pl.DataFrame) -> int:
+    """How many subjects died within their follow-up; `by_day` as `deaths_by_day` has it."""
     end = pl.col("follow_up_end")
-    known = subjects.join(deaths_by_day(events), on="subject_id", how="left")
+    known = subjects.join(by_day.select("subject_id", "by_day"), on="subject_id", how="left")
     return known.filter(within_follow_up(pl.col("death_time"), end, pl.col("by_day")) <= end).height
 
 

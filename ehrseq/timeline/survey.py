@@ -7,8 +7,10 @@ medications. Nothing here grows with the events; per encounter it takes about 40
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,21 @@ import polars as pl
 
 from ehrseq.fhir.chunk import Chunk, content
 from ehrseq.fhir.clock import NO_TIME
+from ehrseq.fhir.codes import split_codes
+from ehrseq.fhir.columns import series, take
 from ehrseq.fhir.ledger import Reason
-from ehrseq.fhir.references import Resolver, medication_codes, subject_number, wanted_identifier
+from ehrseq.fhir.references import (
+    DATED_BY_OTHERS,
+    UNKNOWN,
+    Resolver,
+    medication_codes,
+    subject_number,
+    wanted_identifier,
+)
 
 Ints = npt.NDArray[Any]
 SEED = 7
-RECORDS_AT_ONCE = 1 << 18  # looked at together for duplicates
-MOST_PARTS = 16  # in which they are looked at, each of which reads all ids
+RECORDS_AT_ONCE = 1 << 22  # looked at together for duplicates, for which all ids are read
 OPEN = int(np.iinfo(np.int64).max)  # the end of an encounter that has none
 SPAN = ("start", "known", "end", "precision", "offset")
 
@@ -50,6 +60,11 @@ class Survey:
     data_cut: int = NO_TIME
     counts: list[tuple[int, str, int, int]] = field(default_factory=list)
 
+    @cached_property
+    def split_codes(self) -> tuple[pl.Series, pl.Series]:
+        """By number: the code, and the list of other codes of the same concept."""
+        return split_codes(pl.Series(self.codes, dtype=pl.String))
+
     def find_subject(self, subject: Ints) -> Ints:
         """Of each subject id: the one that replaced it, else itself."""
         if not len(self.merged):
@@ -74,34 +89,45 @@ class Survey:
         found = (self.encounters[at] == keys) & targets.is_not_null().to_numpy()
         return np.where(found, at, -1)
 
-    def save(self, path: Path) -> None:
-        """Write everything to one `.npz` (numbers) and one `.json` beside it, for other processes."""
+    def save(self, folder: Path) -> None:
+        """Write everything to a folder, for other processes: what grows with the source as files of their own."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for name in _LONG:
+            np.save(folder / f"{name}.npy", getattr(self, name))
+        for name in SPAN:
+            np.save(folder / f"span_{name}.npy", self.spans[name])
         arrays: dict[str, Any] = {f"code_numbers_{i}": a for i, a in enumerate(self.code_numbers)}
         for i, (rows, why) in enumerate(self.dropped):
             arrays |= {f"dropped_{i}": rows, f"why_{i}": why}
-        arrays |= {f"span_{name}": a for name, a in self.spans.items()}
         arrays |= {f"period_{name}": self.periods[name].to_numpy() for name in self.periods.columns}
-        arrays |= {name: getattr(self, name) for name in ("subjects", "merged", "merged_into", "encounters")}
-        np.savez(path.with_suffix(".npz"), **arrays)
+        np.savez(folder / "short.npz", **arrays)
         plain = ("files", "file_numbers", "lines_before", "codes", "resolved", "medications", "data_cut")
-        path.with_suffix(".json").write_text(json.dumps({name: getattr(self, name) for name in plain}))
+        (folder / "plain.json").write_text(json.dumps({name: getattr(self, name) for name in plain}))
 
     @classmethod
-    def load(cls, path: Path) -> Survey:
-        """What `save` wrote."""
-        facts = json.loads(path.with_suffix(".json").read_text())
+    def load(cls, folder: Path) -> Survey:
+        """What `save` wrote; the long columns stay on disk until they are looked at."""
+        facts = json.loads((folder / "plain.json").read_text())
         facts["resolved"] = [{int(n): target for n, target in r.items()} for r in facts["resolved"]]
-        with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
-            size = len(facts["file_numbers"])
-            names = {f.name for f in fields(cls)}
+        size = len(facts["file_numbers"])
+
+        def long(name: str) -> Any:
+            # a plain array: the class of mapped ones costs with every look-up
+            return np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray)
+
+        with np.load(folder / "short.npz", allow_pickle=False) as arrays:
             return cls(
                 code_numbers=[arrays[f"code_numbers_{i}"] for i in range(size)],
                 dropped=[(arrays[f"dropped_{i}"], arrays[f"why_{i}"]) for i in range(size)],
-                spans={name: arrays[f"span_{name}"] for name in SPAN},
+                spans={name: long(f"span_{name}") for name in SPAN},
                 periods=pl.DataFrame({name: arrays[f"period_{name}"] for name in ("subject_id", "start", "end")}),
-                **{name: arrays[name] for name in arrays.files if name in names},
+                **{name: long(name) for name in _LONG},
                 **facts,
             )
+
+
+_LONG = ("subjects", "merged", "merged_into", "encounters")
 
 
 def survey(chunks: Sequence[Chunk], data_cut: int = NO_TIME) -> Survey:
@@ -116,10 +142,13 @@ def survey(chunks: Sequence[Chunk], data_cut: int = NO_TIME) -> Survey:
     encounters, spans = _encounters(chunks, dropped, data_cut)
     periods = _periods(chunks, dropped, resolved, merged, subjects)
     old = np.array(sorted(merged), np.int64)
+    lines_before = _lines_before(chunks)
+    for chunk in chunks:
+        chunk.release()
     return Survey(
         files=files,
         file_numbers=file_numbers,
-        lines_before=_lines_before(chunks),
+        lines_before=lines_before,
         codes=codes,
         code_numbers=code_numbers,
         dropped=[(np.array(sorted(d), np.int64), np.array([d[row] for row in sorted(d)], np.uint8)) for d in dropped],
@@ -165,23 +194,24 @@ def _settle_duplicates(chunks: Sequence[Chunk], file_numbers: list[list[int]]) -
     """
     dropped: Dropped = [{} for _ in chunks]
     total = sum(chunk.record_bounds[-1] for chunk in chunks)
-    parts = min(total // RECORDS_AT_ONCE + 1, MOST_PARTS)
+    parts = total // RECORDS_AT_ONCE + 1
     for part in range(parts):
-        keys, places = [], []
-        for number, chunk in enumerate(chunks):
-            records = chunk.tables["records"]
-            if not records.height:
-                continue
-            key = records["id"].hash(SEED).to_numpy() ^ (records["kind"].to_numpy().astype(np.uint64) << np.uint64(56))
-            row = np.flatnonzero((key >> np.uint64(60)) * np.uint64(parts) >> np.uint64(4) == part)
-            chunk.release()
+        keys, rows = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)]
+        for chunk in chunks:
+            columns = chunk.columns
+            key = series([columns.ids]).hash(SEED).to_numpy()
+            key = key ^ (columns.records["kind"].astype(np.uint64) << np.uint64(56))
+            row = np.flatnonzero(key % np.uint64(parts) == part) if parts > 1 else np.arange(len(key))
             keys.append(key[row])
-            places.append(np.stack([np.full(len(row), number), row]))
-        if not keys:
-            continue
-        suspects = pl.Series(np.concatenate(keys)).is_duplicated().to_numpy()
-        if suspects.any():
-            _settle(chunks, file_numbers, np.concatenate(places, axis=1)[:, suspects], dropped)
+            rows.append(row.astype(np.int32))
+        key = np.concatenate(keys)
+        ordered = np.sort(key)
+        repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+        if len(repeated):
+            suspect = np.flatnonzero(np.isin(key, repeated))
+            starts = np.cumsum([len(each) for each in keys[1:]])
+            places = np.stack([np.searchsorted(starts, suspect, side="right"), np.concatenate(rows)[suspect]])
+            _settle(chunks, file_numbers, places, dropped)
     return dropped
 
 
@@ -190,9 +220,19 @@ def _settle(chunks: Sequence[Chunk], file_numbers: list[list[int]], places: Ints
     parts = []
     for number in np.unique(places[0]).tolist():
         rows = places[1][places[0] == number]
-        columns = chunks[number].tables["records"][rows].select("id", "kind", "updated", "version", "reason", "file")
-        file = np.array(file_numbers[number])[columns["file"].to_numpy()]
-        parts.append(columns.with_columns(chunk=pl.lit(number, pl.Int64), row=pl.Series(rows), file=pl.Series(file)))
+        columns = chunks[number].columns
+        records = columns.records[rows]
+        parts.append(
+            pl.DataFrame(
+                {
+                    "id": series([take(columns.ids, rows)]),
+                    **{name: np.ascontiguousarray(records[name]) for name in ("kind", "updated", "version", "reason")},
+                    "file": np.array(file_numbers[number])[records["file"]],
+                    "chunk": np.full(len(rows), number),
+                    "row": rows,
+                }
+            )
+        )
     frame = pl.concat(parts)
     # content decides only where nothing else does: it is dear to compare
     same = ("kind", "id", "updated", "version")
@@ -228,7 +268,7 @@ def _resolver(chunks: Sequence[Chunk], dropped: Dropped) -> Resolver:
     """Knows what the references stand for that no chunk could resolve by itself."""
     wanted: set[str] = set()
     for chunk in chunks:
-        wanted.update(chunk.tables["references"]["written"].drop_nulls())
+        wanted.update(chunk.unresolved().values())
         wanted.update(chunk.tables["links"]["other"])
         for references in chunk.tables["medications"]["ingredient_references"]:
             wanted.update(() if references is None else references)
@@ -253,7 +293,9 @@ def _resolver(chunks: Sequence[Chunk], dropped: Dropped) -> Resolver:
 def _name_by_id(chunk: Chunk, wanted: pl.DataFrame, names: dict[str, str]) -> None:
     from ehrseq.fhir.rows import TYPES
 
-    found = chunk.tables["records"].select("id", "kind").join(wanted, on="id").unique()
+    columns = chunk.columns
+    records = pl.DataFrame({"id": series([columns.ids]), "kind": columns.records["kind"].copy()})
+    found = records.join(wanted, on="id").unique()
     for name_id, kind, name in found.iter_rows():
         target = f"{TYPES[kind]}/{name_id}"
         names[name] = target if names.setdefault(name, target) == target else ""
@@ -261,9 +303,8 @@ def _name_by_id(chunk: Chunk, wanted: pl.DataFrame, names: dict[str, str]) -> No
 
 def _resolve_rest(chunk: Chunk, resolve: Resolver) -> dict[int, str]:
     """Targets of the references that the chunk could not resolve, by their number."""
-    open_ones = chunk.tables["references"].with_row_index("number").filter(pl.col("written").is_not_null())
-    found = {n: resolve(written) for n, written in open_ones.select("number", "written").iter_rows()}
-    return {n: target for n, target in found.items() if target is not None}
+    found = {number: resolve(written) for number, written in chunk.unresolved().items()}
+    return {number: target for number, target in found.items() if target is not None}
 
 
 def _merged(chunks: Sequence[Chunk], dropped: Dropped, resolve: Resolver) -> dict[int, int]:
@@ -335,30 +376,39 @@ def _encounters(
 
     What other records say of later times is no end: it would let one patient's record move what is known of another.
     """
-    is_report = pl.col("target").str.starts_with("Observation/")
-    tables = [
-        _kept(chunk, "encounters", gone)
-        .with_columns(target=pl.col("target").hash(SEED), is_report=is_report)
-        .drop("record")
-        for chunk, gone in zip(chunks, dropped, strict=True)
-    ]
-    # a result of several reports was there with the first of them that was
-    there = pl.max_horizontal("start", pl.when(pl.col("end") == NO_TIME).then("start_end").otherwise("end"))
-    table = pl.concat(tables).sort("target", there, pl.exclude("target"))
-    table = table.unique("target", keep="first", maintain_order=True)
-    e = {name: table[name].to_numpy() for name in table.columns}
+    parts = [_spans(chunk, gone, data_cut) for chunk, gone in zip(chunks, dropped, strict=True)]
+    e = {name: np.concatenate([part[name] for part in parts]) for name in ("target", "there", *SPAN)}
+    # of several, as of the reports that give one result, the first that was there counts; most are there once
+    order = np.argsort(e["target"])
+    target = e["target"][order]
+    again = np.concatenate([[False], target[1:] == target[:-1]])
+    if again.any():
+        order = np.lexsort([*(e[name] for name in reversed(SPAN)), e["there"], e["target"]])[~again]
+    return e["target"][order], {name: e[name][order] for name in SPAN}
+
+
+def _spans(chunk: Chunk, gone: dict[int, int], data_cut: int) -> dict[str, Ints]:
+    """When the encounters and reports of a chunk were, by the hash of their names, and when they were `there`."""
+    table = _kept(chunk, "encounters", gone)
+    target = table["target"]
+    e = {name: table[name].to_numpy() for name in table.columns if name != "target"}
     no_start = e["start"] == NO_TIME
     begun = np.where(no_start, e["end_start"], e["start"])
     # a report does not go on: without a readable date of issue it was there on the day that it is about
-    last = np.where(e["is_report"], e["start_end"], OPEN if data_cut == NO_TIME else data_cut)
+    is_report = target.str.contains(DATED_BY_OTHERS).to_numpy()
+    last = np.where(is_report, e["start_end"], OPEN if data_cut == NO_TIME else data_cut)
     known = np.where(e["end"] == NO_TIME, np.maximum(begun, last), e["end"])
-    return e["target"], {
+    spans = {
+        "target": target.hash(SEED).to_numpy(),
+        "there": np.maximum(e["start"], np.where(e["end"] == NO_TIME, e["start_end"], e["end"])),
         "start": begun,
         "known": np.where(begun == NO_TIME, NO_TIME, np.maximum(known, begun)),
         "end": np.where(no_start, e["end"], e["start_end"]),
         "precision": np.where(no_start, e["end_precision"], e["start_precision"]),
         "offset": np.where(no_start, e["end_offset"], e["start_offset"]),
     }
+    chunk.release()
+    return spans
 
 
 def _periods(
@@ -372,19 +422,24 @@ def _periods(
 
     Records with a period of nobody, or without readable dates, are dropped for that reason.
     """
-    parts = []
+    parts = [pl.DataFrame(schema={"start": pl.Int64, "end": pl.Int64, "subject_id": pl.Int64})]
     for chunk, gone, targets in zip(chunks, dropped, resolved, strict=True):
         table = _kept(chunk, "periods", gone)
-        named = chunk.tables["references"][table["reference"]]
-        subject, target = named["subject_id"].to_list(), named["target"].to_list()
-        for at, reference in enumerate(table["reference"].to_list()):
+        if not table.height:
+            continue
+        columns, numbers = chunk.columns, table["reference"].to_numpy()
+        subject = columns.references["subject_id"][numbers].tolist()
+        target: list[str | None] = take(columns.names, numbers).to_pylist()
+        for at, reference in enumerate(numbers.tolist()):
+            if columns.references["points_at"][reference] == UNKNOWN:
+                target[at] = None
             if reference in targets:
-                target[at] = targets[reference]
-                subject[at] = subject_number(target[at]) if target[at].startswith("Patient/") else 0
-        found = pl.Series([merged.get(s, s) for s in subject], dtype=pl.Int64).to_numpy()
+                found = target[at] = targets[reference]
+                subject[at] = subject_number(found) if found.startswith("Patient/") else 0
+        who = pl.Series([merged.get(s, s) for s in subject], dtype=pl.Int64).to_numpy()
         other = np.array([t is not None and not t.startswith("Patient/") for t in target], bool)
         nobody = np.where(other, Reason.NOT_A_PATIENT, Reason.UNKNOWN_SUBJECT)
-        fault = np.where(np.isin(found, subjects), table["fault"].to_numpy(), nobody)
+        fault = np.where(np.isin(who, subjects), table["fault"].to_numpy(), nobody)
         gone.update(zip(table["record"].filter(pl.Series(fault > 0)).to_list(), fault[fault > 0].tolist(), strict=True))
-        parts.append(table.select("start", "end").with_columns(subject_id=found).filter(pl.Series(fault == 0)))
+        parts.append(table.select("start", "end").with_columns(subject_id=who).filter(pl.Series(fault == 0)))
     return pl.concat(parts).select("subject_id", "start", "end").unique().sort(pl.all())

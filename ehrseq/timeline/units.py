@@ -37,9 +37,9 @@ NGSP_FROM_IFCC = (0.09148, 2.152)
 _PLAIN = (
     "mg/dL", "g/dL", "g/L", "ug/dL", "mg/L", "ug/L", "ng/mL", "ng/dL", "ng/L", "pg/mL", "ug/mL", "mg/mL", "mmol/L",
     "umol/L", "nmol/L", "pmol/L", "mmol/mol", "mg/g", "mg/mmol", "U/L", "m[IU]/L", "u[IU]/mL", "[IU]/L", "[IU]/mL",
-    "U/mL", "ukat/L", "meq/L", "fL", "pg", "kg", "g", "mg", "ug", "cm", "mm", "mm[Hg]", "kPa", "kg/m2", "mL/min",
-    "/min", "mL/min/{1.73_m2}", "Cel", "10*3/uL", "10*6/uL", "10*9/L", "10*12/L", "/uL", "%", "[degF]", "[lb_av]",
-    "[oz_av]", "[in_i]", "[ft_i]",
+    "U/mL", "ukat/L", "meq/L", "meq", "mL", "fL", "pg", "kg", "g", "mg", "ug", "cm", "mm", "mm[Hg]", "kPa", "kg/m2",
+    "mL/min", "/min", "mL/min/{1.73_m2}", "Cel", "10*3/uL", "10*6/uL", "10*9/L", "10*12/L", "/uL", "%", "[degF]",
+    "[lb_av]", "[oz_av]", "[in_i]", "[ft_i]",
 )  # fmt: skip
 _OTHERS = {
     "mmhg": "mm[Hg]", "torr": "mm[Hg]", "mmofhg": "mm[Hg]",
@@ -58,6 +58,7 @@ _OTHERS = {
     "unit": "{unit}", "units": "{unit}",
     "cells/ul": "{cells}/uL", "#/ul": "/uL", "/mm3": "/uL", "cells/mm3": "{cells}/uL",
     "lb": "[lb_av]", "lbs": "[lb_av]", "pound": "[lb_av]", "pounds": "[lb_av]", "oz": "[oz_av]",
+    "gm/dl": "g/dL", "gms/dl": "g/dL", "g%": "g/dL", "mg%": "mg/dL", "gm": "g", "gms": "g", "meq.": "meq",
     "kgs": "kg", "kilogram": "kg", "kilograms": "kg", "gram": "g", "grams": "g",
     "in": "[in_i]", "inch": "[in_i]", "inches": "[in_i]", "ft": "[ft_i]", "feet": "[ft_i]", "cms": "cm",
     "centimeter": "cm", "centimeters": "cm", "centimetre": "cm", "centimetres": "cm",
@@ -92,6 +93,7 @@ _COMMON: dict[tuple[str, str], tuple[float, float]] = {
 _MOLAR = {("mmol/L", "mg/dL"): 0.1, ("umol/L", "mg/dL"): 0.0001}  # times the molar mass
 _LONGEST = 40  # characters of a unit worth parsing
 _TOO_LARGE = re.compile(r"\d{3}")
+_PLAIN_UNIT = re.compile(r"[mun]?U/(m|d|u)?L")
 _ANNOTATION = re.compile(r"\{[^}]*\}")
 
 
@@ -141,6 +143,8 @@ def convert_by_library(analyte: Analyte, unit: str) -> Conversion | None:
     """As `convert`, by the units library and the analyte's molar mass and valence alone."""
     if analyte.unit == "U/L" and "[IU]" in unit:  # an international unit of an enzyme is its unit
         unit = unit.replace("[IU]", "U")
+    elif "[IU]" in analyte.unit and _PLAIN_UNIT.fullmatch(unit):  # of what is no enzyme, U means an international one
+        unit = unit.replace("U", "[IU]")
     # an annotation, such as {1.73_m2}, is no part of a unit for UCUM: the code says what is measured
     function = _function(unit, analyte) if _is_measure(unit) else None
     if function is None:

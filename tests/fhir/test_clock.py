@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import random
 from datetime import UTC, datetime, timedelta, timezone
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ehrseq.fhir.clock import NO_OFFSET, NO_TIME, PRECISIONS, moments, parse_times
+from ehrseq.fhir.clock import NO_OFFSET, NO_TIME, PRECISIONS, _parse_any, moments, parse_times
 
 EPOCH = datetime(1970, 1, 1)
 
@@ -62,3 +64,24 @@ def test_what_is_no_time_is_none(written: str | None) -> None:
 def test_nothing_to_parse() -> None:
     assert len(parse_times([]).start) == 0
     assert moments(np.array([], np.int64)).len() == 0
+
+
+WRITTEN = (
+    "2148-09-12T08:13:00-04:00", "2020-02-29T23:59:60Z", "2020-02-30", "2019-02-28T24:00:00+14:00", "0000-01-01",
+    "0001-01-01T00:00:00.123Z", "9999-12-31T23:59:59.999+00:00", "1900-02-29", "2020-13-01", "2020-1",
+    "2020-10-10T10:10:10.5Z", "2020-10-10t10:10:10z", "2020-10-10T10:10:10-99:99", "2016-02-29",
+)  # fmt: skip
+
+
+def test_common_layouts_are_parsed_as_any_other() -> None:
+    rng = random.Random(5)
+    texts = []
+    for _ in range(20_000):
+        letters = list(rng.choice(WRITTEN))
+        for _ in range(rng.choice([0, 0, 1, 2])):
+            letters[rng.randrange(len(letters))] = rng.choice("0123456789-:+TZ.é ")
+        texts.append("".join(letters))
+    quick, slow = parse_times(texts), _parse_any(pl.Series(texts))
+    for name in ("start", "end", "precision", "offset"):
+        np.testing.assert_array_equal(getattr(quick, name), getattr(slow, name))
+    assert 5_000 < (quick.precision > 0).sum() < 19_000

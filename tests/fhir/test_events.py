@@ -328,3 +328,41 @@ def test_no_odd_field_breaks_reading(kind: str) -> None:
     assert timelines.ledger["count"].sum() == len(records) + 1
     assert timelines.events.filter(timelines.events["resource_id"] == "meta-3").is_empty()  # 3 is no Meta
     assert timelines.events.height > 0
+
+
+def test_members_of_a_group_take_its_time_where_they_have_none() -> None:
+    member = make("Observation", code=concept("718-7", LOINC)) | {"id": "m"}
+    group = make("Observation", code=concept("58410-2", LOINC), effectiveDateTime=DAY, issued="2020-03-03")
+    related = [{"type": "has-member", "target": {"reference": "Observation/m"}}]
+    of_stu3, group = group | {"related": related}, group | {"hasMember": [{"reference": "Observation/m"}]}
+    for panel in (group, of_stu3):
+        timelines = read_fhir([PATIENT, member, panel])
+        row = timelines.events.filter(resource_id="m").row(0, named=True)
+        alike = timelines.events.filter(resource_id="x").row(0, named=True)
+        assert (row["time_source"], row["time"], row["known_time"]) == ("report", alike["time"], alike["known_time"])
+
+
+@pytest.mark.parametrize("field", ["conclusionCode", "codedDiagnosis"])
+def test_a_reports_coded_conclusions(field: str) -> None:
+    report = {
+        "resourceType": "DiagnosticReport", "status": "final", "subject": {"reference": "Patient/p"},
+        "effectiveDateTime": "2020-01-02", "issued": "2020-01-05T08:00:00Z", "code": {"text": "histology"},
+        field: [{"coding": [{"system": "http://snomed.info/sct", "code": "188340000"}]}, {"text": "malignant"}],
+    }  # fmt: skip
+    events = read_fhir([PATIENT, report]).events.filter(resource_type="DiagnosticReport")
+    assert events.select("code", "time", "known_time").rows() == [
+        ("CONCLUSION//SNOMED//188340000", datetime(2020, 1, 2), datetime(2020, 1, 5, 8))
+    ]
+
+
+def test_an_order_without_a_date_had_been_given_by_the_time_it_was_meant_for() -> None:
+    order = {
+        "resourceType": "ServiceRequest", "status": "active", "intent": "order", "subject": {"reference": "Patient/p"},
+        "code": {"coding": [{"system": "http://loinc.org", "code": "24627-2"}]},
+    }  # fmt: skip
+    for meant, source in (({"occurrenceDateTime": "2020-05-08"}, "occurrence"),
+                          ({"occurrencePeriod": {"start": "2020-05-08", "end": "2020-09"}}, "occurrence"),
+                          ({"authoredOn": "2020-05-08", "occurrenceDateTime": "2021"}, "authored")):  # fmt: skip
+        row = read_fhir([PATIENT, order | meant]).events.row(-1, named=True)
+        assert (row["time"], row["known_time"]) == (datetime(2020, 5, 8), datetime(2020, 5, 8, 23, 59, 59, 999999))
+        assert row["time_source"] == source

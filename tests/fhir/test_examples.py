@@ -166,9 +166,9 @@ def test_no_answer_in_words_is_kept(examples: Timelines) -> None:
 
 
 def test_results_without_a_date_take_their_reports(examples: Timelines) -> None:
-    """365 results of one cumulative report, none with a date."""
-    reported = examples.events.filter(pl.col("time_source") == "report")
-    assert reported["resource_type"].unique().to_list() == ["Observation"]
+    """365 results of one cumulative report, none with a date; and the members of a dated group."""
+    reported = examples.events.filter((pl.col("time_source") == "report") & (pl.col("resource_type") == "Observation"))
+    assert set(reported["resource_id"]) > {f"o{n}" for n in range(14, 23)}
     assert reported["resource_id"].n_unique() >= 365
     assert reported["numeric_value"].is_not_null().sum() > 300
 

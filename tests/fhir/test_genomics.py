@@ -136,6 +136,84 @@ def test_extensions_from_before_the_guide() -> None:
     assert codes(record) == {"GENOTYPE//HGNC//4931"}
 
 
+# -- sequences
+
+CHROMOSOME = concept("NC_000009.11", "http://www.ncbi.nlm.nih.gov/nuccore")
+CHANGE = {"start": 22125503, "end": 22125504, "observedAllele": "C", "referenceAllele": "G"}
+R4_SEQUENCE: dict[str, Any] = {
+    "resourceType": "MolecularSequence", "id": "s", "patient": {"reference": "Patient/p"}, "coordinateSystem": 0,
+    "referenceSeq": {"referenceSeqId": CHROMOSOME, "strand": "watson"}, "variant": [CHANGE],
+}  # fmt: skip
+R5_SEQUENCE: dict[str, Any] = {
+    "resourceType": "MolecularSequence", "id": "s", "subject": {"reference": "Patient/p"},
+    "relative": [{"coordinateSystem": concept("LA30102-0"), "startingSequence": {"sequenceCodeableConcept": CHROMOSOME},
+                  "edit": [{"start": 22125504, "end": 22125504, "replacementSequence": "C", "replacedSequence": "G"}]}],
+}  # fmt: skip
+
+
+def sequences(*resources: dict[str, Any]) -> list[tuple[Any, ...]]:
+    events = read_fhir([PATIENT, *resources]).events.filter(pl.col("resource_type").str.ends_with("Sequence"))
+    return events.select("code", "time", "known_time", "time_source").rows()
+
+
+@pytest.mark.parametrize("record", [R4_SEQUENCE, R4_SEQUENCE | {"resourceType": "Sequence"}, R5_SEQUENCE])
+def test_a_sequence_takes_the_time_of_the_observation_derived_from_it(record: dict[str, Any]) -> None:
+    kind = record["resourceType"]
+    reference = {"reference": f"{kind}/s"}
+    sources = {"related": [{"type": "derived-from", "target": reference}]} if kind == "Sequence" else {
+        "derivedFrom": [{"reference": "Observation/x"}, reference]
+    }  # fmt: skip
+    reported = datetime(2020, 2, 1, 10)
+    assert sequences(record, VARIANT | sources) == [
+        ("VARIANT//SPDI//NC_000009.11:22125503:G:C", reported, reported, "report")
+    ]
+    # with none, or one that has no date either, there is no event
+    assert sequences(record, VARIANT) == []
+    undated = {key: value for key, value in VARIANT.items() if key not in ("issued", "effectiveDateTime")}
+    assert sequences(record, undated | sources) == []
+
+
+# the sequences of the specification that show both ways of counting: one change each
+@pytest.mark.parametrize(
+    ("first_is_one", "variant", "name"),
+    [
+        (False, {"start": 2, "end": 2, "observedAllele": "ATG", "referenceAllele": "-"}, "2::ATG"),
+        (True, {"start": 2, "end": 3, "observedAllele": "ATG", "referenceAllele": "-"}, "2::ATG"),
+        (False, {"start": 4, "end": 5, "observedAllele": "T", "referenceAllele": "A"}, "4:A:T"),
+        (True, {"start": 5, "end": 5, "observedAllele": "T", "referenceAllele": "A"}, "4:A:T"),
+        (False, {"start": 6, "end": 7, "observedAllele": "-", "referenceAllele": "T"}, "6:T:"),
+        (True, {"start": 7, "end": 7, "observedAllele": "-", "referenceAllele": "T"}, "6:T:"),
+        (False, {"start": 6, "end": 9, "observedAllele": "a"}, "6:3:A"),
+        (True, {"start": 7, "end": 9, "observedAllele": "a"}, "6:3:A"),
+    ],
+)
+def test_variants_have_one_name_however_they_are_counted(
+    first_is_one: bool, variant: dict[str, Any], name: str
+) -> None:
+    record = R4_SEQUENCE | {"coordinateSystem": int(first_is_one), "variant": [variant]}
+    found = sequences(record, VARIANT | {"derivedFrom": [{"reference": "MolecularSequence/s"}]})
+    assert [code for code, *_ in found] == [f"VARIANT//SPDI//NC_000009.11:{name}"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"coordinateSystem": 2},
+        {"coordinateSystem": None},
+        {"referenceSeq": {"referenceSeqString": "ACGT"}},
+        {"referenceSeq": {"referenceSeqId": CHROMOSOME, "strand": "crick"}},
+        {"referenceSeq": {"referenceSeqId": CHROMOSOME, "strand": -1}},
+        {"variant": [{"start": 1, "observedAllele": "C"}]},
+        {"variant": [CHANGE | {"observedAllele": "C" * 51}]},
+        {"variant": [CHANGE | {"observedAllele": "Jane Doe"}]},
+        {"variant": [CHANGE | {"start": -5}]},
+    ],
+)
+def test_a_variant_that_is_not_told_has_no_name(change: dict[str, Any]) -> None:
+    derived = VARIANT | {"derivedFrom": [{"reference": "MolecularSequence/s"}]}
+    assert sequences(R4_SEQUENCE | change, derived) == []
+
+
 # -- the guide's examples
 
 
@@ -250,6 +328,17 @@ def test_every_gene_variant_and_significance_of_the_files(examples: Timelines, d
             significances += 1
             assert (record["id"], f"SIGNIFICANCE//LOINC//{answer}") in have
     assert (genes, variants, significances) == (80, 69, 16)
+
+
+def test_the_sequences_of_the_official_examples(data_folder: Path) -> None:
+    """Two were reported by an Observation that is derived from them, of a patient that the files hold."""
+    events = read_fhir(data_folder / "hl7_r4_examples").events.filter(resource_type="MolecularSequence")
+    assert sorted(zip(events["resource_id"], events["code"], events["time"].cast(pl.String), strict=True)) == [
+        ("example-TPMT-one", "VARIANT//SPDI//NT_007592.15:18139213:G:A", "2013-04-03 14:30:10.000000"),
+        ("example-TPMT-two", "VARIANT//SPDI//NT_007592.15:18131011:C:T", "2013-04-03 14:30:10.000000"),
+        ("example-pgx-1", "VARIANT//SPDI//NG_007726.3:55227976:T:G", "2013-04-03 14:30:10.000000"),
+        ("example-pgx-2", "VARIANT//SPDI//NG_007726.3:55227978:T:G", "2013-04-03 14:30:10.000000"),
+    ]
 
 
 def test_examples_turned_absent_hold_no_finding(data_folder: Path) -> None:

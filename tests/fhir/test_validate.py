@@ -98,3 +98,9 @@ def test_official_examples_fit(data_folder: Path) -> None:
     report = validate_source(data_folder / "hl7_r4_examples", sample=150)
     counts = dict(report.group_by("result").agg(pl.col("count").sum()).iter_rows())
     assert counts["valid"] > 0.9 * (150 - counts.get("no_model", 0))
+
+
+def test_a_key_that_stands_twice_is_reported() -> None:
+    twice = b'{"resourceType": "Patient", "contact": [{"gender": "male", "gender": "female"}]}'
+    assert check_record(twice) == ("Patient", "R4B", [("Patient", "duplicate_key")])
+    assert check_record(twice.replace(b'"gender": "male", ', b""))[2] == []

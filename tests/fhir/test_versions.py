@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,10 @@ NOT_SO = [
     (DATED | {"description": {"text": "words"}}, "no_code"),
     (DATED | {"startDate": "soon"}, "invalid_time"),
     ({k: v for k, v in DATED.items() if k != "startDate"}, "no_time"),
-    (make("MolecularSequence", referenceSeq={"referenceSeqId": concept()}, variant=[{"start": 1}]), "no_time"),
+    (make("MolecularSequence", referenceSeq={"referenceSeqId": concept()}, variant=[{"start": 1}]), "no_code"),
+    (make("MolecularSequence", referenceSeq={"referenceSeqId": concept()}, observedSeq="ACGT"), "reference_data"),
+    (make("MolecularSequence", referenceSeq={"referenceSeqId": concept()}, coordinateSystem=0,
+          variant=[{"start": 1, "observedAllele": "A", "referenceAllele": "C"}]), "no_time"),
     (make("EpisodeOfCare", status="cancelled"), "not_done"),
     (make("EpisodeOfCare", status="active"), "no_time"),
 ]  # fmt: skip
@@ -218,6 +222,42 @@ NOT_SO = [
 def test_what_takes_an_event_away(resource: dict[str, Any], reason: str) -> None:
     assert fate(resource) == ("skipped", reason)
     assert events(resource) == []
+
+
+def test_a_device_and_a_blood_product_by_reference() -> None:
+    device = make("Device", type=[concept()]) | {"id": "d"}
+    product = {"resourceType": "BiologicallyDerivedProduct", "id": "b", "productCode": concept()}
+    attached = make("DeviceAssociation", status=concept("attached"), device={"reference": "Device/d"},
+                    period={"start": "2020-03-01", "end": "2021-03-01"})  # fmt: skip
+    given = make("BiologicallyDerivedProductDispense", status="issued", patient={"reference": "Patient/p"},
+                 product={"reference": "BiologicallyDerivedProduct/b"}, whenHandedOver="2020-03-01",
+                 quantity={"value": 2, "unit": "units"})  # fmt: skip
+    frame = read_fhir([PATIENT, device, product, attached, given]).events
+    found = {row["resource_type"]: row for row in frame.iter_rows(named=True)}
+    assert found["DeviceAssociation"]["code"].startswith("DEVICE//")
+    assert found["BiologicallyDerivedProductDispense"]["code"].startswith("SUPPLY//")
+    assert found["BiologicallyDerivedProductDispense"]["numeric_value"] == 2
+    for kind in ("DeviceAssociation", "BiologicallyDerivedProductDispense"):
+        assert found[kind]["time"] == datetime(2020, 3, 1)
+        assert found[kind]["known_time"] == datetime(2020, 3, 1, 23, 59, 59, 999999)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"scope": concept("adr"), "category": [concept("x")], "dateTime": "2020-03-01"}, ("x", None)),
+        ({"category": [concept("dnr")], "dateTime": "2020-03-01", "provision": {"type": "deny"}}, ("dnr", "deny")),
+        ({"category": [concept("dnr")], "date": "2020-03-01", "decision": "permit"}, ("dnr", "permit")),
+        ({"scope": concept("patient-privacy"), "category": [concept("x")], "dateTime": "2020-03-01"}, None),
+        ({"category": [concept("dnr")], "dateTime": "2020-03-01", "status": "rejected"}, None),
+    ],
+)
+def test_directives_about_treatment(fields: dict[str, Any], said: tuple[str, str | None] | None) -> None:
+    record = {"resourceType": "Consent", "id": "c", "status": "active", "patient": {"reference": "Patient/p"}} | fields
+    events = read_fhir([PATIENT, record]).events.filter(resource_type="Consent")
+    rows = [(row["code"].rsplit("//", 1)[-1], row["text_value"]) for row in events.iter_rows(named=True)]
+    assert rows == ([] if said is None else [said])
+    assert events["code"].str.starts_with("CONSENT//").all()
 
 
 def test_an_unknown_device_is_no_event() -> None:

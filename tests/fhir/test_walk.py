@@ -203,6 +203,22 @@ def test_numbers_that_are_none(tmp_path: Path, number: str) -> None:
     assert len(reader.rows.quarantine) == 1
 
 
+@pytest.mark.parametrize("name", ["x.ndjson", "x.json"])
+def test_of_a_key_that_stands_twice_the_last_counts(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"resourceType": "Patient", "id": "p1", "gender": "male", "id": "p2"}')
+    assert people(read(tmp_path / name)) == ["p2"]
+
+
+@pytest.mark.parametrize("name", ["x.ndjson", "x.json"])
+@pytest.mark.parametrize("types", [("Patient", "Organization"), ("Organization", "Patient")])
+def test_a_record_that_says_twice_what_it_is_is_not_read(tmp_path: Path, name: str, types: tuple[str, str]) -> None:
+    first, last = types
+    (tmp_path / name).write_text(f'{{"resourceType": "{first}", "id": "a", "resourceType": "{last}"}}')
+    reader = read(tmp_path / name)
+    assert not people(reader)
+    assert [Reason(x[-1]) for x in reader.rows.quarantine] == [Reason.INVALID_FIELD]
+
+
 def test_links_are_followed_once(tmp_path: Path) -> None:
     inner = tmp_path / "a" / "b"
     inner.mkdir(parents=True)

@@ -11,12 +11,17 @@ from typing import Any
 
 import pytest
 
+from ehrseq.fhir.contained import PARTS
+from ehrseq.fhir.resource import READ_TYPES
 from ehrseq.timeline.build import read_fhir
 
 
 def inside(resource: dict[str, Any]) -> Iterator[str]:
-    """The type of a resource and of all in it, if it is a bundle."""
+    """The type of a resource and of all in it: a bundle's entries, and what it contains that can give events."""
     yield resource["resourceType"]
+    for contained in resource.get("contained", []):
+        if contained["resourceType"] in READ_TYPES.keys() - PARTS:
+            yield contained["resourceType"]
     if resource["resourceType"] == "Bundle":
         for entry in resource.get("entry", []):
             if "resource" in entry:

@@ -20,6 +20,7 @@ from polars.testing import assert_frame_equal
 from ehrseq.errors import SourceError, TimelineError, UserError
 from ehrseq.fhir import reader
 from ehrseq.timeline import ingest as stages
+from ehrseq.timeline import shards
 from ehrseq.timeline.build import read_fhir, subject_number
 from ehrseq.timeline.ingest import ingest
 from ehrseq.timeline.store import Timelines
@@ -91,7 +92,7 @@ def value(timelines: Timelines, name: str) -> Any:
 def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything cut into many small tasks, chunks and batches."""
     monkeypatch.setattr(stages, "TASK_BYTES", 20_000)
-    monkeypatch.setattr(stages, "ROWS_AT_ONCE", 400)
+    monkeypatch.setattr(shards, "ROWS_AT_ONCE", 400)
     monkeypatch.setattr(stages, "SMALL", 0)
     monkeypatch.setattr(reader, "FULL", 50)
 
@@ -146,10 +147,50 @@ def test_a_source_in_memory_goes_to_a_folder_too(tmp_path: Path) -> None:
     assert_frame_equal(Timelines.load(tmp_path / "out").events, read_fhir(records).events, categorical_as_str=True)
 
 
-def test_strict_stops_at_what_cannot_be_read(export: Path, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="1 that cannot, 1 of them as malformed_json"):
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.usefixtures("small_tasks")
+def test_strict_stops_at_the_first_that_cannot_be_read(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    (export / "0.ndjson").write_text('{"resourceType": "Observation", \n')
+    read: list[int] = []
+    plain = stages.read_task
+
+    def watched(job: dict[str, Any], advance: Any) -> Any:
+        read.append(1)
+        return plain(job, advance)
+
+    monkeypatch.setattr(stages, "read_task", watched)
+    with pytest.raises(SourceError, match=r"found one that cannot \(malformed_json\)"):
+        ingest(export, tmp_path / "out", strict=True, workers=workers)
+    assert not list(tmp_path.glob("*out*"))
+    assert not list(tmp_path.glob(".*"))
+    # of the tasks of this process, the first is the last
+    assert len(read) == (1 if workers == 1 else 0)
+
+
+def test_strict_does_not_take_over_what_a_tolerant_run_has_read(
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "survey", stop)
+    with pytest.raises(KeyboardInterrupt):
+        ingest(export, tmp_path / "out")
+    with pytest.raises(SourceError, match="one that cannot"):
         ingest(export, tmp_path / "out", strict=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_strict_reading_of_what_can_be_read_is_the_tolerant_one(export: Path, tmp_path: Path) -> None:
+    lines = export / "a" / "Observation.ndjson"
+    lines.write_text("".join(f"{line}\n" for line in lines.read_text().splitlines() if line.endswith("}")))
+    ingest(export, tmp_path / "tolerant")
+    ingest(export, tmp_path / "strict", strict=True)
+    same(tmp_path / "tolerant", tmp_path / "strict")
+    with pytest.raises(SourceError, match="no_resource_type"):
+        ingest([patient("p"), {"id": "x"}], tmp_path / "out", strict=True)
 
 
 def test_a_folder_of_somebody_else_is_left_alone(export: Path, tmp_path: Path) -> None:
@@ -284,8 +325,8 @@ def test_merged_patients_in_other_shards(tmp_path: Path) -> None:
 
 SCRIPT = """
 import sys
-from ehrseq.timeline import ingest as stages
-stages.TASK_BYTES, stages.ROWS_AT_ONCE, stages.SMALL = 20_000, 400, 0
+from ehrseq.timeline import ingest as stages, shards
+stages.TASK_BYTES, shards.ROWS_AT_ONCE, stages.SMALL = 20_000, 400, 0
 stages.ingest(sys.argv[1], sys.argv[2], workers=int(sys.argv[3]))
 """
 

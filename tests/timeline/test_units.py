@@ -41,6 +41,7 @@ def converted(code, value, unit):
     ("recorded", "unit"),
     [
         ("mg/dl", "mg/dL"), ("MG/DL", "mg/dL"), (" mg / dL ", "mg/dL"), ("mmHg", "mm[Hg]"), ("mm Hg", "mm[Hg]"),
+        ("ml", "mL"), ("mEq.", "meq"),
         ("MMHG", "mm[Hg]"), ("IU/L", "[IU]/L"), ("10*3/uL", "10*3/uL"), ("10*3/ul", "10*3/uL"), ("K/uL", "10*3/uL"),
         ("x10^3/uL", "10*3/uL"), ("%", "%"), ("percent", "%"), ("mEq/L", "meq/L"), ("\u00b5mol/L", "umol/L"),
         ("\u03bcmol/L", "umol/L"), ("lbs", "[lb_av]"), ("in", "[in_i]"), ("mL/min/1.73m2", "mL/min/{1.73_m2}"),
@@ -62,8 +63,56 @@ def test_spelling_twice_changes_nothing(text):
     assert spell_unit(spell_unit(text)) == spell_unit(text)
 
 
-# Values as published: AMA Manual of Style, 11th edition, table 17.5-1 (SI conversion), to its precision; HbA1c: the
-# NGSP's table (ngsp.org/ifcc.asp)
+# Factors as published, to the last digit: a number in the first unit times the factor is one in the second. AMA Manual
+# of Style, 11th edition, 17.5 (conversion to SI units)
+PUBLISHED = {
+    "glucose": ("mg/dL", "0.05551", "mmol/L"), "creatinine": ("mg/dL", "88.4", "umol/L"),
+    "cholesterol": ("mg/dL", "0.02586", "mmol/L"), "HDL cholesterol": ("mg/dL", "0.02586", "mmol/L"),
+    "LDL cholesterol": ("mg/dL", "0.02586", "mmol/L"), "triglycerides": ("mg/dL", "0.0113", "mmol/L"),
+    "bilirubin": ("mg/dL", "17.1", "umol/L"), "direct bilirubin": ("mg/dL", "17.1", "umol/L"),
+    "urea nitrogen": ("mg/dL", "0.357", "mmol/L"), "urea": ("mg/dL", "0.1665", "mmol/L"),
+    "urate": ("mg/dL", "59.48", "umol/L"), "calcium": ("mg/dL", "0.2495", "mmol/L"),
+    "ionised calcium": ("meq/L", "0.5", "mmol/L"), "magnesium": ("mg/dL", "0.4114", "mmol/L"),
+    "phosphate": ("mg/dL", "0.3229", "mmol/L"), "sodium": ("meq/L", "1.0", "mmol/L"),
+    "potassium": ("meq/L", "1.0", "mmol/L"), "chloride": ("meq/L", "1.0", "mmol/L"),
+    "lactate": ("mg/dL", "0.111", "mmol/L"), "iron": ("ug/dL", "0.179", "umol/L"),
+    "25-hydroxyvitamin D": ("ng/mL", "2.496", "nmol/L"), "vitamin B12": ("pg/mL", "0.7378", "pmol/L"),
+    "folate": ("ng/mL", "2.266", "nmol/L"), "free thyroxine": ("ng/dL", "12.87", "pmol/L"),
+    "haemoglobin": ("g/dL", "0.6206", "mmol/L"), "urine albumin/creatinine": ("mg/g", "0.113", "mg/mmol"),
+}  # fmt: skip
+FORMULAS = {
+    "glucose": "C6H12O6", "creatinine": "C4H7N3O", "cholesterol": "C27H46O", "HDL cholesterol": "C27H46O",
+    "LDL cholesterol": "C27H46O", "triglycerides": "C57H104O6", "bilirubin": "C33H36N4O6",
+    "direct bilirubin": "C33H36N4O6", "urea nitrogen": "N2", "urea": "CH4N2O", "urate": "C5H4N4O3", "calcium": "Ca",
+    "ionised calcium": "Ca", "magnesium": "Mg", "phosphate": "P", "sodium": "Na", "potassium": "K", "chloride": "Cl",
+    "lactate": "C3H6O3", "iron": "Fe", "25-hydroxyvitamin D": "C27H44O2", "vitamin B12": "C63H88CoN14O14P",
+    "folate": "C19H19N7O6", "free thyroxine": "C15H11I4NO4", "urine albumin/creatinine": "C4H7N3O",
+}  # fmt: skip
+WEIGHTS = {  # standard atomic weights, IUPAC 2021, abridged (iodine to six digits)
+    "H": 1.0080, "C": 12.011, "N": 14.007, "O": 15.999, "Na": 22.990, "Mg": 24.305, "P": 30.974, "Cl": 35.45,
+    "K": 39.098, "Ca": 40.078, "Fe": 55.845, "Co": 58.933, "I": 126.904,
+}  # fmt: skip
+NAMED = {analyte.name: analyte for analyte in ANALYTES.values()}
+
+
+def test_molar_masses_are_those_of_the_formulas():
+    with_mass = {name for name, analyte in NAMED.items() if analyte.molar_mass is not None}
+    assert with_mass == FORMULAS.keys() | {"haemoglobin"}  # a protein of four chains: .6206 below
+    for name, formula in FORMULAS.items():
+        atoms = re.findall(r"([A-Z][a-z]?)(\d*)", formula)
+        assert NAMED[name].molar_mass == pytest.approx(sum(WEIGHTS[a] * int(n or 1) for a, n in atoms), rel=2e-5), name
+
+
+def test_every_molar_mass_gives_the_published_factor():
+    assert PUBLISHED.keys() == {name for name, a in NAMED.items() if a.molar_mass is not None}
+    for name, (first, factor, second) in PUBLISHED.items():
+        to_unit = [convert_by_library(NAMED[name], unit) for unit in (first, second)]
+        found = to_unit[0].factor / to_unit[1].factor
+        digits = len(factor.partition(".")[2])
+        assert abs(found - float(factor)) <= 0.51 * 10**-digits, (name, found)
+
+
+# Worked values of the same factors, of exact ones, and of the NGSP's table (ngsp.org/ifcc.asp)
 @pytest.mark.parametrize(
     ("code", "recorded", "unit", "value", "wanted"),
     [
@@ -86,6 +135,8 @@ def test_spelling_twice_changes_nothing(text):
         ("8302-2", 1.75, "m", 175, "cm"), ("8310-5", 98.6, "[degF]", 37, "Cel"), ("8310-5", 310.15, "K", 37, "Cel"),
         ("8480-6", 16, "kPa", 120, "mm[Hg]"), ("2019-8", 5.33, "kPa", 40, "mm[Hg]"),
         ("8867-4", 72, "beats/min", 72, "/min"), ("3016-3", 2.5, "uIU/mL", 2.5, "m[IU]/L"),
+        ("3016-3", 2.5, "mU/L", 2.5, "m[IU]/L"), ("3016-3", 2.5, "uU/mL", 2.5, "m[IU]/L"),
+        ("718-7", 15, "gm/dL", 15, "g/dL"), ("2345-7", 99, "mg%", 99, "mg/dL"), ("4548-4", 6.5, "%{HbA1c}", 6.5, "%"),
         ("48642-3", 1.0, "mL/s/{1.73_m2}", 60, "mL/min/{1.73_m2}"), ("33914-3", 60, "mL/min", 60, "mL/min/{1.73_m2}"),
     ],
 )  # fmt: skip

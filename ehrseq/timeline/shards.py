@@ -1,0 +1,139 @@
+"""The second stage of ingest: from chunks to the dataset's files, a few shards at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ehrseq.fhir.chunk import Chunk
+from ehrseq.fhir.ledger import ledger_frame
+from ehrseq.timeline import meds
+from ehrseq.timeline.build import assemble, facts, quarantined, settled_counts, source_frame, subject_frame
+from ehrseq.timeline.pool import Pool
+from ehrseq.timeline.schema import CODE_SCHEMA, conform
+from ehrseq.timeline.store import Timelines, as_text, deaths_inside, summarise
+from ehrseq.timeline.survey import Survey
+from ehrseq.timeline.units import merge_units
+
+ROWS_AT_ONCE = 3 << 15  # records and events that are linked together, by all workers
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What `ingest` wrote: the folder, and what there is to say of it without reading it again."""
+
+    folder: Path
+    subjects: int
+    events: int
+    facts: dict[str, Any]
+
+    def load(self) -> Timelines:
+        """The timelines, in memory."""
+        return Timelines.load(self.folder)
+
+    def summary(self) -> dict[str, Any]:
+        """Plain numbers about the timelines, as `Timelines.summary`."""
+        return self.facts
+
+    def __repr__(self) -> str:
+        return f"Ingested({self.subjects:,} subjects, {self.events:,} events)"
+
+
+def write_dataset(
+    chunks: list[Chunk], known: Survey, cut: datetime | None, scratch: Path, pool: Pool, out: Path
+) -> Ingested:
+    """Link and write everything but what an update needs, into `dataset` in the folder `scratch`; `out` is its name."""
+    folder = scratch / "dataset"
+    for name in ("data", "metadata"):
+        (folder / name).mkdir(parents=True)
+    pool.loaded |= {"survey": known, "chunks": chunks}
+    jobs = [
+        {
+            "do": "shards",
+            "chunks": [str(c.folder) for c in chunks],
+            "scratch": str(scratch),
+            "first": first,
+            "last": last,
+        }
+        for first, last in _batches(chunks, ROWS_AT_ONCE // pool.workers)
+    ]
+    parts = sorted(pool.run(jobs, None, small=len(jobs) < 2), key=lambda part: part["first"])
+    pool.stop()  # what is left to do needs their memory more than them
+    counts, left_out, codes = settled_counts(chunks, known), Counter[str](), Counter[str]()
+    for part in parts:
+        counts.update({(file, kind, reason): n for file, kind, reason, n in part["counts"]})
+        left_out.update(part["left_out"])
+        codes.update(part["codes"])
+    read = [{name: pl.read_ipc(scratch / f"{name}-{p['first']}.arrow") for name in _PART_TABLES} for p in parts]
+    contacts = pl.concat([tables["contacts"] for tables in read])
+    subjects = subject_frame(pl.concat([tables["patients"] for tables in read]), contacts, known)
+    code_table = conform(pl.DataFrame({"code": sorted(codes)}, {"code": pl.String}), CODE_SCHEMA, "code")
+    tables = {
+        meds.SUBJECTS: subjects,
+        meds.CODES: code_table,
+        "ledger.parquet": ledger_frame(counts),
+        "quarantine.parquet": quarantined(chunks, known),
+        "sources.parquet": source_frame(known),
+        "units.parquet": merge_units([tables["units"] for tables in read]),
+    }
+    meds.write_tables(
+        folder,
+        {name: t if name == meds.CODES or name == meds.SUBJECTS else t.sort(t.columns) for name, t in tables.items()},
+        facts(cut, left_out),
+        events=codes.total(),
+    )
+    return Ingested(
+        folder=out,
+        subjects=subjects.height,
+        events=codes.total(),
+        facts=summarise(
+            subjects,
+            dict(codes),
+            as_text(contacts["first_time"].min()),  # type: ignore[arg-type]
+            as_text(contacts["last_time"].max()),  # type: ignore[arg-type]
+            deaths_inside(subjects, contacts),
+            None,
+            tables["ledger.parquet"],
+        ),
+    )
+
+
+_PART_TABLES = ("patients", "contacts", "units")
+
+
+def _batches(chunks: list[Chunk], rows: int) -> Iterator[tuple[int, int]]:
+    """Ranges of shards, each with not many more records and events than so many rows."""
+    bounds = np.array([c.record_bounds for c in chunks]) + np.array([c.event_bounds for c in chunks])
+    sizes = np.diff(bounds.sum(axis=0))[: meds.SHARDS].tolist()
+    first = held = 0
+    for shard, size in enumerate(sizes):
+        if held and held + size > rows:
+            yield first, shard
+            first, held = shard, 0
+        held += size
+    yield first, meds.SHARDS
+
+
+def write_shards(job: dict[str, Any], loaded: dict[str, Any]) -> dict[str, Any]:
+    """Link and write some shards; `loaded` keeps the survey between calls."""
+    scratch, first, last = Path(job["scratch"]), job["first"], job["last"]
+    if "survey" not in loaded:
+        loaded["survey"] = Survey.load(scratch / "survey")
+        loaded["chunks"] = [Chunk.load(Path(folder)) for folder in job["chunks"]]
+    part = assemble(loaded["chunks"], loaded["survey"], first, last)
+    meds.write_shards(part.events, scratch / "dataset" / "data", first, last)
+    for name in _PART_TABLES:
+        getattr(part, name).write_ipc(scratch / f"{name}-{first}.arrow")
+    return {
+        "first": first,
+        "counts": [(file, kind, reason, n) for (file, kind, reason), n in part.counts.items()],
+        "left_out": dict(part.left_out),
+        "codes": dict(part.events["code"].value_counts().iter_rows()),
+    }
