@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +171,10 @@ def test_a_sequence_takes_the_time_of_the_observation_derived_from_it(record: di
     assert sequences(record, VARIANT) == []
     undated = {key: value for key, value in VARIANT.items() if key not in ("issued", "effectiveDateTime")}
     assert sequences(record, undated | sources) == []
+    # it does not go on, as an encounter would: without a readable date of issue it was there on its day
+    plain = VARIANT | sources | {"code": concept("718-7"), "effectiveDateTime": "2020-01-20", "issued": "soon"}
+    (event,) = sequences(record, plain)
+    assert event[1].date() == event[2].date() == date(2020, 1, 20)
 
 
 # the sequences of the specification that show both ways of counting: one change each
