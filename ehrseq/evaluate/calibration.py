@@ -1,9 +1,10 @@
 """How far forecasts are from what is observed, over the whole range of forecasts.
 
-A smooth curve of the observed incidence given the forecast is a regression of pseudo-values on a restricted cubic
-spline of the complementary log-log forecast with 4 knots (Austin, Putter, Giardiello and van Klaveren 2022). ICI, E50
-and E90 are the mean, the median and the 90th percentile of its distance from the diagonal (Austin and Steyerberg
-2019). Weights have shape (n,) or (n, R), one column a bootstrap replicate; measures are then a number or (R,).
+A smooth curve of the observed incidence given the forecast is a least-squares regression of pseudo-values on a
+restricted cubic spline of the forecast with 4 knots, so that a perfect forecast lies within what it can fit (compare
+Gerds, Andersen and Kattan 2014; Austin, Putter, Giardiello and van Klaveren 2022). ICI, E50 and E90 are the mean, the
+median and the 90th percentile of its distance from the diagonal (Austin and Steyerberg 2019). Weights have shape (n,)
+or (n, R), one column a bootstrap replicate; measures are then a number or (R,).
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from numpy.typing import ArrayLike, NDArray
 FloatArray = NDArray[np.float64]
 
 KNOTS = (0.05, 0.35, 0.65, 0.95)
-SMALLEST = 1e-6
 
 
 def slope(probability: ArrayLike, pseudo: ArrayLike, weights: ArrayLike) -> FloatArray:
@@ -51,12 +51,11 @@ class Smoother:
     def of(cls, probability: ArrayLike) -> Smoother:
         """The basis of forecasts (n,): constant, line and spline, as far as the forecasts differ."""
         p = np.asarray(probability, dtype=np.float64)
-        x = _scale(p)
-        knots = np.unique(np.quantile(x, KNOTS))
-        raw = _raw_basis(x, knots)
+        knots = np.unique(np.quantile(p, KNOTS))
+        raw = _raw_basis(p, knots)
         # orthogonal columns keep the normal equations well conditioned
         orthogonal, triangle = np.linalg.qr(raw)
-        kept = np.abs(np.diag(triangle)) > 1e-9 * np.sqrt(len(x))
+        kept = np.abs(np.diag(triangle)) > 1e-9 * np.sqrt(len(p))
         kept = np.logical_and.accumulate(kept)
         size = int(kept.sum())
         inverse = np.linalg.inv(triangle[:size, :size])
@@ -82,7 +81,7 @@ class Smoother:
 
     def at(self, probability: ArrayLike, coefficients: FloatArray) -> FloatArray:
         """The curve at other forecasts, (m,) or (m, R)."""
-        raw = _raw_basis(_scale(np.asarray(probability, dtype=np.float64)), self.knots)
+        raw = _raw_basis(np.asarray(probability, dtype=np.float64), self.knots)
         size = self.basis.shape[1]
         return np.asarray(np.clip(raw[:, :size] @ self.to_orthogonal @ coefficients, 0.0, 1.0))
 
@@ -113,10 +112,6 @@ def calibration_error(
         results.append(np.take_along_axis(distance, row, axis=0)[0])
     ici, e50, e90 = (r.reshape(w.shape[1:]) for r in results)
     return ici, e50, e90
-
-
-def _scale(p: FloatArray) -> FloatArray:
-    return np.asarray(np.log(-np.log1p(-np.clip(p, SMALLEST, 1 - SMALLEST))))
 
 
 def _raw_basis(x: FloatArray, knots: FloatArray) -> FloatArray:

@@ -147,10 +147,12 @@ def _cross_fitted(
             l2_regularization=1.0, early_stopping=False, random_state=seed,
         )  # fmt: skip
         rows = fitted & (exposure > 1e-9)
-        model.fit(design[rows], happened[rows] / exposure[rows], sample_weight=exposure[rows])
+        # scikit-learn cannot bin a column of which nothing is known
+        usable = ~np.isnan(design[rows]).all(0)
+        model.fit(design[rows][:, usable], happened[rows] / exposure[rows], sample_weight=exposure[rows])
         own = fold == f
         for b, inputs in enumerate(everywhere):
-            predicted = model.predict(inputs)
+            predicted = model.predict(inputs[:, usable])
             # the level of an interval belongs to the baseline
             ratio[own, b] = predicted[own] / predicted.mean()
     return np.clip(ratio, 1 / LARGEST_RATIO, LARGEST_RATIO)

@@ -18,9 +18,9 @@ def covariates(timelines: Timelines, queries: pl.DataFrame) -> pl.DataFrame:
     """One row for each distinct `subject_id` and `prediction_time` of `queries`.
 
     Columns, null where unknown: `age` and `years_observed` (years), `female` (0, 1), `events` and `events_last_year`
-    (logarithms of one plus the count), `years_since_last`, and for each of the 20 codes that most subjects have its
-    last value, or for codes without values the logarithm of one plus the count. Nothing that became known after the
-    prediction time counts.
+    (logarithms of one plus the count), `years_since_first` and `years_since_last`, and for each of the 20 codes that
+    most subjects have the years since it was last recorded (`CODE//years`) and, where it has values, the last one
+    (`CODE`). Nothing that became known after the prediction time counts.
 
     >>> from datetime import datetime
     >>> timelines = Timelines.from_events({"subject_id": [1, 1, 1], "code": ["MEDS_BIRTH", "LOINC//a", "LOINC//a"],
@@ -58,7 +58,12 @@ def _years(span: pl.Expr) -> pl.Expr:
 
 def _volume(table: pl.DataFrame, dated: pl.DataFrame) -> pl.DataFrame:
     """How many events are known, how many became so in the last year, and how long ago the last did."""
-    counted = dated.select("subject_id", "known_time", count=pl.int_range(1, pl.len() + 1).over("subject_id"))
+    counted = dated.select(
+        "subject_id",
+        "known_time",
+        count=pl.int_range(1, pl.len() + 1).over("subject_id"),
+        first=pl.col("known_time").min().over("subject_id"),
+    )
     year_before = _T - pl.duration(microseconds=int(DAYS_A_YEAR * 86_400_000_000))
     now = _latest(table, counted)
     before = _latest(table.with_columns(prediction_time=year_before), counted)["count"].fill_null(0)
@@ -66,19 +71,21 @@ def _volume(table: pl.DataFrame, dated: pl.DataFrame) -> pl.DataFrame:
     return now.with_columns(
         events=count.cast(pl.Float64).log1p(),
         events_last_year=(count - pl.Series(before)).cast(pl.Float64).log1p(),
+        years_since_first=_years(_T - pl.col("first")),
         years_since_last=_years(_T - pl.col("known_time")),
-    ).drop("count", "known_time")
+    ).drop("count", "first", "known_time")
 
 
 def _with_code(table: pl.DataFrame, events: pl.DataFrame, code: str) -> pl.DataFrame:
-    """The last value of a code, or how often it was recorded where it has no values."""
+    """How long ago a code was last recorded, and its last value where it has values."""
+    recency = _years(_T - pl.col("known_time"))
+    table = _latest(table, events.select("subject_id", "known_time")).with_columns(recency.alias(f"{code}//years"))
+    table = table.drop("known_time")
     valued = events.filter(pl.col("numeric_value").is_not_null() & pl.col("numeric_value").is_finite())
-    if 2 * valued.height > events.height:
-        latest = _latest(table, valued.select("subject_id", "known_time", "numeric_value"))
-        return latest.rename({"numeric_value": code}).with_columns(pl.col(code).cast(pl.Float64)).drop("known_time")
-    counted = events.select("subject_id", "known_time", count=pl.int_range(1, pl.len() + 1).over("subject_id"))
-    latest = _latest(table, counted).rename({"count": code})
-    return latest.with_columns(pl.col(code).fill_null(0).cast(pl.Float64).log1p()).drop("known_time")
+    if 2 * valued.height <= events.height:
+        return table
+    latest = _latest(table, valued.select("subject_id", "known_time", pl.col("numeric_value").cast(pl.Float64)))
+    return latest.rename({"numeric_value": code}).drop("known_time")
 
 
 def _latest(table: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:

@@ -71,7 +71,10 @@ def test_every_pair_and_replicate(monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 300)  # several blocks of cases
     for g_after in (np.maximum(after, 0.05), own):
         g = np.maximum(before, 0.05)
-        got = concordance(score, days, cause, 1500.0, g, g_after, drawn)
+        passed = g_after if g_after.ndim == 1 else own.__getitem__
+        got = concordance(score, days, cause, 1500.0, g, passed, drawn)
+        both = concordance(np.stack([score, -score]), days, cause, 1500.0, g, passed, drawn)
+        np.testing.assert_allclose(both, [got, 1 - got], atol=1e-10)
         expected = [by_pairs(score, days, cause, 1500.0, g, g_after, drawn[:, r]) for r in range(4)]
         np.testing.assert_allclose(got, expected, atol=1e-10)
 

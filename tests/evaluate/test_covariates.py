@@ -37,7 +37,14 @@ def test_each_number_by_hand(timelines):
         assert row["events_last_year"] == pytest.approx(np.log1p(recent.height))
         values = own.filter(code="LOINC//a").sort("known_time")["numeric_value"]
         assert row["LOINC//a"] == (pytest.approx(values[-1]) if len(values) else None)
-        assert row["RXNORM//x"] == pytest.approx(np.log1p(own.filter(code="RXNORM//x").height))
+        for code in ("LOINC//a", "RXNORM//x"):
+            last = own.filter(code=code)["known_time"].max()
+            years = None if last is None else pytest.approx((at - last) / timedelta(days=365.25))
+            assert row[f"{code}//years"] == years
+        first, last = own["known_time"].min(), own["known_time"].max()
+        for name, when in (("years_since_first", first), ("years_since_last", last)):
+            assert row[name] == (None if when is None else pytest.approx((at - when) / timedelta(days=365.25)))
+        assert "RXNORM//x" not in row
 
 
 def test_what_becomes_known_later_changes_nothing(timelines):
@@ -60,4 +67,4 @@ def test_order_and_repeats(timelines):
 def test_the_task_is_not_read():
     assert TASK.outcomes[0].codes[0] == "SNOMED//1"
     ill = covariates(cohort(60), queries(cohort(60)))
-    assert "SNOMED//1" in ill.columns  # an outcome known by the prediction time is history like any other
+    assert "SNOMED//1//years" in ill.columns  # an outcome known by the prediction time is history like any other
