@@ -143,7 +143,7 @@ def _cross_fitted(
     for f in range(FOLDS):
         fitted = fold[row] != f
         model = HistGradientBoostingRegressor(
-            loss="poisson", learning_rate=0.1, max_iter=60, max_leaf_nodes=8, min_samples_leaf=40,
+            loss="poisson", learning_rate=0.1, max_iter=60, max_leaf_nodes=8, max_bins=32, min_samples_leaf=40,
             l2_regularization=1.0, early_stopping=False, random_state=seed,
         )  # fmt: skip
         rows = fitted & (exposure > 1e-9)

@@ -262,7 +262,11 @@ def _judge(
 def _given(censoring: Censoring | ConditionalCensoring | None, labels: pl.DataFrame) -> Given | None:
     if censoring is None:
         return None
-    return censoring.fit(labels) if isinstance(censoring, ConditionalCensoring) else FromFunction(censoring, labels)
+    if not isinstance(censoring, ConditionalCensoring):
+        return FromFunction(censoring, labels)
+    fitted = censoring.fit(labels)
+    # where covariates could not be used, the marginal curve is estimated anew in each replicate
+    return None if (fitted.ratio == 1).all() else fitted
 
 
 def _main_horizon(aligned: Aligned, horizons: Mapping[str, float]) -> str | None:

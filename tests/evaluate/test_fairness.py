@@ -19,7 +19,7 @@ HORIZON = {"3y": 1095.75}
 def people(n, seed, gap=1.0):
     """Calibrated forecasts, but `gap` times the incidence in group b of `site`; censoring and competing deaths."""
     random = np.random.default_rng(seed)
-    hazard = 1e-4 * np.exp(0.7 * random.normal(size=n))
+    hazard = 2e-4 * np.exp(0.7 * random.normal(size=n))
     belongs = {
         "sex": random.choice(["female", "male"], n),
         "age": random.choice(["under 50", "50 to 64", "65 and over"], n, p=[0.5, 0.3, 0.2]),
