@@ -9,6 +9,8 @@ FloatArray = NDArray[np.float64]
 
 # An interval is not shown when more than this part of the replicates left the measure undefined.
 LARGEST_UNDEFINED = 0.1
+# Fewer people than this are not shown apart: the figures would be noise, and might point at persons.
+FEWEST_SUBJECTS = 50
 
 
 def subject_counts(subjects: int, replicates: int, seed: int) -> NDArray[np.uint16]:

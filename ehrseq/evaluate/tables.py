@@ -163,6 +163,26 @@ def align(risks: Mapping[str, Any], labels: Any, horizons: Mapping[str, float]) 
     return Aligned(frame.drop("row"), probability, np.where(np.isnan(exact), nominal, exact))
 
 
+def count_unmatched(risks: Mapping[str, Any], labels: Any) -> dict[str, int]:
+    """How many rows of each model's table are about a subject and prediction time without any label.
+
+    Raises EvaluationError where that is all of a table: the times, or the ids, are of another kind.
+    """
+    keys = _typed(to_polars(labels), LABEL_SCHEMA, "label table").select("subject_id", "prediction_time").unique()
+    unmatched = {}
+    for model, risk in risks.items():
+        frame = _typed(to_polars(risk), RISK_SCHEMA, "risk table")
+        unmatched[model] = frame.join(keys, on=["subject_id", "prediction_time"], how="anti").height
+        if frame.height and keys.height and unmatched[model] == frame.height:
+            known = frame.join(keys, on="subject_id", how="semi").height
+            raise EvaluationError(
+                "forecasts at the prediction times of the labels",
+                "none: every time differs" if known else "none: every subject_id differs",
+                "give the prediction times (UTC, a date means its end) and ids that the labels have",
+            )
+    return unmatched
+
+
 def _matched(risk: pl.DataFrame, nominal: FloatArray) -> pl.DataFrame:
     """Adds `horizon`, the position of the nearest nominal horizon (calendar years have 365 or 366 days)."""
     days = risk["horizon_days"].to_numpy()

@@ -1,0 +1,130 @@
+"""Plain sentences about an evaluation, from its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+def findings(report: Mapping[str, Any]) -> list[str]:
+    """What a reader should take away: who wins, whether the level fits, and what was flagged."""
+    main = report["main_horizon"]
+    first = _first(report["table"])
+    if first is None or main is None:
+        return ["Nobody at risk could be judged."]
+    lines = []
+    for row in report["table"]:
+        if row["model"] == first and row["horizon"] == main:
+            gaps = [g for g in report["differences"] if _same(g, row) and g["horizon"] == main]
+            lines.append(f"{_place(row)}: " + "; ".join([*_wins(row, gaps), _level(row)]) + ".")
+    flagged = [t for t in report["group_tests"] if t["flagged"]]
+    made = [t for t in report["group_tests"] if t["p"] is not None]
+    if flagged:
+        lines += [flag(t) for t in flagged]
+    elif made:
+        lines.append(f"No group differs from everybody else beyond chance ({len(made)} tests, adjusted together).")
+    else:
+        lines.append("Groups were not tested: too few events, people or bootstrap replicates.")
+    return lines
+
+
+def flag(test: Row) -> str:
+    """One flagged test as a sentence.
+
+    >>> flag({"outcome": "t2d", "landmark": None, "horizon": "5y", "attribute": "sex", "group": "female", "p_adjusted":
+    ...       0.001, "question": "discrimination", "difference": -0.05, "lower": -0.08, "upper": -0.02})
+    'Flag: t2d, 5y, sex female: AUC -0.050 (-0.080 to -0.020) from everybody else; adjusted p 0.001.'
+    """
+    where = f"{_place(test)}, {test['attribute']} {test['group']}"
+    spread = f"({signed(test['lower'])} to {signed(test['upper'])})"
+    if test["question"] == "calibration":
+        what = f"log of observed over expected {signed(test['difference'])} {spread} from everybody else"
+    elif test["question"] == "discrimination":
+        what = f"AUC {signed(test['difference'])} {spread} from everybody else"
+    else:
+        what = f"net benefit {signed(test['difference'])} {spread} from that of the best strategy without a forecast"
+    return f"Flag: {where}: {what}; adjusted p {test['p_adjusted']:.3f}."
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """A difference with its sign, or a dash.
+
+    >>> signed(0.0123), signed(None)
+    ('+0.012', '-')
+    """
+    return "-" if value is None else f"{value:+.{digits}f}"
+
+
+def limits(report: Mapping[str, Any]) -> list[str]:
+    """What the figures cannot tell, as far as the content itself shows it."""
+    study = report.get("study", {})
+    lines = [
+        "The figures hold for people like those judged here, recorded as they were here. Another site needs its own.",
+        "A forecast says what happened to people with such records, not what a treatment would change.",
+        "Intervals come from drawing these subjects again; they do not cover what fitting the model anew would change.",
+    ]
+    if any(row["weights"] == "conditional" for row in report["table"]):
+        lines.append(
+            "Censoring is weighted by a model of who is still observed, given what was known at the prediction time; "
+            "what follow-up depends on beyond that stays in the figures. The intervals take these weights as given."
+        )
+    if any(row["unscored"] for row in report["table"]):
+        lines.append("Some people at risk have no forecast of some model, and no model is judged on them.")
+    empty = [row for row in report["table"] if row["reason"]]
+    if empty:
+        lines.append(f"{len(empty)} cells of the main table have a measure that cannot be given; each says why.")
+    rules = study.get("records", {}).get("follow_up_rules", {})
+    if any(rule.startswith("last_contact") for rule in rules):
+        lines.append(
+            "For some subjects follow-up ends with the last record, for want of a data cut: whoever is at risk has a "
+            "later record, so that the risk of anything that is itself a record comes out too high."
+        )
+    return lines
+
+
+def _first(table: Sequence[Row]) -> str | None:
+    return table[0]["model"] if table else None
+
+
+def _same(a: Row, b: Row) -> bool:
+    return (a["outcome"], a["landmark"]) == (b["outcome"], b["landmark"])
+
+
+def _place(row: Row) -> str:
+    landmark = f"from {row['landmark']}, " if row["landmark"] else ""
+    return f"{row['outcome']}, {landmark}{row['horizon']}"
+
+
+def _wins(row: Row, gaps: Sequence[Row]) -> list[str]:
+    """How the first model fares against each other one, by AUC and Brier score."""
+    parts = []
+    for other in dict.fromkeys(g["against"] for g in gaps):
+        said = []
+        for measure, word, better in (("auc", "AUC", 1), ("brier", "Brier score", -1)):
+            gap = next((g for g in gaps if g["against"] == other and g["measure"] == measure), None)
+            if gap is None or gap["difference"] is None or gap["lower"] is None:
+                continue
+            spread = f"{signed(gap['difference'], 4)} ({signed(gap['lower'], 4)} to {signed(gap['upper'], 4)})"
+            sure = gap["lower"] > 0 or gap["upper"] < 0
+            wins = (gap["difference"] > 0) == (better > 0)
+            verdict = ("better" if wins else "worse") if sure else "not told apart"
+            said.append(f"{word} {verdict}, {spread}")
+        text = "; ".join(said) if said else "not compared"
+        parts.append(f"{row['model']} against {other}: {text}")
+    return parts
+
+
+def _level(row: Row) -> str:
+    """Whether the mean forecast fits what was observed."""
+    ratio, low, high = (row[f"observed_expected{end}"] for end in ("", "_lower", "_upper"))
+    if ratio is None:
+        return "its level cannot be judged"
+    shown = f"observed over expected {ratio:.2f}"
+    if low is None:
+        return shown
+    shown += f" ({low:.2f} to {high:.2f})"
+    if low <= 1 <= high:
+        return f"its level fits, {shown}"
+    return f"it forecasts too {'little' if low > 1 else 'much'}, {shown}"
