@@ -204,7 +204,7 @@ def test_score_an_export_and_its_timelines(run, work, tmp_path, file_format):
 
 
 def test_evaluate_a_model_and_a_forecast_folder(run, work, tmp_path):
-    for judged, model in ((work / "model", "age_sex"), (work / "forecasts", "transformer")):
+    for judged, model in ((work / "model", "age_sex"), (work / "forecasts", "hybrid")):
         status, out, err = run("evaluate", judged, work / "timelines", "--bootstrap", 5, "--out", tmp_path / "r")
         assert (status, err) == (0, "")
         assert re.search(rf"^{model} +death +", out, re.MULTILINE)

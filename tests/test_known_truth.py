@@ -22,7 +22,7 @@ def both(tmp_path_factory):
     truth = pl.read_parquet(folder / "truth.parquet").rename({"probability": "truth"})
     forecast = {
         name: model.forecast(timelines, "task", branch=baseline).risk.select(*KEY, "probability")
-        for name, baseline in (("transformer", None), ("null", "null"))
+        for name, baseline in (("hybrid", None), ("null", "null"))
     }
     tables = {name: truth.join(risk, on=KEY) for name, risk in forecast.items()}
     assert {t.height for t in tables.values()} == {truth.height}  # everybody with a truth has a forecast
@@ -31,14 +31,14 @@ def both(tmp_path_factory):
 
 def test_the_mean_forecast_is_within_5_percent_of_the_mean_truth(both):
     ratio = pl.col("probability").mean() / pl.col("truth").mean()
-    found = both["transformer"].group_by("outcome", "horizon").agg(ratio=ratio).sort("outcome", "horizon")
+    found = both["hybrid"].group_by("outcome", "horizon").agg(ratio=ratio).sort("outcome", "horizon")
     assert found.height == 9
     assert found["ratio"].is_between(0.95, 1.05).all(), found
 
 
 def test_the_forecast_ranks_people_by_their_true_risk(both):
     ranks = pl.corr("truth", "probability", method="spearman")
-    for name, least in (("transformer", 0.5), ("null", -1)):
+    for name, least in (("hybrid", 0.5), ("null", -1)):
         found = both[name].filter(horizon="3y").group_by("outcome").agg(rank=ranks)
         assert (found["rank"] > least).all(), found
     # the control: the same number for everybody ranks nobody

@@ -108,7 +108,7 @@ def test_what_is_not_there(work, tmp_path):
 def test_a_model_is_judged_on_whom_it_has_not_seen(work, tmp_path):
     result = evaluate_export(work / "model", work / "timelines", tmp_path / "report", n_bootstrap=0)
     assert result.facts["seen_in_training"] + result.facts["evaluated"] == result.facts["subjects"] == 150
-    assert set(result.table["model"]) == {"transformer", "age_sex", "null"}
+    assert set(result.table["model"]) == {"hybrid", "transformer", "boosted", "age_sex", "null"}
     assert sorted(p.name for p in (tmp_path / "report").iterdir()) == ["evaluation.json", MANIFEST]
     model = ProgressionModel.load(work / "model")
     task = Task.from_toml(work / "simulation" / "task.toml")
@@ -127,7 +127,7 @@ def test_a_forecast_folder_is_judged_like_the_table_it_holds(work, tmp_path):
     model.task_ = once
     model.forecast(unseen, "task").save(tmp_path / "f")
     by_folder = evaluate_export(tmp_path / "f", timelines, tmp_path / "report", n_bootstrap=0)
-    by_model = evaluate_export(model, timelines, n_bootstrap=0).table.filter(model="transformer")
+    by_model = evaluate_export(model, timelines, n_bootstrap=0).table.filter(model="hybrid")
     keys = ["outcome", "horizon"]
     columns = [*keys, "n", "events", "observed", "mean_predicted", "auc"]
     found = by_folder.table.select(columns).sort(keys)
