@@ -184,19 +184,40 @@ def score_verb(
 
 @app.command("evaluate")
 def evaluate_verb(
-    judged: Annotated[Path, typer.Argument(help="A model folder or a forecast folder.", metavar="MODEL|FORECASTS")],
+    judged: Annotated[
+        Path,
+        typer.Argument(
+            help="A model folder, a forecast folder, or anyone's predictions (CSV or Parquet).",
+            metavar="MODEL|FORECASTS|FILE",
+        ),
+    ],
     timelines: Timelines,
     out: Out,
-    task: Annotated[Path | None, typer.Option("--task", help="Another task file with the same outcomes.")] = None,
-    bootstrap: Annotated[int, typer.Option(min=0, help="Bootstrap replicates for the intervals.")] = 200,
+    task: Annotated[
+        Path | None, typer.Option("--task", help="The task file: for predictions in a file, or for other times.")
+    ] = None,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Bootstrap replicates for the intervals.")] = 400,
+    seed: Annotated[int, typer.Option(help="The seed of the bootstrap.")] = 0,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="Forecast folders or files of predictions to compare with.")
+    ] = None,
+    by: Annotated[
+        Path | None, typer.Option("--by", help="A table of patient and columns of groups, such as a site.")
+    ] = None,
+    trained_on: Annotated[
+        Path | None, typer.Option(help="A table of the patients whom the predictions' model was trained on.")
+    ] = None,
 ) -> None:
-    """Judge forecasts against what happened, beside an age-sex and a null model."""
+    """Judge forecasts against what happened: a report with a page, its numbers, a model card and two checklists."""
     from ehrseq.score import evaluate_export
 
-    result = evaluate_export(judged, timelines, out, task=task, n_bootstrap=bootstrap)
+    result = evaluate_export(
+        judged, timelines, out, task=task, n_bootstrap=bootstrap, seed=seed, against=against or (), by=by,
+        trained_on=trained_on,
+    )  # fmt: skip
     say(result.summary())
     show({name.replace("_", " "): fact for name, fact in result.facts.items()})
-    say(f"evaluation: {out / 'evaluation.json'}")
+    say(f"evaluation: {out / 'report.html'}")
 
 
 @app.command("simulate")

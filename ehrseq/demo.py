@@ -65,7 +65,7 @@ def run_demo(
     plot_beside_truth(forecast, pl.read_parquet(paths["simulation"] / "truth.parquet"), paths["plot"])
     for name in ("simulation", "timelines", "model"):
         say(f"{name}: {paths[name]}")
-    say(f"evaluation: {paths['evaluation'] / 'evaluation.json'}")
+    say(f"evaluation: {paths['evaluation'] / 'report.html'}")
     say(f"forecasts: {paths['forecasts'] / 'risk.parquet'}")
     say(f"plot: {paths['plot']}")
     return paths

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from ehrseq.config import ModelConfig
 from ehrseq.errors import ArtifactError, EvaluationError, ForecastError
-from ehrseq.evaluate.evaluation import Evaluation, evaluate_forecasts
+from ehrseq.evaluate.evaluation import Evaluation
+from ehrseq.evaluate.study import evaluate_study
 from ehrseq.forecast.predict import check_branch, outcome_hazards
 from ehrseq.forecast.screen import screen
 from ehrseq.forecast.table import Forecast, risk_table
@@ -106,12 +107,13 @@ class ProgressionModel:
         return Forecast(risk_table(tables, spans), skipped, metadata, tuple(tables), seen)
 
     def evaluate(
-        self, timelines: Any, task: Task | None = None, *, n_bootstrap: int = 200, seed: int = 0
+        self, timelines: Any, task: Task | None = None, *, n_bootstrap: int = 200, seed: int = 0, by: Any = None
     ) -> Evaluation:
         """Judge the model at the task's prediction times on subjects it was not fitted on, beside its baselines.
 
         Subjects of the train and tuning splits are left out (and counted); EvaluationError where nobody is left.
-        `task` may give other prediction times and horizons for the same outcomes.
+        `task` may give other prediction times and horizons for the same outcomes; `by` is a table of further groups
+        (`patient` or `subject_id`, and a column a grouping).
         """
         self._check_fitted()
         if task is None and self.times_withheld_:
@@ -141,8 +143,16 @@ class ProgressionModel:
         labels = labels.filter(pl.col("outcome").is_in(list(order))).sort(
             pl.col("outcome").replace_strict(order, return_dtype=pl.Int64), "landmark", maintain_order=True
         )
-        horizons = {h.label: h.days for h in task.horizons}
-        result = evaluate_forecasts(risks, labels, horizons, n_bootstrap=n_bootstrap, seed=seed)
+        counts = dict(self.trained_on_["split"].value_counts().iter_rows())
+        provenance = {
+            "trained_on": f"{counts.get('train', 0)} training and {counts.get('tuning', 0)} tuning subjects",
+            "training_data_hash": self.fitted_.data_hash,
+            "model_seed": self.config.seed,
+            **({"data_source": "internal"} if seen.any() else {}),  # else it may be the same source or another
+        }
+        result = evaluate_study(
+            risks, labels, unseen, task, n_bootstrap=n_bootstrap, seed=seed, by=by, provenance=provenance
+        )
         result.facts.update(subjects=len(timelines), seen_in_training=int(seen.sum()), evaluated=len(unseen))
         return result
 

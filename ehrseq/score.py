@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from ehrseq.config import ModelConfig
 from ehrseq.errors import EvaluationError, UserError
-from ehrseq.estimator import ProgressionModel, load_model
-from ehrseq.evaluate.evaluation import Evaluation, evaluate_forecasts
+from ehrseq.evaluate.design import check_no_overlap
+from ehrseq.evaluate.evaluation import Evaluation
+from ehrseq.evaluate.groups import read_table, with_subject_ids
+from ehrseq.evaluate.predictions import read_predictions
+from ehrseq.evaluate.study import evaluate_study
 from ehrseq.forecast.table import Forecast, check_format
-from ehrseq.storage import MANIFEST, check_target, read_json
+from ehrseq.storage import MANIFEST, check_target, read_json, sha256_file
 from ehrseq.task.definition import Task
 from ehrseq.task.label import label
 from ehrseq.task.outcome import occurrences
+from ehrseq.task.times import prediction_times
 from ehrseq.timeline.build import read_fhir
 from ehrseq.timeline.meds import is_ours
 from ehrseq.timeline.store import Timelines, as_timelines
+
+if TYPE_CHECKING:
+    from ehrseq.estimator import ProgressionModel
 
 
 def fit_model(
@@ -34,6 +41,8 @@ def fit_model(
 
     `report(epoch, tuning_loss)` is called after each epoch. Raises UserError, before fitting, where `out` is taken.
     """
+    from ehrseq.estimator import ProgressionModel
+
     check_target(out, "model")
     model = ProgressionModel(config).fit(timelines, task, report=report)
     model.save(out)
@@ -57,8 +66,7 @@ def score_export(
     check_format(file_format)
     if out is not None:
         check_target(out, "forecast")
-    fitted = model if isinstance(model, ProgressionModel) else load_model(model)
-    forecast = fitted.forecast(open_timelines(source, progress=progress), at)
+    forecast = _loaded(model).forecast(open_timelines(source, progress=progress), at)
     if out is not None:
         forecast.save(out, file_format=file_format)
     return forecast
@@ -82,67 +90,135 @@ def evaluate_export(
     task: Task | str | Path | None = None,
     n_bootstrap: int = 200,
     seed: int = 0,
+    against: Sequence[str | Path] = (),
+    by: Any = None,
+    trained_on: Any = None,
 ) -> Evaluation:
-    """Judge a model folder, or a forecast folder with its task, against what happened; write the folder `out`.
+    """Judge a model folder, a forecast folder or anyone's predictions against what happened; write the report `out`.
 
     A model is judged at its task's prediction times on the subjects it was not fitted on, beside the age-sex and the
-    null model. A forecast folder is judged at the times it has, with `task` or the task it was made for. Subjects
-    that the model was fitted on are left out, and counted in the result's `facts`. Raises EvaluationError where nothing
-    can be judged.
+    null model. A forecast folder, or a CSV or Parquet file of predictions (see `read_predictions`), is judged at the
+    times it has, with `task` or the task it was made for, beside the folders and files `against` it. Subjects that a
+    model was fitted on are left out, and counted in the result's `facts`.
+
+    `by` is a table of further groups of subjects. `trained_on` is a table of the subjects (`patient` or `subject_id`)
+    whom the predictions' model was trained on: EvaluationError where one of them is judged, or nothing can be judged.
     """
     if out is not None:
         check_target(out, "evaluation")
     timelines = as_timelines(timelines)
-    if isinstance(judged, str | Path) and _kind(Path(judged)) == "forecast":
-        result = _evaluate_folder(Path(judged), timelines, task, n_bootstrap, seed)
+    if isinstance(judged, str | Path) and (Path(judged).is_file() or _kind(Path(judged)) == "forecast"):
+        result = _evaluate_tables([judged, *against], timelines, task, n_bootstrap, seed, by, trained_on)
     else:
-        model = judged if isinstance(judged, ProgressionModel) else load_model(judged)
+        if against or trained_on is not None:
+            raise EvaluationError(
+                "predictions to compare, or whose training subjects to check", "a model folder",
+                "score it first (`ehrseq score`), and evaluate the forecast folder",
+            )  # fmt: skip
         other = Task.from_toml(task) if isinstance(task, str | Path) else task
-        result = model.evaluate(timelines, other, n_bootstrap=n_bootstrap, seed=seed)
+        result = _loaded(judged).evaluate(timelines, other, n_bootstrap=n_bootstrap, seed=seed, by=by)
+        if isinstance(judged, str | Path):
+            facts = {"model_manifest_sha256": sha256_file(Path(judged) / MANIFEST)}
+            result.study["provenance"] = {**result.study["provenance"], **facts}
     if out is not None:
         result.save(out)
     return result
 
 
-def _evaluate_folder(
-    folder: Path, timelines: Timelines, task: Task | str | Path | None, n_bootstrap: int, seed: int
+def _loaded(model: ProgressionModel | str | Path) -> ProgressionModel:
+    # predictions are judged, and folders inspected, without torch
+    from ehrseq.estimator import load_model
+
+    return load_model(model) if isinstance(model, str | Path) else model
+
+
+def _evaluate_tables(
+    sources: Sequence[str | Path],
+    timelines: Timelines,
+    task: Task | str | Path | None,
+    n_bootstrap: int,
+    seed: int,
+    by: Any,
+    trained_on: Any,
 ) -> Evaluation:
-    forecast = Forecast.load(folder)
-    if task is None:
-        task = _task_of(forecast)
-    elif not isinstance(task, Task):
-        task = Task.from_toml(task)
-    # the skipped as well: at risk and without a forecast is `unscored`
-    asked = (f.select("subject_id", "prediction_time") for f in (forecast.risk, forecast.skipped))
-    queries = pl.concat(asked).unique().sort("subject_id", "prediction_time")
+    """Judge forecast folders and files of predictions, the first beside the others, at the times that it has."""
+    paths = [Path(s) for s in sources]
+    forecasts = {p: Forecast.load(p) for p in paths if not p.is_file()}
+    if not isinstance(task, Task):
+        task = _task_of(forecasts.get(paths[0])) if task is None else Task.from_toml(task)
+    risks, times, facts = _read_sources(paths, forecasts, timelines, [o.name for o in task.outcomes])
+    queries = times.unique().sort("subject_id", "prediction_time")
     known = queries.join(timelines.subjects, on="subject_id", how="semi", maintain_order="left")
-    labels = label(known, occurrences(timelines, task), timelines.subjects, task).with_columns(
-        landmark=pl.lit(None, pl.String)
-    )
-    labels = labels.filter(pl.col("outcome").is_in(forecast.risk["outcome"].unique().implode()))
-    labels = labels.join(forecast.seen, on="subject_id", how="anti", maintain_order="left")
+    seen = pl.concat([f.seen.select("subject_id") for f in forecasts.values()] or [known.clear().select("subject_id")])
+    labels = label(_with_landmarks(known, timelines, task), occurrences(timelines, task), timelines.subjects, task)
+    labels = labels.filter(pl.col("outcome").is_in(next(iter(risks.values()))["outcome"].unique().implode()))
+    labels = labels.join(seen, on="subject_id", how="anti", maintain_order="left")
     if not labels["at_risk"].any():
         raise EvaluationError(
             "forecasts of subjects whom the model was not fitted on, and who are followed after their prediction time",
             f"none among {queries.height:,} prediction times",
             "score again with an earlier prediction time, or judge them by later data",
         )
-    horizons = {h.label: h.days for h in task.horizons}
-    name = str(forecast.metadata.get("model", "forecast"))
-    result = evaluate_forecasts({name: forecast.risk}, labels, horizons, n_bootstrap=n_bootstrap, seed=seed)
+    if trained_on is not None:
+        trained = with_subject_ids(read_table(trained_on, "a table of training subjects"), timelines)
+        check_no_overlap(trained["subject_id"], labels.filter("at_risk")["subject_id"])
+    judged = labels.select(pl.col("subject_id").unique())
+    risks = {name: risk.join(judged, on="subject_id", how="semi") for name, risk in risks.items()}
+    files = (p if p.is_file() else p / MANIFEST for p in paths)
+    hashes = {f"sha256 of {name}": sha256_file(file) for name, file in zip(risks, files, strict=True)}
+    result = evaluate_study(
+        risks, labels, timelines, task, n_bootstrap=n_bootstrap, seed=seed, by=by, provenance=hashes
+    )
     result.facts.update(
         subjects=queries["subject_id"].n_unique(),
         not_in_timelines=queries["subject_id"].n_unique() - known["subject_id"].n_unique(),
-        seen_in_training=forecast.seen.height,
+        seen_in_training=seen["subject_id"].n_unique(),
+        **facts,
     )
     return result
 
 
-def _task_of(forecast: Forecast) -> Task:
+def _read_sources(
+    paths: Sequence[Path], forecasts: Mapping[Path, Forecast], timelines: Timelines, outcomes: list[str]
+) -> tuple[dict[str, pl.DataFrame], pl.DataFrame, dict[str, int]]:
+    """Risk tables by name, the prediction times of the first, and what was left out of files."""
+    risks: dict[str, pl.DataFrame] = {}
+    asked: list[pl.DataFrame] = []
+    facts: dict[str, int] = {}
+    for path in paths:
+        if path in forecasts:
+            forecast = forecasts[path]
+            name, risk = str(forecast.metadata.get("model", "forecast")), forecast.risk
+            # the skipped as well: at risk and without a forecast is `unscored`
+            times = pl.concat(f.select("subject_id", "prediction_time") for f in (risk, forecast.skipped))
+        else:
+            name = path.stem
+            risk, counts = read_predictions(path, timelines, outcomes)
+            times = risk.select("subject_id", "prediction_time")
+            facts |= {f"{name}_{count}": n for count, n in counts.items()}
+        name = f"{name} ({len(risks) + 1})" if name in risks else name
+        risks[name] = risk
+        asked.append(times)
+    return risks, asked[0], facts
+
+
+def _with_landmarks(queries: pl.DataFrame, timelines: Timelines, task: Task) -> pl.DataFrame:
+    """The queries with the names of the task's landmarks, where all of them are made at these; else without."""
+    if task.prediction_times.rule == "landmarks":
+        keys = ["subject_id", "prediction_time"]
+        named = prediction_times(timelines, task).select(*keys, "landmark").unique(keys, keep="first")
+        found = queries.join(named, on=keys, how="left", maintain_order="left")
+        # a date for everyone is the landmark of a few by chance
+        if not found["landmark"].null_count():
+            return found
+    return queries.with_columns(landmark=pl.lit(None, pl.String))
+
+
+def _task_of(forecast: Forecast | None) -> Task:
     """The task that forecasts were made for; their prediction times are their own, so that its rule may be withheld."""
-    content = forecast.metadata.get("task")
+    content = None if forecast is None else forecast.metadata.get("task")
     if not isinstance(content, dict):
-        raise EvaluationError("a forecast folder that holds its task", "none", "give the task file")
+        raise EvaluationError("a task file, or a forecast folder that holds its task", "neither", "give the task file")
     times = content.get("prediction_times") or {"rule": "every_encounter"}
     return Task.from_dict({**content, "prediction_times": times})
 
@@ -154,7 +230,7 @@ def inspect(folder: str | Path) -> dict[str, Any]:
     if kind == "timelines":
         return {"kind": kind, **Timelines.load(folder).summary()}
     if kind == "model":
-        model = load_model(folder)
+        model = _loaded(folder)
         return {
             "kind": kind,
             "model": model.config.model,

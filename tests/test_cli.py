@@ -209,7 +209,7 @@ def test_evaluate_a_model_and_a_forecast_folder(run, work, tmp_path):
         assert (status, err) == (0, "")
         assert re.search(rf"^{model} +death +", out, re.MULTILINE)
         assert re.search(r"^seen in training: \d+$", out, re.MULTILINE)
-        assert out.endswith(f"evaluation: {tmp_path / 'r' / 'evaluation.json'}\n")
+        assert out.endswith(f"evaluation: {tmp_path / 'r' / 'report.html'}\n")
 
 
 def test_inspect_each_folder(run, work):
@@ -239,7 +239,7 @@ def test_tables_and_paths_are_never_wrapped(run, work, tmp_path, monkeypatch, co
     monkeypatch.setenv("COLUMNS", columns)
     deep = tmp_path / ("a_folder_with_a_long_name_" * 5) / "[bold]report"
     _, out, _ = run("evaluate", work / "model", work / "timelines", "--bootstrap", 0, "--out", deep)
-    assert f"evaluation: {deep / 'evaluation.json'}\n" in out
+    assert f"evaluation: {deep / 'report.html'}\n" in out
     rows = [line for line in out.splitlines() if line.startswith("transformer")]
     assert len(rows) == 18
     assert all(len(line.split()) == 12 for line in rows)

@@ -53,7 +53,7 @@ class Observed:
         side: Literal["left", "right"] = "right" if after else "left"
         reached = self.level[np.searchsorted(self.times, t, side=side)]
         bounds = self.level[np.searchsorted(self.times, self.edges, side="right")]
-        ratio = ratio.reshape(len(ratio), *[1] * (t.ndim - 1), -1)
+        ratio = ratio.reshape(len(ratio), *[1] * (t.ndim - 1), ratio.shape[1])
         if t.ndim == 1 and len(t) != len(self.ratio[rows]):
             raise EvaluationError("a time for each row", "another number", "give (n, H) times")
         parts = np.clip(reached[..., None], bounds[:-1], bounds[1:]) - bounds[:-1]

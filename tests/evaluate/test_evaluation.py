@@ -281,7 +281,7 @@ def test_saved_json_has_no_nan(tmp_path):
     found = evaluate_forecasts(table(labels, truth), labels, HORIZONS, n_bootstrap=10)
     found.save(tmp_path / "report")
     read_manifest(tmp_path / "report", "evaluation", 2)
-    content = json.loads((tmp_path / "report" / "evaluation.json").read_text(), parse_constant=pytest.fail)
+    content = json.loads((tmp_path / "report" / "report.json").read_text(), parse_constant=pytest.fail)
     assert content["table"][0]["n"] == 60
     assert content["horizons"] == HORIZONS
     assert math.isclose(content["table"][0]["observed"], found.table["observed"][0])

@@ -32,18 +32,13 @@ def evaluation_card(report: Mapping[str, Any]) -> str:
 
 
 def _lines(text: str) -> str:
-    return "\n".join(
-        _plain(line) if not line.startswith("- ") else f"- {_plain(line[2:])}" for line in text.split("\n")
-    )
+    lines = text.split("\n")
+    return "\n".join(f"- {_plain(line[2:])}" if line.startswith("- ") else _plain(line) for line in lines)
 
 
 def _plain(value: Any) -> str:
     """Text from outside without Markdown or HTML of its own."""
     text = " ".join(str(value).split())
-    for mark in ("\\", "`", "*", "_", "[", "]", "<", ">", "#", "|", "!"):
-        text = (
-            text.replace(mark, f"\\{mark}")
-            if mark not in "<>"
-            else text.replace(mark, {"<": "&lt;", ">": "&gt;"}[mark])
-        )
-    return text
+    for mark in "\\`*_[]#|!":
+        text = text.replace(mark, f"\\{mark}")
+    return text.replace("<", "&lt;").replace(">", "&gt;")

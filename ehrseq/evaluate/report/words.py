@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
+NAMES = {"auc": "AUC", "brier": "Brier score"}
 
 
 def findings(report: Mapping[str, Any]) -> list[str]:
@@ -14,11 +15,11 @@ def findings(report: Mapping[str, Any]) -> list[str]:
     first = _first(report["table"])
     if first is None or main is None:
         return ["Nobody at risk could be judged."]
-    lines = []
-    for row in report["table"]:
-        if row["model"] == first and row["horizon"] == main:
-            gaps = [g for g in report["differences"] if _same(g, row) and g["horizon"] == main]
-            lines.append(f"{_place(row)}: " + "; ".join([*_wins(row, gaps), _level(row)]) + ".")
+    rows = [r for r in report["table"] if r["model"] == first and r["horizon"] == main]
+    gaps = [g for g in report["differences"] if g["horizon"] == main]
+    others = dict.fromkeys(g["against"] for g in gaps)
+    lines = [_tally(first, other, main, [g for g in gaps if g["against"] == other]) for other in others]
+    lines.append(_levels(first, main, rows))
     flagged = [t for t in report["group_tests"] if t["flagged"]]
     made = [t for t in report["group_tests"] if t["p"] is not None]
     if flagged:
@@ -30,12 +31,22 @@ def findings(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def verdicts(report: Mapping[str, Any], cell: Row) -> list[str]:
+    """For one outcome and landmark, at the main horizon: the judged model against each other one, and its level."""
+    main = report["main_horizon"]
+    row = next((r for r in report["table"] if _same(r, cell) and r["horizon"] == main), None)
+    if row is None:
+        return []
+    gaps = [g for g in report["differences"] if _same(g, row) and g["horizon"] == main]
+    return [*_wins(row, gaps), f"{row['model']}: {_level(row)}."]
+
+
 def flag(test: Row) -> str:
     """One flagged test as a sentence.
 
     >>> flag({"outcome": "t2d", "landmark": None, "horizon": "5y", "attribute": "sex", "group": "female", "p_adjusted":
     ...       0.001, "question": "discrimination", "difference": -0.05, "lower": -0.08, "upper": -0.02})
-    'Flag: t2d, 5y, sex female: AUC -0.050 (-0.080 to -0.020) from everybody else; adjusted p 0.001.'
+    'Flag: t2d, by 5y, sex female: AUC -0.050 (-0.080 to -0.020) from everybody else; adjusted p 0.001.'
     """
     where = f"{_place(test)}, {test['attribute']} {test['group']}"
     spread = f"({signed(test['lower'])} to {signed(test['upper'])})"
@@ -94,26 +105,55 @@ def _same(a: Row, b: Row) -> bool:
 
 def _place(row: Row) -> str:
     landmark = f"from {row['landmark']}, " if row["landmark"] else ""
-    return f"{row['outcome']}, {landmark}{row['horizon']}"
+    return f"{row['outcome']}, {landmark}by {row['horizon']}"
+
+
+def _verdict(gap: Row) -> str | None:
+    """Whether the first model is better, worse or neither by one measure; None where that is not known."""
+    if gap["difference"] is None or gap["lower"] is None:
+        return None
+    if gap["lower"] <= 0 <= gap["upper"]:
+        return "not told apart"
+    higher_is_better = gap["measure"] in ("auc", "concordance", "ibs_skill")
+    return "better" if (gap["difference"] > 0) == higher_is_better else "worse"
+
+
+def _tally(first: str, other: str, main: str, gaps: Sequence[Row]) -> str:
+    """In how many places the first model wins against another."""
+    parts = []
+    for measure, word in NAMES.items():
+        said = [_verdict(g) for g in gaps if g["measure"] == measure]
+        known = [v for v in said if v is not None]
+        if known:
+            counts = ", ".join(f"{v} in {known.count(v)}" for v in ("better", "worse", "not told apart") if v in known)
+            parts.append(f"{word} {counts} of {len(said)}")
+    return f"{first} against {other}, by {main}: {'; '.join(parts) or 'not compared, for want of intervals'}."
+
+
+def _levels(first: str, main: str, rows: Sequence[Row]) -> str:
+    known = [r for r in rows if r["observed_expected"] is not None and r["observed_expected_lower"] is not None]
+    off = [r for r in known if not r["observed_expected_lower"] <= 1 <= r["observed_expected_upper"]]
+    if not known:
+        return f"Whether the level of {first} fits cannot be said, for want of events or intervals."
+    text = f"The level of {first} by {main} fits what happened in {len(known) - len(off)} of {len(rows)} places"
+    places = "; ".join(f"{_place(r)} {_level(r)}" for r in off)
+    return f"{text}; not for {places}." if off else f"{text}."
 
 
 def _wins(row: Row, gaps: Sequence[Row]) -> list[str]:
     """How the first model fares against each other one, by AUC and Brier score."""
-    parts = []
+    lines = []
     for other in dict.fromkeys(g["against"] for g in gaps):
         said = []
-        for measure, word, better in (("auc", "AUC", 1), ("brier", "Brier score", -1)):
+        for measure, word in NAMES.items():
             gap = next((g for g in gaps if g["against"] == other and g["measure"] == measure), None)
-            if gap is None or gap["difference"] is None or gap["lower"] is None:
-                continue
-            spread = f"{signed(gap['difference'], 4)} ({signed(gap['lower'], 4)} to {signed(gap['upper'], 4)})"
-            sure = gap["lower"] > 0 or gap["upper"] < 0
-            wins = (gap["difference"] > 0) == (better > 0)
-            verdict = ("better" if wins else "worse") if sure else "not told apart"
-            said.append(f"{word} {verdict}, {spread}")
-        text = "; ".join(said) if said else "not compared"
-        parts.append(f"{row['model']} against {other}: {text}")
-    return parts
+            verdict = None if gap is None else _verdict(gap)
+            if gap is not None and verdict is not None:
+                digits = 3 if measure == "auc" else 4
+                spread = f"{signed(gap['lower'], digits)} to {signed(gap['upper'], digits)}"
+                said.append(f"{word} {verdict} ({signed(gap['difference'], digits)}, {spread})")
+        lines.append(f"{row['model']} against {other}: {'; '.join(said) or 'not compared'}.")
+    return lines
 
 
 def _level(row: Row) -> str:

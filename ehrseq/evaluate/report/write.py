@@ -12,7 +12,7 @@ from ehrseq.evaluate.report.card import evaluation_card
 from ehrseq.evaluate.report.figures import calibration_figure, decision_figure
 from ehrseq.evaluate.report.source_attributes import source_attributes
 from ehrseq.evaluate.report.tripod import tripod
-from ehrseq.evaluate.report.words import findings, limits, signed
+from ehrseq.evaluate.report.words import findings, limits, signed, verdicts
 from ehrseq.storage import atomic_folder, write_json, write_manifest
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def write_report(evaluation: Evaluation, folder: str | Path) -> None:
     """Write the folder, whole or not at all: the page, its numbers, a model card, and two checklists as JSON."""
     report = content(evaluation)
     with atomic_folder(folder, KIND) as scratch:
-        write_json(scratch / NUMBERS, report)
+        write_json(scratch / NUMBERS, report, sort_keys=False)
         (scratch / PAGE).write_text(page(report), encoding="utf-8")
         (scratch / "model_card.md").write_text(evaluation_card(report), encoding="utf-8")
         write_json(scratch / "hti1_source_attributes.json", report["source_attributes"])
@@ -66,7 +66,10 @@ def page(report: Mapping[str, Any]) -> str:
     environment.globals |= {"interval": _interval}
     source = resources.files("ehrseq.evaluate.report").joinpath("page.html").read_text(encoding="utf-8")
     return environment.from_string(source).render(
-        report=report, cells=_cells(report), study={**dict.fromkeys(STUDY), **report["study"]}
+        report=report,
+        cells=_cells(report),
+        study={**dict.fromkeys(STUDY), **report["study"]},
+        flow=_flow(report["study"].get("cohort") or []),
     )
 
 
@@ -87,6 +90,7 @@ def _cells(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         cell = {
             "number": number, "outcome": outcome, "landmark": landmark,
             **{t: mine(t) for t in ("table", "differences", "sensitivity", "overall", "groups", "group_tests")},
+            "verdicts": verdicts(report, {"outcome": outcome, "landmark": landmark}),
             "calibration": main["calibration"], "decisions": main["decisions"],
             "calibration_figure": None, "decision_figure": None,
         }  # fmt: skip
@@ -98,6 +102,23 @@ def _cells(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             cell["decision_figure"] = Markup(figure)
         cells.append(cell)
     return cells
+
+
+def _flow(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The cohort flow with one row an outcome and landmark and one column a step."""
+    placed = [r for r in rows if r["outcome"] is not None]
+    steps = [s for s in dict.fromkeys(r["step"] for r in placed) if s != "at_risk"] + ["at_risk"]
+    lines = []
+    for outcome, landmark in dict.fromkeys((r["outcome"], r["landmark"]) for r in placed):
+        counts = {r["step"]: r for r in placed if (r["outcome"], r["landmark"]) == (outcome, landmark)}
+        cells = [_people(counts[s]) if s in counts else "0" for s in steps]
+        lines.append([f"{outcome}, from {landmark}" if landmark else outcome, *cells])
+    return ["outcome", *(_words(s) for s in steps)], lines
+
+
+def _people(row: Mapping[str, Any]) -> str:
+    times, subjects = row["prediction_times"], row["subjects"]
+    return f"{times:,}" if times == subjects else f"{times:,} ({subjects:,} subjects)"
 
 
 def _number(value: Any, digits: int = 3) -> str:
@@ -112,7 +133,8 @@ def _number(value: Any, digits: int = 3) -> str:
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f}%"
+    # adding 0 turns -0.0 into 0.0
+    return "–" if value is None else f"{round(100 * value, digits) + 0.0:.{digits}f}%"
 
 
 def _interval(row: Mapping[str, Any], name: str, digits: int = 3) -> str:

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import polars as pl
+import pytest
+
+from ehrseq.evaluate.report.source_attributes import ATTRIBUTES
+from ehrseq.evaluate.report.tripod import ITEMS
+from ehrseq.evaluate.report.write import content, page, write_report
+from ehrseq.evaluate.study import evaluate_study
+from tests.evaluate.test_study import forecasts, labels_of
+from tests.toy import TASK, cohort
+
+HOSTILE = '<script>alert("$x^2$")</script>'
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    timelines = cohort(400, seed=3)
+    risks = {HOSTILE: forecasts(timelines), "other": forecasts(timelines, seed=1)}
+    groups = timelines.subjects.select("subject_id").with_columns(ward=pl.Series(["<b>a</b>", "b"] * 200))
+    found = evaluate_study(risks, labels_of(timelines), timelines, TASK, n_bootstrap=120, by=groups)
+    study = {
+        **found.study,
+        "audits": [
+            {"name": "shuffled labels", "statement": "At chance.", "seed": 1, "rows": [{"auc": 0.5, "cell": "a"}]}
+        ],
+        "explanation": {"statement": "Precision at 5 is .9.", "rows": [{"measure": "precision at 5", "value": 0.9}]},
+    }
+    return replace(found, study=study)
+
+
+@pytest.fixture(scope="module")
+def folder(evaluation, tmp_path_factory):
+    out = tmp_path_factory.mktemp("report") / "r"
+    write_report(evaluation, out)
+    return out
+
+
+class Reader(HTMLParser):
+    """Tags, attributes, ids and text of a page."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.attributes, self.ids, self.text, self.silent = [], [], [], [], 0
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        self.ids += [value for name, value in attrs if name == "id"]
+        self.silent += tag in ("style", "svg")
+
+    def handle_endtag(self, tag):
+        self.silent -= tag in ("style", "svg")
+
+    def handle_data(self, data):
+        if not self.silent:
+            self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def read(folder):
+    reader = Reader()
+    reader.feed((folder / "report.html").read_text())
+    return reader
+
+
+def test_the_page_loads_nothing_and_runs_nothing(read):
+    assert not {"script", "link", "iframe", "img", "object", "embed"} & set(read.tags)
+    for tag, name, value in read.attributes:
+        assert not name.startswith("on"), (tag, name)
+        if name in ("href", "src", "xlink:href", "action"):
+            assert value.startswith("#"), (tag, name)
+    assert any("default-src 'none'" in (value or "") for *_, value in read.attributes)
+
+
+def test_untrusted_text_is_text(folder, read):
+    source = (folder / "report.html").read_text()
+    assert "<script" not in source
+    assert "<b>a" not in source
+    assert HOSTILE in "".join(read.text)
+    card = (folder / "model_card.md").read_text()
+    assert "<script" not in card
+
+
+def test_a_screen_reader_finds_its_way(read):
+    assert ("html", "lang", "en") in read.attributes
+    assert read.tags.count("h1") == read.tags.count("main") == 1
+    assert len(read.ids) == len(set(read.ids))
+    assert read.tags.count("table") == read.tags.count("caption") > 10
+    assert read.tags.count("svg") == read.tags.count("figcaption") == 4
+    scopes = [tag for tag, name, _ in read.attributes if (tag, name) == ("th", "scope")]
+    assert len(scopes) == read.tags.count("th")
+    anchors = {value[1:] for tag, name, value in read.attributes if (tag, name) == ("a", "href")}
+    assert anchors <= set(read.ids)
+
+
+def numbers(value):
+    """Every number in JSON content, those inside texts too."""
+    if isinstance(value, dict):
+        return [n for v in value.values() for n in numbers(v)]
+    if isinstance(value, list):
+        return [n for v in value for n in numbers(v)]
+    if isinstance(value, str):
+        return [float(n) for n in re.findall(r"\d+(?:\.\d+)?", value)]
+    return [float(value)] if isinstance(value, int | float) and not isinstance(value, bool) else []
+
+
+def test_every_number_of_the_page_is_in_the_json(folder, read):
+    content = json.loads((folder / "report.json").read_text(), parse_constant=pytest.fail)
+    known = numbers(content)
+    shown = {f"{v * scale / 365.25 ** year:.{digits}f}" for v in known for scale, digits, year in (
+        (1, 0, 0), (1, 1, 0), (1, 2, 0), (1, 3, 0), (1, 4, 0), (100, 1, 0), (1, 1, 1))}  # fmt: skip
+    shown |= {s.lstrip("-") for s in shown} | set(re.findall(r"\d+(?:\.\d+)?", json.dumps(content)))
+    # written in the page's own words: 95% intervals, 50 subjects, AUC's 0 and 1, 2.0
+    shown |= {"95", "50", "100", "1,000", "1", "0", "170.315"}
+    said = " ".join(read.text).replace(",", "")
+    missing = [n for n in re.findall(r"(?<![\w.])\d+(?:\.\d+)?", said) if n not in shown and n != "1000"]
+    tests_made = str(sum(t["p"] is not None for t in content["group_tests"]))
+    assert [n for n in missing if n not in (tests_made, "31")] == []
+
+
+def test_the_json_is_that_of_the_page(evaluation, folder):
+    report = json.loads((folder / "report.json").read_text())
+    assert page(report) == page(content(evaluation)) == (folder / "report.html").read_text()
+
+
+def test_every_item_has_a_value_or_a_reason(folder):
+    attributes = json.loads((folder / "hti1_source_attributes.json").read_text())
+    assert len(attributes["attributes"]) == len(ATTRIBUTES) == 31
+    for row in attributes["attributes"]:
+        assert (row["value"] == "not available") == bool(row.get("reason"))
+    # the table says nothing of who made it, for whom, or where it was trained: neither does the list
+    unknown = {a["paragraph"] for a in attributes["attributes"] if a["value"] == "not available"}
+    assert {"1.i", "1.ii", "2.i", "4.i", "6.i", "7.i", "7.iii", "8.ii"} <= unknown
+    items = json.loads((folder / "tripod_ai.json").read_text())
+    assert len(items) == len({i["item"] for i in items}) == len(ITEMS) == 52
+    for row in items:
+        assert bool(row["value"]) != bool(row["reason"])
+
+
+def test_an_evaluation_of_tables_alone_says_what_it_lacks(evaluation, tmp_path):
+    bare = replace(evaluation, study={}, groups=evaluation.groups.clear(), group_tests=evaluation.group_tests.clear())
+    bare.save(tmp_path / "r")
+    text = (tmp_path / "r" / "report.html").read_text()
+    assert text.count("Not available") >= 4
+    assert "Not run: audits" in text
+    nothing = replace(
+        bare, **{n: getattr(bare, n).clear() for n in ("table", "differences", "overall", "calibration", "curves",
+                                                       "decisions", "sensitivity")}, main_horizon=None,
+    )  # fmt: skip
+    nothing.save_report(tmp_path / "page.html")
+    assert "Nobody at risk could be judged" in (tmp_path / "page.html").read_text()
+
+
+def test_equal_evaluations_give_equal_bytes(evaluation, folder, tmp_path):
+    write_report(evaluation, tmp_path / "again")
+    for file in folder.iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium to look at the page")
+@pytest.mark.parametrize("width", [1280, 400])
+def test_seen_in_a_browser(folder, tmp_path, width):
+    source = (folder / "report.html").read_text()
+    # a script of the test's own measures what the browser made of the page
+    probe = """<script>addEventListener("load", () => {
+      const svgs = [...document.querySelectorAll("svg")].map(s => s.getBoundingClientRect());
+      document.title = JSON.stringify({page: document.documentElement.scrollWidth, window: innerWidth,
+        svgs: svgs.map(r => [Math.round(r.width), Math.round(r.height)]), heading: document.querySelector("h1").
+        getBoundingClientRect().width, overlap: [...document.querySelectorAll("section")].some((s, i, all) => i &&
+        s.getBoundingClientRect().top < all[i - 1].getBoundingClientRect().bottom - 1)});
+    });</script>"""
+    probed = re.sub(r"<meta http-equiv=[^>]*>", "", source).replace("</head>", probe + "</head>")
+    (tmp_path / "page.html").write_text(probed)
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+               "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
+               f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={max(width, 500)},4000"]  # fmt: skip
+    # a headless window is never narrower than 500 pixels: a frame is
+    frame = f'<iframe id="f" src="page.html" style="width:{width}px;height:3900px;border:0"></iframe>'
+    reader = '<script>addEventListener("load", () => setTimeout(() => { document.body.dataset.seen = \
+document.getElementById("f").contentDocument.title; }, 100));</script>'
+    (tmp_path / "frame.html").write_text(f'<!DOCTYPE html><body style="margin:0">{frame}{reader}</body>')
+    where = (tmp_path / "frame.html").as_uri()
+    done = subprocess.run(
+        [CHROMIUM, *options, "--allow-file-access-from-files", "--virtual-time-budget=5000", "--dump-dom", where],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    found = re.search(r'data-seen="([^"]*)"', done.stdout)
+    assert found, done.stderr[-2000:]
+    seen = json.loads(found.group(1).replace("&quot;", '"'))
+    assert seen["window"] == width
+    assert seen["page"] <= width  # only tables scroll sideways
+    assert len(seen["svgs"]) == 4
+    assert all(250 < w <= width and 200 < h < 500 for w, h in seen["svgs"])
+    assert not seen["overlap"]
+    picture = tmp_path / "page.png"
+    subprocess.run([CHROMIUM, *options, f"--screenshot={picture}", where], capture_output=True, timeout=120, check=True)
+    import matplotlib.image
+
+    pixels = matplotlib.image.imread(picture)[:, :width, :3]
+    ink = (pixels.min(2) < 0.5).mean()
+    assert 0.01 < ink < 0.3  # neither blank nor black
