@@ -80,8 +80,8 @@ def main() -> None:
             parts.setdefault(name, []).append(table)
         seconds[fold] = round(time.process_time() - start, 1)
         print(f"fold {fold}: {seconds[fold]} CPU seconds", flush=True)
-    for name, tables in parts.items():
-        pl.concat(tables).write_parquet(options.out / f"{name}.parquet")
+        for name, tables in parts.items():  # after each fold: a run that is cut short keeps what it has
+            pl.concat(tables).write_parquet(options.out / f"{name}.parquet")
     (options.out / "timing.json").write_text(json.dumps({"cpu_seconds": seconds, "config": config.to_dict()}, indent=1))
 
 
