@@ -45,13 +45,13 @@ class TrainingConfig:
 
     max_epochs: int = 10
     patience: int = 4
-    learning_rate: float = 2e-3
+    learning_rate: float = 7e-4
     weight_decay: float = 0.05
     warmup_steps: int = 50
     gradient_clip: float = 1.0
     landmarks_per_subject: int = 5
     tuning_landmarks_per_subject: int = 8
-    tokens_per_batch: int = 8192
+    tokens_per_batch: int = 1024
     members: int = 3
     auxiliary_codes: int = 32
     auxiliary_weight: float = 2.0

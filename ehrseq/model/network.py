@@ -24,24 +24,6 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     return torch.matmul(score.softmax(-1), value)
 
 
-class SequenceDropout(nn.Module):
-    """Dropout of whole features, the same for all tokens of a sequence.
-
-    One draw a sequence and feature costs a tenth of one a token (drawing is what makes dropout slow on a CPU). Source:
-    Gal and Ghahramani (2016), NeurIPS 29.
-    """
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.keep = 1 - probability
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, width), unchanged when not training."""
-        if not self.training or self.keep == 1:
-            return x
-        return x * torch.empty_like(x[:, :1]).bernoulli_(self.keep).div_(self.keep)
-
-
 class Block(nn.Module):
     """Pre-norm attention and SwiGLU; rows may be fewer than columns, so that the last block serves queries only."""
 
@@ -56,7 +38,7 @@ class Block(nn.Module):
         self.mlp_norm = nn.RMSNorm(width)
         self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
-        self.dropout = SequenceDropout(dropout)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, bias: Tensor, first_row: int) -> Tensor:
         """x (B, T, width), bias (B, 1, T - first_row, T) -> (B, T - first_row, width)."""
@@ -137,7 +119,7 @@ class ProgressionNetwork(nn.Module):
         self.norm = nn.RMSNorm(width)
         self.head = HazardHead(width, FEATURES, n_hazards, edges)
         self.auxiliary = HazardHead(width, FEATURES, n_auxiliary, edges) if n_auxiliary else None
-        self.dropout = SequenceDropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
         for table in (self.code, self.coded_value, self.knot):
             nn.init.normal_(table.weight, std=0.1)
             with torch.no_grad():
