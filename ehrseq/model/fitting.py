@@ -137,13 +137,18 @@ def _adjust(fitted: Fitted, parts: dict[str, Part], labeller: Labeller, config: 
         raw[name] = {branch: members.mean(0, keepdims=True) for branch, members in parts_of.items()}
 
     def settle(branch: str) -> None:
-        """The level on both splits, then the slope on the tuning split alone."""
+        """The level on both splits, the slope on the tuning split alone, and the level again.
+
+        A slope comes with the level of the tuning split, which has a tenth of the events.
+        """
         n_hazards, n_intervals = len(fitted.hazards), len(fitted.edges) - 1
         fitted.adjustments[branch] = Adjustment.none(n_hazards, n_intervals)
         now = {name: fitted.combine(raw[name], branch)[0] for name in raw}
         level = fit_level([(now[name], outcomes[name]) for name in raw])
         slope = fit_slope(level.apply(now["tuning"]), outcomes["tuning"])
-        fitted.adjustments[branch] = level.then(slope)
+        sloped = level.then(slope)
+        again = fit_level([(sloped.apply(now[name]), outcomes[name]) for name in raw])
+        fitted.adjustments[branch] = sloped.then(again)
 
     for branch in raw["tuning"]:
         settle(branch)
