@@ -278,3 +278,24 @@ def test_pandas_in_pandas_out(model, timelines, reference):
     forecast = model.forecast(timelines, at.to_pandas())
     assert_same(forecast.risk, reference)
     assert list(forecast.to_pandas().columns) == reference.columns
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "transformer", "boosted", "cox", "age_sex"])
+def test_each_kind_of_model_is_fitted_saved_loaded_and_judged(timelines, tmp_path, kind):
+    from dataclasses import replace
+
+    fitted = ProgressionModel(replace(CONFIG, model=kind)).fit(timelines, TASK)
+    forecast = fitted.forecast(timelines, AT)
+    assert forecast.metadata["model"] == kind
+    fitted.save(tmp_path / "model")
+    assert load_model(tmp_path / "model").forecast(timelines, AT).risk.equals(forecast.risk)
+    assert kind in set(fitted.evaluate(timelines, n_bootstrap=0).table["model"])
+    # what becomes known after the prediction time changes no branch
+    later = append(timelines, [(i, day(1001), "LOINC//a", 9.0, day(1001)) for i in range(1, 200)])
+    assert_same(fitted.forecast(later, AT).risk, forecast.risk)
+    # one subject alone scores as in the batch
+    one = forecast.risk["subject_id"][0]
+    alone = fitted.forecast(timelines.select([one]), AT).risk
+    assert_same(alone, forecast.risk.filter(subject_id=one))
+    with pytest.raises(ForecastError, match="a fitted branch"):
+        fitted.forecast(timelines, AT, branch="forest")
