@@ -174,6 +174,7 @@ class ProgressionModel:
         self._check_fitted()
         counts = dict(self.trained_on_["split"].value_counts().iter_rows())
         facts = {
+            "model": self.config.model,
             "seed": self.config.seed, "data_hash": self.fitted_.data_hash, "n_train": counts.get("train", 0),
             "n_tuning": counts.get("tuning", 0),
         }  # fmt: skip

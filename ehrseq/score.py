@@ -233,7 +233,7 @@ def inspect(folder: str | Path) -> dict[str, Any]:
         model = _loaded(folder)
         return {
             "kind": kind,
-            "model": model.config.model,
+            "model": next(iter((*model.fitted_.branches, "age_sex"))),
             "outcomes": model.fitted_.events,
             "horizons": [h.label for h in model.task_.horizons],
             "codes": len(model.fitted_.vocabulary.codes),

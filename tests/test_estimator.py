@@ -299,3 +299,42 @@ def test_each_kind_of_model_is_fitted_saved_loaded_and_judged(timelines, tmp_pat
     assert_same(alone, forecast.risk.filter(subject_id=one))
     with pytest.raises(ForecastError, match="a fitted branch"):
         fitted.forecast(timelines, AT, branch="forest")
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "cox"])
+def test_nobody_dies_and_an_outcome_that_only_came_before(timelines, kind):
+    from dataclasses import replace
+
+    alive = Timelines(
+        events=timelines.events.filter(pl.col("code") != "MEDS_DEATH"),
+        subjects=timelines.subjects.with_columns(death_time=pl.lit(None, pl.Datetime("us"))),
+        splits=timelines.splits,
+    )
+    before = append(alive, [(i, day(-200), "SNOMED//2", None, day(-200)) for i in range(1, 200, 2)])
+    content = TASK.to_dict()
+    content["outcomes"]["earlier"] = {"codes": ["SNOMED//2"], "competing": ["death"]}
+    fitted = ProgressionModel(replace(CONFIG, model=kind)).fit(before, Task.from_dict(content))
+    assert fitted.fitted_.outcomes == ["illness"]
+    assert fitted.fitted_.events == {"illness": fitted.fitted_.events["illness"], "death": 0, "earlier": 0}
+    forecast = fitted.forecast(before, AT)
+    assert forecast.risk["probability"].is_finite().all()
+    assert forecast.risk["competing"].max() < 0.05
+    assert set(forecast.skipped["reason"]) >= {"no_training_events"}
+
+
+def test_later_events_and_other_people_move_no_boosted_forecast_at_all():
+    from dataclasses import replace
+
+    from ehrseq.config import BoostedConfig
+
+    many = cohort(600, seed=4)
+    config = replace(CONFIG, model="boosted", boosted=BoostedConfig(min_rows_per_leaf=20, max_trees=60))
+    fitted = ProgressionModel(config).fit(many, TASK)
+    forecast = fitted.forecast(many, AT).risk
+    known = pl.col("known_time") <= AT
+    cut = Timelines(events=many.events.filter(known | pl.col("known_time").is_null()), subjects=many.subjects)
+    assert cut.events.height < many.events.height
+    assert fitted.forecast(cut, AT).risk.equals(forecast)
+    for one in forecast["subject_id"].unique().sort()[:40]:
+        alone = fitted.forecast(many.select([one]), AT).risk
+        assert alone.equals(forecast.filter(subject_id=one))

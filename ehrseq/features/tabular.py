@@ -14,7 +14,9 @@ Float = NDArray[np.float64]
 YEAR = 365.25 * DAY  # microseconds
 RECENT = int(2 * YEAR)
 STATIC = np.iinfo(np.int64).min
-APART = 32.0  # scaled values are within 5 of 0: so far apart, the groups of a running minimum never mix
+UNIT = 2**16  # a value of one spread as a whole number
+HOURS = 24 * 365.25  # a year
+APART = 32  # scaled values are within 5 of 0: so far apart, the groups of a running minimum never mix
 OVERALL = ("age", "events", "recent_events", "moments", "years_since_last", "years_since_first")
 EVENT = ("count", "recent_count", "years_since_last", "years_since_first")
 VALUE = ("last", "mean", "minimum", "maximum", "deviation", "slope", "change")
@@ -99,7 +101,8 @@ class Tabulator:
     def _counts(self, run: _Running, subject: Index, time: Index, code: int) -> Float:
         at, before = run.last(subject, time, code), run.last(subject, time - RECENT, code)
         count, earlier = (np.where(i >= 0, i - run.start[i] + 1.0, 0) for i in (at, before))
-        since = [np.where(at >= 0, (time - run.known[i]) / YEAR, np.nan) for i in (at, run.start[at])]
+        dated = (at >= 0) & (at >= run.dated[at])  # dateless facts come first, and have no "since"
+        since = [np.where(dated, (time - np.where(dated, run.known[i], 0)) / YEAR, np.nan) for i in (at, run.dated[at])]
         return np.column_stack([count, count - earlier, *since])
 
     def _values(self, subject: Index, time: Index, code: int) -> Float:
@@ -107,16 +110,16 @@ class Tabulator:
         at = run.last(subject, time, code)
         first = run.start[at]
         n = np.where(at >= 0, at - first + 1.0, 1)
-        value, year, square, year_square, product = (
-            running[at + 1] - running[first]
-            for running in (run.value, run.year, run.square, run.year_square, run.product)
+        value, hour, square, hour_square, product = (
+            (running[at + 1] - running[first]).astype(np.float64)
+            for running in (run.value, run.hour, run.square, run.hour_square, run.product)
         )
         mean = value / n
         # a prior of one year squared: two values a week apart tell nothing of a trend
-        slope = (product - year * mean) / (np.maximum(year_square - year**2 / n, 0) + 1)
-        deviation = np.sqrt(np.maximum(square / n - mean**2, 0))
+        slope = (n * product - hour * value) / (n * hour_square - hour**2 + n * HOURS**2) * HOURS
+        deviation = np.sqrt(np.maximum(n * square - value**2, 0)) / n
         last = run.last_value[at]
-        out = np.column_stack([last, mean, run.minimum[at], run.maximum[at], deviation, slope, last - mean])
+        out = np.column_stack([last, mean, run.minimum[at], run.maximum[at], deviation, slope, last - mean]) / UNIT
         out[at < 0] = np.nan
         return out
 
@@ -124,7 +127,10 @@ class Tabulator:
 class _Running:
     """Running sums over some events in the order of (subject, code, known_time); a group is a subject's code.
 
-    There is always a row to look at, even without events, so that arrays can be indexed with -1 for "none".
+    Sums are of whole numbers (values in units of 1 / UNIT, times in hours since the group's first), so that a
+    difference of two of them is exact: what a subject's features are must not depend, not even in the last bit, on who
+    else is in the table or on what happens later. There is always a row to look at, even without events, so that
+    arrays can be indexed with -1 for "none".
     """
 
     def __init__(self, table: Tabulator, rows: Index, *, by_code: bool) -> None:
@@ -138,26 +144,26 @@ class _Running:
         self.stride = len(table.moments) + 1
         self.key = self.group * self.stride + np.searchsorted(table.moments, self.known)
         new = np.append(True, self.group[1:] != self.group[:-1])[: len(rows)]
-        place = np.flatnonzero(new)
         number = np.cumsum(new) - 1
-        self.start = place[number]
+        self.start = np.flatnonzero(new)[number]
+        static = self.known == STATIC
+        # the first dated row of each row's group, beyond its end where there is none
+        self.dated = self.start + np.bincount(number[static], minlength=len(rows))[number]
         steps = np.cumsum(np.append(True, self.key[1:] != self.key[:-1])[: len(rows)])
         self.moments = steps - steps[self.start] + 1
-        value = h.value[rows].astype(np.float64)
-        # years since the group's first event keep the sums small and exact
-        years = np.where(self.known == STATIC, 0, self.known - self.known[self.start]) / YEAR
-        sums = (value, years, value**2, years**2, value * years)
-        self.value, self.year, self.square, self.year_square, self.product = (
-            np.append(0.0, np.cumsum(np.nan_to_num(x))) for x in sums
-        )
+        value = np.rint(np.nan_to_num(h.value[rows].astype(np.float64)) * UNIT).astype(np.int64)
+        origin = self.known[np.minimum(self.dated, max(len(rows) - 1, 0))]
+        hours = np.where(static, 0, self.known - np.where(static, 0, origin)) // (DAY // 24)
+        sums = (value, hours, value**2, hours**2, value * hours)
+        self.value, self.hour, self.square, self.hour_square, self.product = (np.append(0, np.cumsum(x)) for x in sums)
         self.last_value = value
-        self.minimum = np.minimum.accumulate(value - APART * number) + APART * number
-        self.maximum = np.maximum.accumulate(value + APART * number) - APART * number
+        apart = APART * UNIT * number
+        self.minimum = np.minimum.accumulate(value - apart) + apart
+        self.maximum = np.maximum.accumulate(value + apart) - apart
+        self.known = np.append(self.known, 0)  # what `dated` points at where a group has no date
         if not len(rows):
-            for name in ("known", "start", "moments"):
+            for name in ("known", "start", "dated", "moments", "last_value", "minimum", "maximum"):
                 setattr(self, name, np.zeros(1, np.int64))
-            for name in ("last_value", "minimum", "maximum"):
-                setattr(self, name, np.zeros(1))
 
     def last(self, subject: Index, time: Index, code: int) -> Index:
         """(Q,) the last row of each subject's code that is visible at `time` (inclusive), -1 for none."""

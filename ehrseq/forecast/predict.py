@@ -58,6 +58,8 @@ def outcome_hazards(
 def _baseline(
     fitted: Fitted, kind: str, outcome: str, rows: pl.DataFrame, subjects: pl.DataFrame
 ) -> tuple[Float, Float]:
+    if "sex" not in subjects.columns:
+        subjects = subjects.with_columns(sex=pl.lit(None, pl.String))
     known = rows.join(
         subjects.select("subject_id", "birth_time", "sex"), on="subject_id", how="left", maintain_order="left"
     )

@@ -140,6 +140,9 @@ def blend_weight(transformer: Float, boosted: Float, outcomes: Outcomes) -> Floa
     grid = np.linspace(0, 1, 21)
     out = np.empty(transformer.shape[1])
     for h in range(len(out)):
+        if not (outcomes.interval[:, h] >= 0).any():
+            out[h] = 0.5  # without an event, the branch that forecasts less would win
+            continue
         losses = [outcomes.loss((1 - w) * transformer[:, h] + w * boosted[:, h], h) for w in grid]
         out[h] = 0.25 + 0.5 * grid[int(np.argmin(losses))]
     return out

@@ -20,6 +20,7 @@ from ehrseq.config import BoostedConfig
 Float = NDArray[np.float64]
 Rows = NDArray[np.float32]
 Index = NDArray[np.int64]
+FEW = 50
 CHUNK = 4096  # rows evaluated together: their features stay in the processor's cache
 
 
@@ -89,6 +90,12 @@ class Trees:
         return cls(**rest, offset=float(arrays["offset"][0]), depth=int(arrays["depth"][0]))
 
     @classmethod
+    def none(cls) -> Trees:
+        """No trees: 0 for every row."""
+        number, flag, real = np.zeros(1, np.int32), np.zeros(1, bool), np.zeros(1)
+        return cls(np.zeros(0, np.int32), number, real, flag, number - 1, number - 1, real, 0.0, 0)
+
+    @classmethod
     def from_sklearn(cls, model: HistGradientBoostingRegressor) -> Trees:
         """The trees of a fitted regressor, on the scale of its link (here the log of the rate)."""
         nodes = [stage[0].nodes for stage in model._predictors]
@@ -136,7 +143,12 @@ class BoostedHazard:
         cls, training: PersonPeriods, tuning: PersonPeriods, cuts: Cuts, base: Float, period: Index,
         config: BoostedConfig, seed: int,
     ) -> BoostedHazard:  # fmt: skip
-        """Grow trees on the training periods; their number is the one of least tuning loss."""
+        """Grow trees on the training periods; their number is the one of least tuning loss.
+
+        Without an event to learn from there are none, and without one to choose by, FEW.
+        """
+        if not training.events.sum():
+            return cls(base, Trees.none(), period)
         model = HistGradientBoostingRegressor(
             loss="poisson", learning_rate=config.learning_rate, max_iter=config.max_trees,
             max_leaf_nodes=config.leaves, min_samples_leaf=config.min_rows_per_leaf,
@@ -146,7 +158,9 @@ class BoostedHazard:
         # no offset is to be had: the ratio of observed to expected events, weighted by the expected ones
         model.fit(cuts.codes(training.rows), training.events / training.expected, sample_weight=training.expected)
         trees = cuts.uncoded(Trees.from_sklearn(model))
-        best = 1 + int(np.argmin([tuning.loss(score) for score in trees.stages(tuning.rows)]))
+        best = min(FEW, config.max_trees)
+        if tuning.events.sum():
+            best = 1 + int(np.argmin([tuning.loss(score) for score in trees.stages(tuning.rows)]))
         return cls(base, trees.first(best), period)
 
 

@@ -5,6 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+KINDS = {
+    "hybrid": "Transformers over event timelines, blended with gradient-boosted hazards",
+    "transformer": "Transformers over event timelines",
+    "boosted": "Gradient-boosted hazards on summaries of the timelines",
+    "cox": "A proportional-hazards model on summaries of the timelines",
+    "age_sex": "A proportional-hazards model of age and sex",
+}
+
 
 def model_card(
     task: Mapping[str, Any], facts: Mapping[str, Any], events: Mapping[str, int], refused: Sequence[str]
@@ -17,8 +25,8 @@ def model_card(
     lines = [
         "# Model card",
         "",
-        "A transformer over event timelines that forecasts the cumulative incidence of each outcome, competing risks",
-        "respected. Fitted by ehrseq.",
+        f"{KINDS[str(facts.get('model', 'hybrid'))]}.",
+        "Forecasts the cumulative incidence of each outcome, competing risks respected. Fitted by ehrseq.",
         "",
         "## Forecasts",
         f"Horizons: {', '.join(task['horizons'])}.",

@@ -42,6 +42,8 @@ class CoxHazard:
         happened = interval >= 0
         events = np.bincount(interval[happened], weight[happened], minlength=len(base))
         coefficients = np.zeros(features.shape[1])
+        if not events.sum():
+            return cls(base, centre, scale, coefficients)
         for _ in range(ROUNDS):
             expected = (exposure @ np.exp(base)) * weight
             model = PoissonRegressor(alpha=PENALTY / expected.sum(), solver="newton-cholesky", tol=1e-6).fit(
@@ -51,7 +53,9 @@ class CoxHazard:
             )
             coefficients = model.coef_.astype(np.float64)
             relative = np.exp(scaled @ coefficients) * weight
-            rate = (events + 1) / (relative @ exposure + 1 / np.exp(base))
+            at_base = relative @ exposure
+            pooled = events.sum() / at_base.sum()
+            rate = (events + 1) / (at_base + 1 / pooled)  # an event's worth of the pooled rate where there are few
             base = np.log(rate)
         return cls(base, centre, scale, coefficients)
 

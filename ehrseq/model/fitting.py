@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -25,7 +26,7 @@ from ehrseq.task.definition import Task
 from ehrseq.task.outcome import occurrences
 from ehrseq.timeline.store import Timelines
 from ehrseq.tokens.encode import EncodedTimelines
-from ehrseq.tokens.vocabulary import FIRST_CODE, Vocabulary
+from ehrseq.tokens.vocabulary import FIRST_CODE, Vocabulary, is_static_fact
 
 Index = NDArray[np.int64]
 Float = NDArray[np.float64]
@@ -48,18 +49,13 @@ def fit_model(
     parts = {name: Part.prepare(some, vocabulary, name) for name, some in split.items()}
     happened = occurrences(timelines, task)
     events = _count_events(happened, parts["train"].subjects, task)
-    learnable = [outcome for outcome in task.outcomes if events[outcome.name]]
-    if not learnable:
-        raise TaskError(
-            "at least one outcome that occurs among the training subjects", "none", "check the task's codes"
-        )
-    hazards = hazard_names(learnable)
     edges = interval_edges(task.max_horizon_days + 2, config.network.intervals)
-    auxiliary = vocabulary.summary_codes[: config.training.auxiliary_codes]
+    changing = [c for c in vocabulary.summary_codes if not is_static_fact(c)]
+    auxiliary = tuple(changing[: config.training.auxiliary_codes])
     index = np.array([FIRST_CODE + vocabulary.codes.index(c) for c in auxiliary], dtype=np.int64)
-    labeller = Labeller(happened, timelines.subjects, task, hazards, index)
-    rng = np.random.default_rng([config.seed, 1])
-    sample = parts["train"].draw(rng, config.boosted.landmarks_per_subject, labeller, auxiliary=True)
+    labeller = Labeller(happened, timelines.subjects, task, hazard_names(task.outcomes), index)
+    labeller, sample = _draw_learnable(parts["train"], labeller, events, config)
+    hazards = labeller.hazards
     networks, history, boosted = [], [], []
     if config.model in ("transformer", "hybrid"):
         for member in range(config.training.members):
@@ -78,6 +74,35 @@ def fit_model(
         _supported_days(outcomes.target, hazards, edges), events, history, _data_hash(parts["train"].encoded),
     )  # fmt: skip
     return _adjust(fitted, parts, labeller, config)
+
+
+def _draw_learnable(
+    part: Part, labeller: Labeller, events: dict[str, int], config: ModelConfig
+) -> tuple[Labeller, Sample]:
+    """Landmarks of the training subjects, and the labeller of the outcomes that happen after one of them.
+
+    Others have nothing to teach, wherever else they occur: their count in `events` becomes 0.
+    """
+
+    def draw(labeller: Labeller) -> Sample:
+        rng = np.random.default_rng([config.seed, 1])
+        return part.draw(rng, config.boosted.landmarks_per_subject, labeller, auxiliary=True)
+
+    sample = draw(labeller)
+    happens = sample.target.event[:, : len(labeller.hazards)].any(axis=0)
+    for hazard, found in zip(labeller.hazards, happens.tolist(), strict=True):
+        if not hazard.competing and not found:
+            events[hazard.outcome] = 0
+    learnable = [outcome for outcome in labeller.task.outcomes if events[outcome.name]]
+    if not learnable:
+        raise TaskError(
+            "at least one outcome that occurs among the training subjects while they are followed", "none",
+            "check the task's codes",
+        )  # fmt: skip
+    if len(learnable) < len(labeller.task.outcomes):
+        labeller = replace(labeller, hazards=hazard_names(learnable))
+        sample = draw(labeller)
+    return labeller, sample
 
 
 def _fit_boosted(

@@ -62,6 +62,8 @@ class Part:
             raise TimelineError(
                 f"subjects with a birth date and follow-up in the split '{name}'", "none", "check `ehrseq cohort`"
             )
+        if "sex" not in usable.columns:
+            usable = usable.with_columns(sex=pl.lit(None, pl.String))
         start, end = (usable[c].dt.epoch("us").to_numpy() for c in ("follow_up_start", "follow_up_end"))
         return cls(encode(timelines.events, usable, vocabulary), usable, start, end)
 

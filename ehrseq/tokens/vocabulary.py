@@ -106,8 +106,10 @@ class Vocabulary:
 
 
 def model_events(events: pl.DataFrame) -> pl.DataFrame:
-    """The events a model may learn from: birth is given as age, and death is an outcome."""
-    return events.filter(~pl.col("code").is_in([BIRTH_CODE, DEATH_CODE]))
+    """The events a model may learn from: birth is given as age, death is an outcome, and demographics are static facts
+    of the subject table, read only where the configuration names them."""
+    demographic = pl.col("code").str.contains(rf"^({'|'.join(DEMOGRAPHICS).upper()})//")
+    return events.filter(~pl.col("code").is_in([BIRTH_CODE, DEATH_CODE]) & ~demographic)
 
 
 def static_facts(subjects: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:

@@ -82,6 +82,42 @@ def test_later_events_change_no_row():
     offset = np.append(0, np.cumsum(np.bincount(owner[kept], minlength=len(subject))))
     earlier = History(offset, h.known_time[kept], h.code[kept], h.value[kept], h.birth, h.static, h.valued)
     assert kept.sum() < len(kept)
-    np.testing.assert_allclose(
-        Tabulator(earlier).rows(subject, time), Tabulator(h).rows(subject, time), rtol=1e-5, atol=1e-5
-    )
+    np.testing.assert_array_equal(Tabulator(earlier).rows(subject, time), Tabulator(h).rows(subject, time))
+
+
+def test_a_subject_has_the_same_row_to_the_last_bit_whoever_else_is_there():
+    h = history(6, 200)
+    time = np.full(len(h.birth), 15 * STEP)
+    together = Tabulator(h).rows(np.arange(len(h.birth)), time)
+    for s in range(0, len(h.birth), 7):
+        own = slice(h.offset[s], h.offset[s + 1])
+        alone = History(
+            np.array([0, own.stop - own.start]), h.known_time[own], h.code[own], h.value[own], h.birth[:1], h.static,
+            h.valued,
+        )  # fmt: skip
+        np.testing.assert_array_equal(Tabulator(alone).rows(np.array([0]), time[:1])[0], together[s])
+
+
+def test_a_constant_lab_does_not_vary():
+    known = np.arange(50) * STEP
+    code, value = np.zeros(50, np.int64), np.full(50, 1.2345, np.float32)
+    one = History(np.array([0, 50]), known, code, value, np.array([0]), np.array([False]), np.array([True]))
+    table = Tabulator(one)
+    row = dict(zip(table.names, table.rows(np.array([0]), known[-1:])[0], strict=True))
+    assert (row["0:deviation"], row["0:slope"], row["0:change"]) == (0, 0, 0)
+
+
+def test_facts_without_a_date_count_and_have_no_since():
+    known = np.array([STATIC, 2 * STEP, 5 * STEP])
+    code, value = np.zeros(3, np.int64), np.array([1, 2, 3], np.float32)
+    one = History(np.array([0, 3]), known, code, value, np.array([0]), np.array([False]), np.array([True]))
+    table = Tabulator(one)
+    rows = [
+        dict(zip(table.names, r, strict=True)) for r in table.rows(np.zeros(2, np.int64), np.array([STEP, 7 * STEP]))
+    ]
+    assert [r["0:count"] for r in rows] == [1, 3]
+    assert np.isnan(rows[0]["0:years_since_last"])
+    assert np.isnan(rows[0]["0:years_since_first"])
+    assert rows[1]["0:years_since_last"] == pytest.approx(2 / 7)
+    assert rows[1]["0:years_since_first"] == pytest.approx(5 / 7)
+    assert abs(rows[1]["0:slope"]) < 5
