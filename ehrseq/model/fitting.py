@@ -89,9 +89,8 @@ def _draw_learnable(
         return part.draw(rng, config.boosted.landmarks_per_subject, labeller, auxiliary=True)
 
     sample = draw(labeller)
-    happens = sample.target.event[:, : len(labeller.hazards)].any(axis=0)
-    for hazard, found in zip(labeller.hazards, happens.tolist(), strict=True):
-        if not hazard.competing and not found:
+    for h, hazard in enumerate(labeller.hazards):
+        if not hazard.competing and not sample.target.event[:, h].any():
             events[hazard.outcome] = 0
     learnable = [outcome for outcome in labeller.task.outcomes if events[outcome.name]]
     if not learnable:
