@@ -28,6 +28,7 @@ class Shape(NamedTuple):
     odd: Column
     concept: Column
     time: Column  # the first field that the time policy asks for
+    period: Column  # the second one, a Period
     known: Column  # the only one that it asks for, if any
     quantity: Column
     reference: Column  # of the medication, in the concept's place
@@ -38,11 +39,12 @@ def _none(batch: list[Any]) -> list[None]:
     return [None] * len(batch)
 
 
-def _medicated(odd: Column, time: Column, quantity: Column = _none) -> Shape:
+def _medicated(odd: Column, time: Column, period: Column = _none, quantity: Column = _none) -> Shape:
     return Shape(
         odd,
         lambda batch: [r.medication_codeable_concept for r in batch],
         time,
+        period,
         _none,
         quantity,
         lambda batch: [None if (m := r.medication_reference) is None else m.reference for r in batch],
@@ -57,6 +59,7 @@ SHAPES = {
         ],
         lambda batch: [r.code for r in batch],
         lambda batch: [r.effective_date_time for r in batch],
+        lambda batch: [r.effective_period for r in batch],
         lambda batch: [r.issued for r in batch],
         lambda batch: [r.value_quantity for r in batch],
         _none,
@@ -68,6 +71,7 @@ SHAPES = {
             or r.recorded for r in batch
         ],
         lambda batch: [r.effective_date_time for r in batch],
+        lambda batch: [r.effective_period for r in batch],
         lambda batch: [None if (d := r.dosage) is None else d.dose or d.quantity for r in batch],
     ),
     "MedicationRequest": _medicated(
@@ -90,6 +94,7 @@ SHAPES = {
         ],
         lambda batch: [r.code for r in batch],
         lambda batch: [r.onset_date_time for r in batch],
+        lambda batch: [r.onset_period for r in batch],
         lambda batch: [r.recorded_date for r in batch],
         _none,
         _none,
@@ -104,6 +109,7 @@ SHAPES = {
         _none,
         _none,
         _none,
+        _none,
     ),
     "Procedure": Shape(
         lambda batch: [
@@ -111,6 +117,7 @@ SHAPES = {
         ],
         lambda batch: [r.code for r in batch],
         lambda batch: [r.performed_date_time for r in batch],
+        lambda batch: [r.performed_period for r in batch],
         lambda batch: [r.recorded for r in batch],
         _none,
         _none,
@@ -126,18 +133,22 @@ def plain_reader(
     `emit` reads what is not plain. `special` says of the number of a code whether it makes a record so; a code that
     is not in it does.
     """
-    odd, concept_, time_, known_, quantity_, reference_, has_values = SHAPES[kind]
+    odd, concept_, time_, period_, known_, quantity_, reference_, has_values = SHAPES[kind]
     policy, alone = POLICY[kind], pool.alone
-    dated_by = policy.time[0][1]
+    dated_by, is_result = policy.time[0][1], policy.result
     texts, references, append, pack = rows.texts, rows.references, rows.append, rows.pack
+    dates = rows.dates
+    write = dates.append
 
     def read(batch: list[Any], start: int) -> array[int]:
-        times = rows.times  # of this stretch
         reasons = array("B")
         settle = reasons.append
-        for record, r, strange, concept, time, known, quantity, reference in zip(
-            count(start), batch, odd(batch), concept_(batch), time_(batch), known_(batch), quantity_(batch),
-            reference_(batch), strict=False,
+        # one after the other, records have often the same time; to look for it further back is dear
+        last_time = last_known = None
+        time_number = known_number = 0
+        for record, r, strange, concept, time, period, known, quantity, reference in zip(
+            count(start), batch, odd(batch), concept_(batch), time_(batch), period_(batch), known_(batch),
+            quantity_(batch), reference_(batch), strict=False,
         ):  # fmt: skip
             # what it is
             if strange:
@@ -163,7 +174,10 @@ def plain_reader(
             # when it was
             source = dated_by
             if not time:
-                time, known, source = dated(r, policy)
+                if period is not None and (time := period.start or period.end):
+                    known = known or (period.end if is_result else None)
+                else:
+                    time, known, source = dated(r, policy)
             # its value
             number, text, modifier, unit = NAN, 0, 0, 0
             if quantity is not None:
@@ -177,12 +191,21 @@ def plain_reader(
             elif has_values:
                 number, words, why, measure = read_value(r)
                 text, modifier, unit = texts[words], texts[why], texts[measure]
-            append(
-                pack(
-                    record, code, times[time], times[known] if known else 0, source,
-                    number, text, modifier, unit,
-                )
-            )  # fmt: skip
+            if time != last_time:
+                last_time, time_number = time, 0
+                if time:
+                    write(time)
+                    time_number = -len(dates)
+            if not known:
+                certain = 0
+            elif known == time:
+                certain = time_number
+            else:
+                if known != last_known:
+                    write(known)
+                    last_known, known_number = known, -len(dates)
+                certain = known_number
+            append(pack(record, code, time_number, certain, source, number, text, modifier, unit))
             settle(EVENTS)
         return reasons
 
