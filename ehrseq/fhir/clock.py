@@ -102,7 +102,7 @@ def _parse_layout(text: pl.Series, layout: str) -> tuple[Instants, npt.NDArray[n
             fits &= grid[place] == ord(sign)
 
     def number(start: int, width: int = 2) -> npt.NDArray[np.int64]:
-        value = digits[start].astype(np.int64)
+        value: npt.NDArray[np.int64] = digits[start].astype(np.int64)
         for place in range(start + 1, start + width):
             value *= 10
             value += digits[place]

@@ -1,15 +1,15 @@
-"""The commonest shapes of the commonest records, read in one loop; anything unusual goes to the type's own function.
+"""The commonest shapes of the commonest records, read by column; anything unusual goes to the type's own function.
 
 A *plain* record has one coding, an ordinary status, and one value at most. It gives exactly one event, the same that
-the type's own function gives (a test compares the two). Fields are taken a column at a time and the loop calls next to
-nothing: calls and generic look-ups are most of what reading such a record costs.
+the type's own function gives (a test compares the two). Every field is taken, numbered and packed for a whole batch:
+the interpreter's steps for one record after the other are most of what reading it costs.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
-from itertools import count
+from collections.abc import Callable, Iterable
+from itertools import compress, count, repeat
 from typing import Any, NamedTuple
 
 from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool
@@ -136,80 +136,97 @@ def plain_reader(
     odd, concept_, time_, period_, known_, quantity_, reference_, has_values = SHAPES[kind]
     policy, alone = POLICY[kind], pool.alone
     dated_by, is_result = policy.time[0][1], policy.result
-    texts, references, append, pack = rows.texts, rows.references, rows.append, rows.pack
-    dates = rows.dates
-    write = dates.append
+    texts, references, dates = rows.texts, rows.references, rows.dates
 
     def read(batch: list[Any], start: int) -> array[int]:
-        reasons = array("B")
-        settle = reasons.append
-        # one after the other, records have often the same time; to look for it further back is dear
-        last_time = last_known = None
-        time_number = known_number = 0
-        for record, r, strange, concept, time, period, known, quantity, reference in zip(
-            count(start), batch, odd(batch), concept_(batch), time_(batch), period_(batch), known_(batch),
-            quantity_(batch), reference_(batch), strict=False,
-        ):  # fmt: skip
-            # what it is
+        reasons = array("B", [EVENTS]) * len(batch)
+        codes: list[int] = []  # 0: not plain
+        put = codes.append
+        for at, strange, concept, reference in zip(
+            count(), odd(batch), concept_(batch), reference_(batch), strict=False
+        ):
+            code = 0
             if strange:
-                settle(emit(r, record))
-                continue
-            if concept is not None:
-                codings = concept.coding
-                if not codings or len(codings) > 1:
-                    settle(emit(r, record))
-                    continue
-                coding = codings[0]
-                known_system, code = alone.get(coding.code, _UNKNOWN)
-                if known_system != coding.system or not code:
-                    code = pool.of_one(coding.system, coding.code)
-                if not code or (special is not None and special.get(code, True)):
-                    settle(emit(r, record))
-                    continue
+                pass
+            elif concept is not None:
+                if (codings := concept.coding) and len(codings) == 1:
+                    coding = codings[0]
+                    system, code = alone.get(coding.code, _UNKNOWN)
+                    if system != coding.system or not code:
+                        code = pool.of_one(coding.system, coding.code)
+                    if special is not None and code and special.get(code, True):
+                        code = 0
             elif reference and reference[0] != "#":
                 code = -1 - references[reference]
-            else:
-                settle(emit(r, record))
-                continue
-            # when it was
-            source = dated_by
-            if not time:
-                if period is not None and (time := period.start or period.end):
-                    known = known or (period.end if is_result else None)
-                else:
-                    time, known, source = dated(r, policy)
-            # its value
-            number, text, modifier, unit = NAN, 0, 0, 0
-            if quantity is not None:
-                number = quantity.value
-                if type(number) is not float or not -LARGEST <= number <= LARGEST:
-                    settle(emit(r, record))
-                    continue
-                if quantity.comparator is not None:
-                    modifier = texts[quantity.comparator]
-                unit = texts[quantity.code or quantity.unit]
-            elif has_values:
-                number, words, why, measure = read_value(r)
-                text, modifier, unit = texts[words], texts[why], texts[measure]
-            if time != last_time:
-                last_time, time_number = time, 0
-                if time:
-                    write(time)
-                    time_number = -len(dates)
-            if not known:
-                certain = 0
-            elif known == time:
-                certain = time_number
-            else:
-                if known != last_known:
-                    write(known)
-                    last_known, known_number = known, -len(dates)
-                certain = known_number
-            append(pack(record, code, time_number, certain, source, number, text, modifier, unit))
-            settle(EVENTS)
+            if not code:
+                reasons[at] = emit(batch[at], start + at)
+            put(code)
+        values = _NO_VALUES if quantity_ is _none else said(batch, codes)
+        for at in values.unusual:
+            if codes[at]:
+                codes[at], reasons[at] = 0, emit(batch[at], start + at)
+        time, known, source = when(batch)
+        packed = map(rows.pack, count(start), codes, time, known, source, *values[:4])
+        rows.append(b"".join(compress(packed, codes)))
         return reasons
+
+    def when(batch: list[Any]) -> tuple[Iterable[int], Iterable[int], Iterable[int]]:
+        """Numbers of when they were, when they were known, and what says so."""
+        times, knowns = time_(batch), known_(batch)
+        if all(times):
+            return numbered(times), numbered(knowns), repeat(dated_by)
+        sources = [dated_by] * len(batch)
+        for at, time, period in zip(count(), times, period_(batch), strict=False):
+            if time:
+                continue
+            if period is not None and (time := period.start or period.end):
+                times[at] = time
+                if is_result and not knowns[at]:
+                    knowns[at] = period.end
+            else:
+                times[at], knowns[at], sources[at] = dated(batch[at], policy)
+        return numbered(times), numbered(knowns), sources
+
+    def numbered(written: list[str | None]) -> Iterable[int]:
+        """Numbers of times. Most records have one of their own: to look for it among others is dear."""
+        if not any(written):
+            return repeat(0)
+        first = -1 - len(dates)
+        dates.extend(written)
+        if all(written):
+            return range(first, first - len(written), -1)
+        return [first - at if time else 0 for at, time in enumerate(written)]
+
+    def said(batch: list[Any], codes: list[int]) -> _Values:
+        """The values of those that have a code."""
+        quantities = quantity_(batch)
+        numbers = [NAN if q is None else q.value for q in quantities]
+        units = [0 if q is None else texts[q.code or q.unit] for q in quantities]
+        modifiers = [0 if q is None or q.comparator is None else texts[q.comparator] for q in quantities]
+        words = [0] * len(batch)
+        unusual = [
+            at for at, number in enumerate(numbers)
+            if number is not NAN and (type(number) is not float or not -LARGEST <= number <= LARGEST)
+        ]  # fmt: skip
+        for at in unusual:
+            numbers[at] = NAN
+        if has_values:
+            for at, quantity in enumerate(quantities):
+                if quantity is None and codes[at]:
+                    numbers[at], word, why, unit = read_value(batch[at])
+                    words[at], modifiers[at], units[at] = texts[word], texts[why], texts[unit]
+        return _Values(numbers, words, modifiers, units, unusual)
 
     return read
 
 
+class _Values(NamedTuple):
+    number: Iterable[float]
+    text: Iterable[int]
+    modifier: Iterable[int]
+    unit: Iterable[int]
+    unusual: list[int]  # the places of those that are not plain
+
+
+_NO_VALUES = _Values(repeat(NAN), repeat(0), repeat(0), repeat(0), [])
 _UNKNOWN = (None, 0)

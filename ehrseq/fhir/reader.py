@@ -40,7 +40,7 @@ ENTRY_DECODER = msgspec.json.Decoder(BundleEntry)
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Without the garbage collector for a while: a tenth of reading is its looking for cycles, and records hold none."""
+    """Without the garbage collector for a while: a tenth of reading is its looking for cycles; records hold none."""
     enabled = gc.isenabled()
     gc.disable()
     try:

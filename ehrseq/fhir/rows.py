@@ -150,7 +150,7 @@ class Rows:
     def __init__(self, coding: CodingPreference | None = None) -> None:
         self.coding = coding or CodingPreference()
         self.times: Pool[str | None] = Pool([None])  # of the current stretch only
-        self.dates: list[str] = []  # more of them, each as often as it comes: -1 - the index is its number
+        self.dates: list[str | None] = []  # more of them, each as often as it comes: -1 - the index is its number
         self.texts: Pool[str | None] = Pool([None])  # values, modifiers, units
         self.codes: Pool[str | None] = Pool([None])
         self.references = ReferencePool()
