@@ -147,11 +147,11 @@ def main() -> None:
             spent.clear()
             plain, typed = parse_seconds(export)
             start, wall = time.process_time(), time.perf_counter()
-            done = ingest.ingest(export, out, workers=1)
+            done = ingest.ingest(export, Path(scratch) / f"one-{run}", workers=1)
             total, wall = time.process_time() - start, time.perf_counter() - wall
             stages = {stage: round(s, 3) for stage, s in spent.items()}
             two = time.perf_counter()
-            ingest.ingest(export, out, workers=2)
+            ingest.ingest(export, Path(scratch) / f"two-{run}", workers=2)
             two = time.perf_counter() - two
             facts = {
                 "run": run,

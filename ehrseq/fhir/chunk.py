@@ -162,7 +162,10 @@ def pack(rows: Rows, files: list[str], shards: int, shard_of: ShardOf) -> Chunk:
 
 
 def _together(stretches: list[npt.NDArray[np.void]]) -> npt.NDArray[np.void]:
-    return stretches[0] if len(stretches) == 1 else np.concatenate(stretches)
+    """The stretches as one; the list is emptied, so that they are not held twice."""
+    whole = stretches[0] if len(stretches) == 1 else np.concatenate(stretches)
+    stretches.clear()
+    return whole
 
 
 def _references(written: list[str | None]) -> tuple[npt.NDArray[np.void], pa.LargeStringArray]:

@@ -1,15 +1,15 @@
-"""The commonest shapes of the commonest records, read in one loop; anything unusual goes to the type's own function.
+"""The commonest shapes of the commonest records, read by column; anything unusual goes to the type's own function.
 
 A *plain* record has one coding, an ordinary status, and one value at most. It gives exactly one event, the same that
-the type's own function gives (a test compares the two). Fields are taken a column at a time and the loop calls next to
-nothing: calls and generic look-ups are most of what reading such a record costs.
+the type's own function gives (a test compares the two). Every field is taken, numbered and packed for a whole batch:
+the interpreter's steps for one record after the other are most of what reading it costs.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
-from itertools import count
+from collections.abc import Callable, Iterable
+from itertools import compress, count, repeat
 from typing import Any, NamedTuple
 
 from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool
@@ -28,6 +28,7 @@ class Shape(NamedTuple):
     odd: Column
     concept: Column
     time: Column  # the first field that the time policy asks for
+    period: Column  # the second one, a Period
     known: Column  # the only one that it asks for, if any
     quantity: Column
     reference: Column  # of the medication, in the concept's place
@@ -38,11 +39,12 @@ def _none(batch: list[Any]) -> list[None]:
     return [None] * len(batch)
 
 
-def _medicated(odd: Column, time: Column, quantity: Column = _none) -> Shape:
+def _medicated(odd: Column, time: Column, period: Column = _none, quantity: Column = _none) -> Shape:
     return Shape(
         odd,
         lambda batch: [r.medication_codeable_concept for r in batch],
         time,
+        period,
         _none,
         quantity,
         lambda batch: [None if (m := r.medication_reference) is None else m.reference for r in batch],
@@ -57,6 +59,7 @@ SHAPES = {
         ],
         lambda batch: [r.code for r in batch],
         lambda batch: [r.effective_date_time for r in batch],
+        lambda batch: [r.effective_period for r in batch],
         lambda batch: [r.issued for r in batch],
         lambda batch: [r.value_quantity for r in batch],
         _none,
@@ -68,6 +71,7 @@ SHAPES = {
             or r.recorded for r in batch
         ],
         lambda batch: [r.effective_date_time for r in batch],
+        lambda batch: [r.effective_period for r in batch],
         lambda batch: [None if (d := r.dosage) is None else d.dose or d.quantity for r in batch],
     ),
     "MedicationRequest": _medicated(
@@ -90,6 +94,7 @@ SHAPES = {
         ],
         lambda batch: [r.code for r in batch],
         lambda batch: [r.onset_date_time for r in batch],
+        lambda batch: [r.onset_period for r in batch],
         lambda batch: [r.recorded_date for r in batch],
         _none,
         _none,
@@ -104,6 +109,7 @@ SHAPES = {
         _none,
         _none,
         _none,
+        _none,
     ),
     "Procedure": Shape(
         lambda batch: [
@@ -111,6 +117,7 @@ SHAPES = {
         ],
         lambda batch: [r.code for r in batch],
         lambda batch: [r.performed_date_time for r in batch],
+        lambda batch: [r.performed_period for r in batch],
         lambda batch: [r.recorded for r in batch],
         _none,
         _none,
@@ -126,67 +133,100 @@ def plain_reader(
     `emit` reads what is not plain. `special` says of the number of a code whether it makes a record so; a code that
     is not in it does.
     """
-    odd, concept_, time_, known_, quantity_, reference_, has_values = SHAPES[kind]
+    odd, concept_, time_, period_, known_, quantity_, reference_, has_values = SHAPES[kind]
     policy, alone = POLICY[kind], pool.alone
-    dated_by = policy.time[0][1]
-    texts, references, append, pack = rows.texts, rows.references, rows.append, rows.pack
+    dated_by, is_result = policy.time[0][1], policy.result
+    texts, references, dates = rows.texts, rows.references, rows.dates
 
     def read(batch: list[Any], start: int) -> array[int]:
-        times = rows.times  # of this stretch
-        reasons = array("B")
-        settle = reasons.append
-        for record, r, strange, concept, time, known, quantity, reference in zip(
-            count(start), batch, odd(batch), concept_(batch), time_(batch), known_(batch), quantity_(batch),
-            reference_(batch), strict=False,
-        ):  # fmt: skip
-            # what it is
+        reasons = array("B", [EVENTS]) * len(batch)
+        codes: list[int] = []  # 0: not plain
+        put = codes.append
+        for at, strange, concept, reference in zip(
+            count(), odd(batch), concept_(batch), reference_(batch), strict=False
+        ):
+            code = 0
             if strange:
-                settle(emit(r, record))
-                continue
-            if concept is not None:
-                codings = concept.coding
-                if not codings or len(codings) > 1:
-                    settle(emit(r, record))
-                    continue
-                coding = codings[0]
-                known_system, code = alone.get(coding.code, _UNKNOWN)
-                if known_system != coding.system or not code:
-                    code = pool.of_one(coding.system, coding.code)
-                if not code or (special is not None and special.get(code, True)):
-                    settle(emit(r, record))
-                    continue
+                pass
+            elif concept is not None:
+                if (codings := concept.coding) and len(codings) == 1:
+                    coding = codings[0]
+                    system, code = alone.get(coding.code, _UNKNOWN)
+                    if system != coding.system or not code:
+                        code = pool.of_one(coding.system, coding.code)
+                    if special is not None and code and special.get(code, True):
+                        code = 0
             elif reference and reference[0] != "#":
                 code = -1 - references[reference]
-            else:
-                settle(emit(r, record))
-                continue
-            # when it was
-            source = dated_by
-            if not time:
-                time, known, source = dated(r, policy)
-            # its value
-            number, text, modifier, unit = NAN, 0, 0, 0
-            if quantity is not None:
-                number = quantity.value
-                if type(number) is not float or not -LARGEST <= number <= LARGEST:
-                    settle(emit(r, record))
-                    continue
-                if quantity.comparator is not None:
-                    modifier = texts[quantity.comparator]
-                unit = texts[quantity.code or quantity.unit]
-            elif has_values:
-                number, words, why, measure = read_value(r)
-                text, modifier, unit = texts[words], texts[why], texts[measure]
-            append(
-                pack(
-                    record, code, times[time], times[known] if known else 0, source,
-                    number, text, modifier, unit,
-                )
-            )  # fmt: skip
-            settle(EVENTS)
+            if not code:
+                reasons[at] = emit(batch[at], start + at)
+            put(code)
+        values = _NO_VALUES if quantity_ is _none else said(batch, codes)
+        for at in values.unusual:
+            if codes[at]:
+                codes[at], reasons[at] = 0, emit(batch[at], start + at)
+        time, known, source = when(batch)
+        packed = map(rows.pack, count(start), codes, time, known, source, *values[:4])
+        rows.append(b"".join(compress(packed, codes)))
         return reasons
+
+    def when(batch: list[Any]) -> tuple[Iterable[int], Iterable[int], Iterable[int]]:
+        """Numbers of when they were, when they were known, and what says so."""
+        times, knowns = time_(batch), known_(batch)
+        if all(times):
+            return numbered(times), numbered(knowns), repeat(dated_by)
+        sources = [dated_by] * len(batch)
+        for at, time, period in zip(count(), times, period_(batch), strict=False):
+            if time:
+                continue
+            if period is not None and (time := period.start or period.end):
+                times[at] = time
+                if is_result and not knowns[at]:
+                    knowns[at] = period.end
+            else:
+                times[at], knowns[at], sources[at] = dated(batch[at], policy)
+        return numbered(times), numbered(knowns), sources
+
+    def numbered(written: list[str | None]) -> Iterable[int]:
+        """Numbers of times. Most records have one of their own: to look for it among others is dear."""
+        if not any(written):
+            return repeat(0)
+        first = -1 - len(dates)
+        dates.extend(written)
+        if all(written):
+            return range(first, first - len(written), -1)
+        return [first - at if time else 0 for at, time in enumerate(written)]
+
+    def said(batch: list[Any], codes: list[int]) -> _Values:
+        """The values of those that have a code."""
+        quantities = quantity_(batch)
+        numbers = [NAN if q is None else q.value for q in quantities]
+        units = [0 if q is None else texts[q.code or q.unit] for q in quantities]
+        modifiers = [0 if q is None or q.comparator is None else texts[q.comparator] for q in quantities]
+        words = [0] * len(batch)
+        unusual = [
+            at for at, number in enumerate(numbers)
+            if number is not NAN and (type(number) is not float or not -LARGEST <= number <= LARGEST)
+        ]  # fmt: skip
+        for at in unusual:
+            numbers[at] = NAN
+        if has_values:
+            for at, quantity in enumerate(quantities):
+                if quantity is None and codes[at]:
+                    numbers[at], word, why, unit = read_value(batch[at])
+                    words[at], modifiers[at], units[at] = texts[word], texts[why], texts[unit]
+        return _Values(numbers, words, modifiers, units, unusual)
 
     return read
 
 
+class _Values(NamedTuple):
+    number: Iterable[float]
+    text: Iterable[int]
+    modifier: Iterable[int]
+    unit: Iterable[int]
+    unusual: list[int]  # the places of those that are not plain
+
+
+_NO_VALUES = _Values(repeat(NAN), repeat(0), repeat(0), repeat(0), [])
 _UNKNOWN = (None, 0)

@@ -23,7 +23,7 @@ from ehrseq.fhir.columns import EVENT, RECORD
 from ehrseq.fhir.resource import READ_TYPES
 
 Key = TypeVar("Key", bound=Hashable)
-FLUSH_EVENTS = 1 << 18
+FLUSH_EVENTS = 1 << 16
 _EVENT = Struct("=iiiiBdiii")
 _EVENT_FIELDS = np.dtype(
     [
@@ -150,6 +150,7 @@ class Rows:
     def __init__(self, coding: CodingPreference | None = None) -> None:
         self.coding = coding or CodingPreference()
         self.times: Pool[str | None] = Pool([None])  # of the current stretch only
+        self.dates: list[str | None] = []  # more of them, each as often as it comes: -1 - the index is its number
         self.texts: Pool[str | None] = Pool([None])  # values, modifiers, units
         self.codes: Pool[str | None] = Pool([None])
         self.references = ReferencePool()
@@ -195,9 +196,9 @@ class Rows:
         """Turn what has been gathered into numpy columns, once it is long enough."""
         if not force and len(self._events) < FLUSH_EVENTS * _EVENT.size:
             return
-        instants = parse_times(list(self.times))
+        instants = parse_times([*self.times, *self.dates])
         packed = np.frombuffer(bytes(self._events), _EVENT_FIELDS)
-        time, known = packed["time"], packed["known"]
+        time, known = (np.where(n < 0, len(self.times) - 1 - n, n) for n in (packed["time"], packed["known"]))
         events = np.empty(len(packed), EVENT)
         for name in ("record", "code", "source", "number", "text", "modifier", "unit"):
             events[name] = packed[name]
@@ -213,6 +214,7 @@ class Rows:
         self.record_stretches.append(records)
         self.id_stretches.append(pl.Series("id", self.record_id, dtype=pl.String))
         self.times = Pool([None])
+        self.dates.clear()
         self.record_id.clear()
         self._events.clear()
         for column in (

@@ -133,7 +133,7 @@ def whole_lines(blocks: Iterator[bytes], longest: int | None = None) -> Iterator
         for block in blocks:
             cut = block.rfind(b"\n") + 1
             if cut:
-                yield b"".join([*rest, block[:cut]])
+                yield b"".join([*rest, memoryview(block)[:cut]])
                 rest, size = [block[cut:]], len(block) - cut
             else:
                 rest.append(block)

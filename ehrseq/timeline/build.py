@@ -18,7 +18,7 @@ from ehrseq.fhir.chunk import Chunk, pack
 from ehrseq.fhir.clock import NO_OFFSET, NO_TIME, PRECISIONS, moments
 from ehrseq.fhir.codes import CodingPreference
 from ehrseq.fhir.ledger import SOURCE_SCHEMA, ledger_frame, quarantine_frame
-from ehrseq.fhir.reader import MEMORY, Reader
+from ehrseq.fhir.reader import MEMORY, Reader, uncollected
 from ehrseq.fhir.references import subject_number as subject_number
 from ehrseq.fhir.rows import TYPES, Rows
 from ehrseq.fhir.source import Progress, find_files, size_on_disk
@@ -282,7 +282,7 @@ def _read(source: Source, coding: CodingPreference | None, progress: bool) -> li
         return maker.finish()
     paths, named = [path for path, _ in found], [asked_for for _, asked_for in found]
     maker = ChunkMaker([str(path) for path in paths], coding)
-    with bar(sum(size_on_disk(path) for path in paths), progress) as advance:
+    with bar(sum(size_on_disk(path) for path in paths), progress) as advance, uncollected():
         for number, path in enumerate(paths):
             maker.reader.read_file(path, number, advance, named[number])
     return maker.finish()
