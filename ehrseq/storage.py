@@ -7,12 +7,17 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ehrseq.errors import ArtifactError, UserError
+
+fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None  # Windows has none
 
 MANIFEST = "manifest.json"
 DIGEST = "manifest_sha256"
@@ -83,6 +88,33 @@ def _written_kind(folder: Path) -> str | None:
         return None
     ours = isinstance(manifest, dict) and isinstance(manifest.get("kind"), str) and "format_version" in manifest
     return manifest["kind"] if ours else None
+
+
+def lock_folder(folder: Path, patience: float = 10.0) -> int | None:
+    """Make the folder and lock it for this process and whoever shares the open file returned; None on Windows.
+
+    Waits `patience` seconds for another holder, then raises UserError. Closing the file by all who share it unlocks.
+    """
+    if fcntl is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        return None
+    last = time.monotonic() + patience
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            opened = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # its holder has just removed it
+            continue
+        with suppress(OSError):
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(opened).st_ino == os.stat(folder).st_ino:  # else it was removed, and what we hold is no folder
+                return opened
+        os.close(opened)
+        if time.monotonic() > last:
+            raise UserError(
+                "nobody else writing to the same output folder", "another run", "wait for it, or choose another --out"
+            )
+        time.sleep(0.05)
 
 
 def write_json(path: Path, content: Any, *, sort_keys: bool = True) -> None:

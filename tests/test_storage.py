@@ -1,5 +1,8 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -9,6 +12,7 @@ from ehrseq.storage import (
     MANIFEST,
     atomic_folder,
     check_target,
+    lock_folder,
     manifest_digest,
     read_json,
     read_manifest,
@@ -192,3 +196,22 @@ def test_a_manifest_cannot_point_outside_its_folder(folder, tmp_path, absolute):
     edit(folder, files={str(outside) if absolute else "../outside.txt": sha256_file(outside)})
     with pytest.raises(ArtifactError, match="as its manifest describes it"):
         read_manifest(folder, "model", 2)
+
+
+def test_a_locked_folder_is_waited_for_and_then_refused(tmp_path):
+    first = lock_folder(tmp_path / "scratch")
+    with pytest.raises(UserError, match="found another run"):
+        lock_folder(tmp_path / "scratch", patience=0.2)
+    os.close(first)
+    os.close(lock_folder(tmp_path / "scratch", patience=0.2))
+
+
+def test_a_lock_lasts_as_long_as_a_process_that_shares_it(tmp_path):
+    held = lock_folder(tmp_path / "scratch")
+    worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=(held,))
+    os.close(held)
+    with pytest.raises(UserError):
+        lock_folder(tmp_path / "scratch", patience=0.2)
+    worker.kill()
+    worker.wait()
+    os.close(lock_folder(tmp_path / "scratch"))

@@ -28,7 +28,7 @@ from ehrseq.fhir.codes import CodingPreference
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.reader import Refused
 from ehrseq.fhir.source import STANDARD_INPUT, is_line_file, size_on_disk, state_on_disk
-from ehrseq.storage import check_target
+from ehrseq.storage import check_target, lock_folder
 from ehrseq.timeline.build import (
     ChunkMaker,
     Source,
@@ -87,7 +87,7 @@ def ingest(
         if update:
             kept, coding, cut = kept_chunks(out, coding, cut)
         coding = coding or CodingPreference()
-        with Pool(workers or os.cpu_count() or 1) as pool:
+        with Pool(workers or os.cpu_count() or 1, scratch.lock) as pool:
             chunks = kept + _read(source, scratch, coding, kept, pool, strict, progress)
             chunks.sort(key=lambda c: (c.files, c.generation, c.piece, c.part))
             known = survey(chunks, microseconds(cut))
@@ -101,7 +101,11 @@ def ingest(
 
 
 class _Scratch:
-    """The folder beside `out` in which everything is made; the same one after an interruption."""
+    """The folder beside `out` in which everything is made; the same one after an interruption.
+
+    One ingest at a time: the lock is shared with the workers, so that those of an interrupted run have ended, and write
+    nothing any more, when the next run looks at what is there.
+    """
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -111,12 +115,19 @@ class _Scratch:
         self.retired = out.parent / f".{out.name}.retired"
 
     def __enter__(self) -> _Scratch:
-        if self.retired.exists():
-            if self.out.exists():
-                shutil.rmtree(self.retired)
-            else:  # interrupted between the two steps of `publish`
-                os.replace(self.retired, self.out)
-        check_target(self.out, "timelines")
+        self.lock = lock_folder(self.folder)
+        try:
+            if self.retired.exists():
+                if self.out.exists():
+                    shutil.rmtree(self.retired)
+                else:  # interrupted between the two steps of `publish`
+                    os.replace(self.retired, self.out)
+            check_target(self.out, "timelines")
+        except BaseException:
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()
+            self.unlock()
+            raise
         self.tasks.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.dataset, ignore_errors=True)
         return self
@@ -125,6 +136,12 @@ class _Scratch:
         # an error that the same call would meet again leaves nothing behind; an interruption leaves what is done
         if kind is None or issubclass(kind, UserError):
             shutil.rmtree(self.folder, ignore_errors=True)
+        self.unlock()
+
+    def unlock(self) -> None:
+        """Let the next one in."""
+        if self.lock is not None:
+            os.close(self.lock)
 
     def publish(self) -> None:
         """Give the dataset its name."""

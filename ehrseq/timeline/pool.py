@@ -33,10 +33,12 @@ _FRUGAL = {
 class Pool:
     """Runs jobs in `workers` processes, or in this one where there is one worker or little to do."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, held: int | None = None) -> None:
+        """`held` is an open file that the processes share: a lock on it lasts until the last of them has ended."""
         if workers < 1:
             raise UserError("at least one worker", str(workers), "leave it out for one a core")
         self.workers = workers if sys.executable else 1  # an embedded interpreter cannot be started again
+        self._held = () if held is None else (held,)
         self._started: list[subprocess.Popen[str]] = []
         self.loaded: dict[str, Any] = {}
 
@@ -67,7 +69,7 @@ class Pool:
             waiting.put(job)
         answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         while len(self._started) < min(self.workers, len(jobs)):
-            self._started.append(_start(self.workers))
+            self._started.append(_start(self.workers, self._held))
         for process in self._started:
             threading.Thread(target=_feed, args=(process, waiting, answers), daemon=True).start()
         done = 0
@@ -87,7 +89,7 @@ class Pool:
                 )
 
 
-def _start(workers: int) -> subprocess.Popen[str]:
+def _start(workers: int, held: tuple[int, ...]) -> subprocess.Popen[str]:
     threads = max(1, (os.cpu_count() or 1) // workers)
     environment = (
         _FRUGAL
@@ -103,6 +105,7 @@ def _start(workers: int) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
         env=environment,
+        pass_fds=held,
     )
 
 
