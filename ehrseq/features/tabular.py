@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehrseq.features.summary import DAY
+from ehrseq.task.history import visible
 
 Index = NDArray[np.int64]
 Float = NDArray[np.float64]
@@ -17,7 +18,7 @@ STATIC = np.iinfo(np.int64).min
 UNIT = 2**16  # a value of one spread as a whole number
 HOURS = 24 * 365.25  # a year
 APART = 32  # scaled values are within 5 of 0: so far apart, the groups of a running minimum never mix
-OVERALL = ("age", "events", "recent_events", "moments", "years_since_last", "years_since_first")
+OVERALL = ("age", "years_observed", "events", "recent_events", "moments", "years_since_last", "years_since_first")
 EVENT = ("count", "recent_count", "years_since_last", "years_since_first")
 VALUE = ("last", "mean", "minimum", "maximum", "deviation", "slope", "change")
 
@@ -27,8 +28,9 @@ class History:
     """Flat events of S subjects, sorted by subject and then `known_time` (microseconds; STATIC for static facts).
 
     Subject s owns rows `offset[s]:offset[s + 1]`; `code` (N,) is 0 to n_codes - 1, or negative for a code that is not
-    summarised; `value` (N,) scaled, NaN where there is none; `birth` (S,) microseconds. `static` and `valued`
-    (n_codes,) say of which codes only presence is told, and of which also values.
+    summarised; `value` (N,) scaled, NaN where there is none; `birth` and `enrolled` (S,) microseconds, the latter
+    beyond every prediction time where nothing says when observation began. `static` and `valued` (n_codes,) say of
+    which codes only presence is told, and of which also values.
     """
 
     offset: Index
@@ -36,6 +38,7 @@ class History:
     code: Index
     value: NDArray[np.float32]
     birth: Index
+    enrolled: Index
     static: NDArray[np.bool_]
     valued: NDArray[np.bool_]
 
@@ -47,7 +50,8 @@ class Tabulator:
     it stood at the last event visible to the query.
 
     >>> history = History(np.array([0, 2]), np.array([0, DAY * 365]), np.array([0, 0]),
-    ...                   np.array([1.0, 2.0], np.float32), np.array([0]), np.array([False]), np.array([True]))
+    ...                   np.array([1.0, 2.0], np.float32), np.array([0]), np.array([0]), np.array([False]),
+    ...                   np.array([True]))
     >>> table = Tabulator(history)
     >>> row = table.rows(np.array([0]), np.array([DAY * 365 - 1]))[0]  # only the first value is visible
     >>> row[table.names.index("0:last")], row[table.names.index("0:count")]
@@ -83,7 +87,10 @@ class Tabulator:
         values span little time).
         """
         age = (time - self.history.birth[subject]) / YEAR
-        parts = [np.column_stack([age, self._overall(subject, time)])]
+        enrolled = self.history.enrolled[subject]
+        begun = visible(enrolled, time)
+        observed = np.where(begun, (time - np.where(begun, enrolled, time)) / YEAR, np.nan)
+        parts = [np.column_stack([age, observed, self._overall(subject, time)])]
         parts += [self._events(subject, time, c) for c in self.dynamic]
         parts += [self._values(subject, time, c) for c in self.valued]
         parts += [(self.by_code.last(subject, time, c) >= 0)[:, None].astype(np.float64) for c in self.static]

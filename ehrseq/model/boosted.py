@@ -1,7 +1,9 @@
 """Gradient-boosted hazards on tabular summaries: the tabular branch of a model.
 
-A hazard is its base rate in each interval times exp(score); the score is a sum of regression trees over a subject's
-summary and the period after the prediction time, grown by scikit-learn under the Poisson likelihood of person-periods.
+A hazard is a linear model of age and time under observation times exp(score). What these do is near linear, and trees
+that stop early follow it too slowly: alone they forecast 1.16 times the true one-year deaths two years into follow-up,
+on simulated people whose risk is known. The score is a sum of regression trees over a subject's summary and the period
+after the prediction time, grown by scikit-learn under the Poisson likelihood of person-periods.
 Fitted trees are plain arrays, evaluated here with numpy: nothing of scikit-learn is stored.
 """
 
@@ -16,6 +18,8 @@ from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from ehrseq.config import BoostedConfig
+from ehrseq.features.tabular import OVERALL
+from ehrseq.model.cox import CoxHazard
 
 Float = NDArray[np.float64]
 Rows = NDArray[np.float32]
@@ -116,6 +120,21 @@ class Trees:
         )
 
 
+def age_and_times(rows: Rows) -> Float:
+    """(n, 8) of feature rows (n, F): age and its square; years and log years under observation and since the first
+    event, 0 for none; and whether there is none.
+
+    >>> age_and_times(np.array([[50, 3, 2, 1, 2, 0.5, np.nan]], np.float32)).round(2).tolist()
+    [[50.0, 2500.0, 3.0, 1.39, 0.0, 0.0, 0.0, 1.0]]
+    """
+    age, observed, first = (
+        rows[:, OVERALL.index(name)].astype(np.float64) for name in ("age", "years_observed", "years_since_first")
+    )
+    none = [np.isnan(observed), np.isnan(first)]
+    observed, first = np.nan_to_num(observed), np.nan_to_num(first)
+    return np.column_stack([age, age**2, observed, np.log1p(observed), first, np.log1p(first), *none])
+
+
 def periods(n_intervals: int, n_periods: int) -> Index:
     """(n_intervals,) the period of each interval: trees look at time after the prediction in a few coarse steps.
 
@@ -127,20 +146,20 @@ def periods(n_intervals: int, n_periods: int) -> Index:
 
 @dataclass(frozen=True)
 class BoostedHazard:
-    """One hazard: log hazard per day in interval b = base[b] + trees(features, period of b)."""
+    """One hazard: log hazard per day in interval b = linear(age and times)[b] + trees(features, period of b)."""
 
-    base: Float
+    linear: CoxHazard
     trees: Trees
     period: Index
 
     def log_hazard(self, rows: Rows) -> Float:
         """(n, I) log hazards per day for feature rows (n, F)."""
         score = [self.trees.predict(_with_period(rows, p)) for p in range(int(self.period[-1]) + 1)]
-        return np.asarray(self.base + np.stack(score, axis=1)[:, self.period])
+        return np.asarray(self.linear.log_hazard(age_and_times(rows)) + np.stack(score, axis=1)[:, self.period])
 
     @classmethod
     def fit(
-        cls, training: PersonPeriods, tuning: PersonPeriods, cuts: Cuts, base: Float, period: Index,
+        cls, training: PersonPeriods, tuning: PersonPeriods, cuts: Cuts, linear: CoxHazard, period: Index,
         config: BoostedConfig, seed: int,
     ) -> BoostedHazard:  # fmt: skip
         """Grow trees on the training periods; their number is the one of least tuning loss.
@@ -148,7 +167,7 @@ class BoostedHazard:
         Without an event to learn from there are none, and without one to choose by, FEW.
         """
         if not training.events.sum():
-            return cls(base, Trees.none(), period)
+            return cls(linear, Trees.none(), period)
         model = HistGradientBoostingRegressor(
             loss="poisson", learning_rate=config.learning_rate, max_iter=config.max_trees,
             max_leaf_nodes=config.leaves, min_samples_leaf=config.min_rows_per_leaf,
@@ -161,7 +180,7 @@ class BoostedHazard:
         best = min(FEW, config.max_trees)
         if tuning.events.sum():
             best = 1 + int(np.argmin([tuning.loss(score) for score in trees.stages(tuning.rows)]))
-        return cls(base, trees.first(best), period)
+        return cls(linear, trees.first(best), period)
 
 
 @dataclass(frozen=True)
@@ -210,7 +229,7 @@ class Cuts:
 
 @dataclass(frozen=True)
 class PersonPeriods:
-    """Rows (n, F + 1) of features and period, with the expected events (n,) under the base rate and the observed."""
+    """Rows (n, F + 1) of features and period, with the expected events (n,) before the trees and the observed."""
 
     rows: Rows
     expected: Float
@@ -222,18 +241,18 @@ class PersonPeriods:
 
 
 def person_periods(
-    rows: Rows, exposure: Float, interval: Index, weight: Float, base: Float, period: Index, keep: Float
+    rows: Rows, exposure: Float, interval: Index, weight: Float, log_hazard: Float, period: Index, keep: Float
 ) -> PersonPeriods:
     """Rows of those at risk in each period.
 
-    rows (Q, F); exposure (Q, I) days; interval (Q,) of the event, -1 for none; weight (Q,); base (I,) log rate per
-    day; `keep` (Q,) is 0 where periods without an event are left out, else what the expected events of those that are
-    kept are multiplied by.
+    rows (Q, F); exposure (Q, I) days; interval (Q,) of the event, -1 for none; weight (Q,); log_hazard (Q, I)
+    per day, from which the trees start; `keep` (Q,) is 0 where periods without an event are left out, else what the
+    expected events of those that are kept are multiplied by.
     """
     parts = []
     for p in range(int(period[-1]) + 1):
         inside = period == p
-        expected = exposure[:, inside] @ np.exp(base[inside]) * weight
+        expected = (exposure[:, inside] * np.exp(log_hazard[:, inside])).sum(1) * weight
         happened = np.where(interval >= 0, inside[interval], False) * weight
         expected = np.where(happened > 0, expected, expected * keep)
         kept = expected > 0

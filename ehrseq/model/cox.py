@@ -61,7 +61,9 @@ class CoxHazard:
 
     def log_hazard(self, features: Float) -> Float:
         """(n, I) log hazards per day for features (n, F)."""
-        return np.asarray(((features - self.centre) / self.scale @ self.coefficients)[:, None] + self.base)
+        # a matrix product would round a row differently beside other rows
+        score = ((features - self.centre) / self.scale * self.coefficients).sum(axis=1)
+        return np.asarray(score[:, None] + self.base)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""

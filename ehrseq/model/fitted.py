@@ -105,7 +105,7 @@ class Fitted:
             "calibration": {
                 "adjustments": {name: a.to_dict() for name, a in self.adjustments.items()},
                 "blend": self.blend.tolist(), "cox": [c.to_dict() for c in self.cox],
-                "boosted": [{"base": b.base.tolist(), "period": b.period.tolist()} for b in self.boosted],
+                "boosted": [{"linear": b.linear.to_dict(), "period": b.period.tolist()} for b in self.boosted],
             },
         }  # fmt: skip
 
@@ -120,7 +120,7 @@ class Fitted:
         if not settings:  # format version 1: one branch, its level set in the network itself
             adjustments = {"transformer": Adjustment.none(len(hazards), len(edges) - 1)}
         boosted = [
-            BoostedHazard(np.asarray(b["base"], dtype=np.float64), Trees.from_arrays(trees), np.asarray(b["period"]))
+            BoostedHazard(CoxHazard.from_dict(b["linear"]), Trees.from_arrays(trees), np.asarray(b["period"]))
             for b, trees in zip(settings.get("boosted", []), artifact.boosted, strict=True)
         ]
         vocabulary = Vocabulary.from_dict(parts["vocabulary"])

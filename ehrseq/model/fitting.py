@@ -15,7 +15,7 @@ from ehrseq.errors import TaskError, TimelineError
 from ehrseq.features.tabular import Tabulator
 from ehrseq.model.adjustment import Adjustment, Outcomes, blend_weight, fit_level, fit_slope
 from ehrseq.model.baselines import HazardBaseline
-from ehrseq.model.boosted import BoostedHazard, Cuts, PersonPeriods, periods, person_periods
+from ehrseq.model.boosted import BoostedHazard, Cuts, PersonPeriods, age_and_times, periods, person_periods
 from ehrseq.model.cox import CoxHazard
 from ehrseq.model.fitted import HYBRID, Fitted, linear_features
 from ehrseq.model.heads import HazardName, base_log_hazard, hazard_names, interval_edges
@@ -131,8 +131,10 @@ def _fit_boosted(
             if not sets:
                 happened = interval >= 0
                 base = base_log_hazard(exposure, np.where(happened, interval, 0), happened, weight)
-            sets.append(person_periods(features, exposure, interval, weight, base, period, keep[len(sets)]))
-        out.append(BoostedHazard.fit(sets[0], sets[1], cuts, base, period, settings, config.seed))
+                linear = CoxHazard.fit(age_and_times(features), exposure, interval, weight, base)
+            start = linear.log_hazard(age_and_times(features))
+            sets.append(person_periods(features, exposure, interval, weight, start, period, keep[len(sets)]))
+        out.append(BoostedHazard.fit(sets[0], sets[1], cuts, linear, period, settings, config.seed))
     return out
 
 

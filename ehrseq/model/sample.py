@@ -98,5 +98,12 @@ def history_of(encoded: EncodedTimelines, vocabulary: Vocabulary) -> History:
     static = np.array([is_static_fact(c) for c in codes], dtype=bool)
     valued = np.array([c in measured for c in codes], dtype=bool)
     return History(
-        encoded.offset, encoded.known_time, encoded.summary_code, encoded.value, encoded.birth, static, valued
+        encoded.offset,
+        encoded.known_time,
+        encoded.summary_code,
+        encoded.value,
+        encoded.birth,
+        encoded.enrolled,
+        static,
+        valued,
     )

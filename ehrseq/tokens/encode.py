@@ -20,6 +20,7 @@ from ehrseq.tokens.vocabulary import (
 )
 
 STATIC = np.iinfo(np.int64).min  # the known_time of static facts: before everything
+UNKNOWN_START = np.iinfo(np.int64).max  # after every prediction time
 MICROSECONDS_PER_DAY = 86_400_000_000
 
 
@@ -27,12 +28,14 @@ MICROSECONDS_PER_DAY = 86_400_000_000
 class EncodedTimelines:
     """Tokens of many subjects; subject s owns rows `offset[s]:offset[s + 1]`, sorted by `known_time`.
 
-    subject_id, birth (S,); offset (S+1,); code, coded_value, knot (N,) indices; fraction (N,) weight of the knot
-    above; value (N,) scaled, NaN for none; summary_code (N,) -1 for none; time, known_time (N,) microseconds.
+    subject_id, birth (S,); enrolled (S,) when observation began, UNKNOWN_START where nothing says; offset (S+1,); code,
+    coded_value, knot (N,) indices; fraction (N,) weight of the knot above; value (N,) scaled, NaN for none;
+    summary_code (N,) -1 for none; time, known_time (N,) microseconds.
     """
 
     subject_id: NDArray[np.int64]
     birth: NDArray[np.int64]
+    enrolled: NDArray[np.int64]
     offset: NDArray[np.int64]
     code: NDArray[np.int64]
     coded_value: NDArray[np.int64]
@@ -55,7 +58,9 @@ def encode(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Vocabulary)
     become the unknown token; values in a unit the vocabulary does not know are left out, never mixed.
     """
     facts = static_facts(subjects, DEMOGRAPHICS).filter(pl.col("code").is_in(vocabulary.codes))
-    subjects = subjects.select("subject_id", "birth_time").sort("subject_id")
+    if "observation_start" not in subjects.columns:
+        subjects = subjects.with_columns(observation_start=pl.lit(None, pl.Datetime("us")))
+    subjects = subjects.select("subject_id", "birth_time", "observation_start").sort("subject_id")
     merge = ["subject_id", "time", "known_time", "code", "text_value", "unit"]
     tokens = (
         pl.concat([model_events(events).select(*merge, "numeric_value"), facts], how="diagonal_relaxed")
@@ -79,6 +84,7 @@ def encode(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Vocabulary)
     return EncodedTimelines(
         subject_id=subject_id,
         birth=subjects["birth_time"].dt.epoch("us").to_numpy(),
+        enrolled=subjects["observation_start"].dt.epoch("us").fill_null(UNKNOWN_START).to_numpy(),
         offset=np.append(0, np.cumsum(counts)).astype(np.int64),
         code=tokens["code_index"].to_numpy(),
         coded_value=tokens["coded_index"].to_numpy(),

@@ -20,7 +20,9 @@ def history(seed: int, n_subjects: int = 30) -> History:
     value = np.where(rng.random(offset[-1]) < 0.4, np.nan, rng.normal(size=offset[-1])).astype(np.float32)
     masks = np.array([False, False, False, True]), np.array([True, True, False, False])
     code = rng.integers(-1, 4, offset[-1])
-    return History(offset, np.concatenate(known).astype(np.int64), code, value, np.zeros(n_subjects, np.int64), *masks)
+    return History(
+        offset, np.concatenate(known).astype(np.int64), code, value, *[np.zeros(n_subjects, np.int64)] * 2, *masks
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -80,7 +82,7 @@ def test_later_events_change_no_row():
     kept = h.known_time <= cut
     owner = np.repeat(subject, np.diff(h.offset))
     offset = np.append(0, np.cumsum(np.bincount(owner[kept], minlength=len(subject))))
-    earlier = History(offset, h.known_time[kept], h.code[kept], h.value[kept], h.birth, h.static, h.valued)
+    earlier = History(offset, h.known_time[kept], h.code[kept], h.value[kept], h.birth, h.enrolled, h.static, h.valued)
     assert kept.sum() < len(kept)
     np.testing.assert_array_equal(Tabulator(earlier).rows(subject, time), Tabulator(h).rows(subject, time))
 
@@ -92,8 +94,8 @@ def test_a_subject_has_the_same_row_to_the_last_bit_whoever_else_is_there():
     for s in range(0, len(h.birth), 7):
         own = slice(h.offset[s], h.offset[s + 1])
         alone = History(
-            np.array([0, own.stop - own.start]), h.known_time[own], h.code[own], h.value[own], h.birth[:1], h.static,
-            h.valued,
+            np.array([0, own.stop - own.start]), h.known_time[own], h.code[own], h.value[own], h.birth[:1],
+            h.enrolled[:1], h.static, h.valued,
         )  # fmt: skip
         np.testing.assert_array_equal(Tabulator(alone).rows(np.array([0]), time[:1])[0], together[s])
 
@@ -101,7 +103,7 @@ def test_a_subject_has_the_same_row_to_the_last_bit_whoever_else_is_there():
 def test_a_constant_lab_does_not_vary():
     known = np.arange(50) * STEP
     code, value = np.zeros(50, np.int64), np.full(50, 1.2345, np.float32)
-    one = History(np.array([0, 50]), known, code, value, np.array([0]), np.array([False]), np.array([True]))
+    one = History(np.array([0, 50]), known, code, value, *[np.array([0])] * 2, np.array([False]), np.array([True]))
     table = Tabulator(one)
     row = dict(zip(table.names, table.rows(np.array([0]), known[-1:])[0], strict=True))
     assert (row["0:deviation"], row["0:slope"], row["0:change"]) == (0, 0, 0)
@@ -110,7 +112,7 @@ def test_a_constant_lab_does_not_vary():
 def test_facts_without_a_date_count_and_have_no_since():
     known = np.array([STATIC, 2 * STEP, 5 * STEP])
     code, value = np.zeros(3, np.int64), np.array([1, 2, 3], np.float32)
-    one = History(np.array([0, 3]), known, code, value, np.array([0]), np.array([False]), np.array([True]))
+    one = History(np.array([0, 3]), known, code, value, *[np.array([0])] * 2, np.array([False]), np.array([True]))
     table = Tabulator(one)
     rows = [
         dict(zip(table.names, r, strict=True)) for r in table.rows(np.zeros(2, np.int64), np.array([STEP, 7 * STEP]))
@@ -121,3 +123,11 @@ def test_facts_without_a_date_count_and_have_no_since():
     assert rows[1]["0:years_since_last"] == pytest.approx(2 / 7)
     assert rows[1]["0:years_since_first"] == pytest.approx(5 / 7)
     assert abs(rows[1]["0:slope"]) < 5
+
+
+def test_time_under_observation_is_told_once_it_has_begun():
+    one = History(*[np.array([0, 0])], *[np.zeros(0, np.int64)] * 2, np.zeros(0, np.float32), np.array([0]),
+                  np.array([2 * STEP]), np.zeros(0, bool), np.zeros(0, bool))  # fmt: skip
+    table = Tabulator(one)
+    rows = table.rows(np.zeros(3, np.int64), np.array([STEP, 2 * STEP, 9 * STEP]))
+    np.testing.assert_allclose(rows[:, table.names.index("overall:years_observed")], [np.nan, 0, 1], rtol=1e-6)

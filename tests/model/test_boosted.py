@@ -7,7 +7,9 @@ import pytest
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from ehrseq.config import BoostedConfig
+from ehrseq.features.tabular import OVERALL
 from ehrseq.model.boosted import BoostedHazard, Cuts, Trees, periods, person_periods
+from ehrseq.model.cox import CoxHazard
 from ehrseq.model.heads import exposure_and_interval, interval_edges
 
 EDGES = interval_edges(1000.0, 6)
@@ -15,8 +17,11 @@ EDGES = interval_edges(1000.0, 6)
 
 def rows(n: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=(n, 5)).astype(np.float32)
-    x[rng.random((n, 5)) < 0.2] = np.nan
+    x = rng.normal(size=(n, 7)).astype(np.float32)
+    x[rng.random((n, 7)) < 0.2] = np.nan
+    times = [OVERALL.index(name) for name in ("years_observed", "years_since_first")]
+    x[:, times] = np.abs(x[:, times])
+    x[:, 0] = np.nan_to_num(x[:, 0])  # age is always known
     x[:, 3] = np.nan
     x[:, 4] = rng.integers(0, 3, n)
     return x
@@ -49,16 +54,19 @@ def test_boosted_hazards_come_near_the_hazards_that_made_the_data():
     exposure, interval = exposure_and_interval(np.minimum(time, censored), EDGES)
     interval = np.where((time <= censored) & (interval < len(EDGES) - 1), interval, -1)
     base = np.full(6, np.log((interval >= 0).sum() / exposure.sum()))
-    period = periods(6, 3)
+    nothing = np.zeros(8)
+    linear = CoxHazard(base, nothing, nothing + 1, nothing)
     half = n // 2
+    start = np.tile(base, (half, 1))
+    period = periods(6, 3)
     sets = [
-        person_periods(x[s], exposure[s], interval[s], np.ones(half), base, period, np.ones(half))
+        person_periods(x[s], exposure[s], interval[s], np.ones(half), start, period, np.ones(half))
         for s in (slice(half), slice(half, None))
     ]
     assert sets[0].events.sum() == (interval[:half] >= 0).sum()
     cuts = Cuts.fit(sets[0].rows, 64)
     config = BoostedConfig(min_rows_per_leaf=50, max_trees=120)
-    hazard = BoostedHazard.fit(sets[0], sets[1], cuts, base, period, config, seed=0)
+    hazard = BoostedHazard.fit(sets[0], sets[1], cuts, linear, period, config, seed=0)
     fresh = rows(2000, seed=4)
     found = hazard.log_hazard(fresh)
     assert found.shape == (2000, 6)
