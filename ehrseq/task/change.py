@@ -114,9 +114,8 @@ def _means(values: pl.DataFrame, baseline: Baseline) -> pl.DataFrame:
     one = pl.lit(1, pl.Int32)
     steps = pl.concat(
         [
-            values.filter(~pl.col("exact")).select(
-                "subject_id", from_time="known_time", value=pl.lit(0.0), count=pl.lit(0, pl.Int32)
-            ),
+            # also one that is never in the window: the next change is another one once it is known
+            values.select("subject_id", from_time="known_time", value=pl.lit(0.0), count=pl.lit(0, pl.Int32)),
             inside.select("subject_id", from_time="known_time", value="numeric_value", count=one),
             inside.select("subject_id", from_time=leaves, value=-pl.col("numeric_value"), count=-one),
         ]

@@ -117,6 +117,12 @@ def test_a_back_dated_fall_is_still_to_come_and_no_baseline_before_it_is_known(m
     ]
 
 
+def test_a_fall_that_left_the_window_before_it_was_known_comes_no_more_once_it_is(make_timelines, make_task, at, day):
+    early = [value(1, 0, 20, known_time=day(5)), value(1, 0, 20, known_time=day(6)), value(1, 1, 50)]
+    task = make_task({"fall": {**FALL, "baseline": {"within": "5d", "value": "mean"}}})
+    assert labels(make_timelines(early), task, at((1, 4), (1, 5))) == [(None, 1.0, 1), (None, 1.0, 1)]
+
+
 def test_the_last_value_is_the_last_that_was_measured(make_timelines, make_task, at, day):
     events = [value(1, 10, 100), value(1, 5, 50, known_time=day(15)), value(1, 30, 60)]
     assert labels(make_timelines(events), make_task({"fall": FALL}), at((1, 20))) == [(None, 10.0, 1)]
