@@ -51,19 +51,22 @@ class ProgressionModel:
         self.config = config if seed is None else replace(config, seed=seed)
 
     def fit(
-        self, timelines: Any, task: Task | str | Path, *, report: Callable[[int, float], None] | None = None
-    ) -> ProgressionModel:
+        self, timelines: Any, task: Task | str | Path, *, report: Callable[[int, float], None] | None = None,
+        checkpoint: str | Path | None = None,
+    ) -> ProgressionModel:  # fmt: skip
         """Fit on the `train` split, stopping early on `tuning`; `held_out` subjects are not looked at.
 
         `timelines` is a Timelines, a folder or an event frame; the split is the dataset's own where it has one,
-        else a seeded hash of the subject. `report(epoch, tuning_loss)` is called after each epoch. Returns self.
+        else a seeded hash of the subject. `report(epoch, tuning_loss)` is called after each epoch. `checkpoint`
+        is a folder for the state of training after each epoch: an interrupted fit of the same data, task and
+        configuration goes on from it, and gives the same model. Returns self.
         """
         timelines = as_timelines(timelines)
         # descendants are settled now: an export scored later need not bring the hierarchy along
         self.task_ = with_dataset_descendants(timelines, task if isinstance(task, Task) else Task.from_toml(task))
         self.times_withheld_ = False
         splits = split_subjects(timelines, seed=self.config.seed)
-        self.fitted_ = fit_model(timelines, self.task_, splits, self.config, report)
+        self.fitted_ = fit_model(timelines, self.task_, splits, self.config, report, checkpoint)
         used = splits.filter(pl.col("split").is_in(["train", "tuning"])).sort("subject_id")
         self.trained_on_ = used.select(
             hashed_id=pl.Series(hashed_ids(used["subject_id"].to_numpy(), self.fitted_.data_hash), dtype=pl.String),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,13 +40,16 @@ def fit_model(
 ) -> ProgressionModel:
     """Fit a progression model and save it to the folder `out`.
 
-    `report(epoch, tuning_loss)` is called after each epoch. Raises UserError, before fitting, where `out` is taken.
+    `report(epoch, tuning_loss)` is called after each epoch. Interrupted, the same call goes on from the last epoch,
+    which is kept beside `out` until the model is written. Raises UserError, before fitting, where `out` is taken.
     """
     from ehrseq.estimator import ProgressionModel
 
     check_target(out, "model")
-    model = ProgressionModel(config).fit(timelines, task, report=report)
+    training = Path(out).with_name(f".{Path(out).name}.training")
+    model = ProgressionModel(config).fit(timelines, task, report=report, checkpoint=training)
     model.save(out)
+    shutil.rmtree(training, ignore_errors=True)
     return model
 
 

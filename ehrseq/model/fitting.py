@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -16,6 +17,7 @@ from ehrseq.features.tabular import Tabulator
 from ehrseq.model.adjustment import Adjustment, Outcomes, blend_weight, fit_level, fit_slope
 from ehrseq.model.baselines import HazardBaseline
 from ehrseq.model.boosted import BoostedHazard, Cuts, PersonPeriods, age_and_times, periods, person_periods
+from ehrseq.model.checkpoint import Checkpoint
 from ehrseq.model.cox import CoxHazard
 from ehrseq.model.fitted import HYBRID, Fitted, linear_features
 from ehrseq.model.heads import HazardName, base_log_hazard, hazard_names, interval_edges
@@ -35,9 +37,13 @@ LEVEL_LANDMARKS = {"train": 3, "tuning": 8}
 
 
 def fit_model(
-    timelines: Timelines, task: Task, splits: pl.DataFrame, config: ModelConfig, report: Report | None = None
-) -> Fitted:
-    """Fit on the `train` split; `tuning` stops early, blends and adjusts. Other subjects are not looked at."""
+    timelines: Timelines, task: Task, splits: pl.DataFrame, config: ModelConfig, report: Report | None = None,
+    checkpoint: str | Path | None = None,
+) -> Fitted:  # fmt: skip
+    """Fit on the `train` split; `tuning` stops early, blends and adjusts. Other subjects are not looked at.
+
+    `checkpoint` is a folder that keeps the state of the networks' training after each epoch.
+    """
     split = {name: timelines.select(_members(splits, name)) for name in ("train", "tuning")}
     vocabulary = Vocabulary.fit(split["train"].events, config.network, split["train"].subjects)
     if not vocabulary.codes:
@@ -58,9 +64,11 @@ def fit_model(
     hazards = labeller.hazards
     networks, history, boosted = [], [], []
     if config.model in ("transformer", "hybrid"):
+        run = (config.to_dict(), task.to_dict(), [_data_hash(part.encoded) for part in parts.values()])
+        kept = None if checkpoint is None else Checkpoint.open(checkpoint, *run)
         for member in range(config.training.members):
             network, losses = fit_member(
-                parts["train"], parts["tuning"], labeller, vocabulary, edges, sample, config, member, report
+                parts["train"], parts["tuning"], labeller, vocabulary, edges, sample, config, member, report, kept
             )
             networks.append(network)
             history.append(losses)

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ehrseq.config import ModelConfig
+from ehrseq.model.checkpoint import Checkpoint
 from ehrseq.model.heads import HazardHead, base_log_hazard
 from ehrseq.model.module import LandmarkBatches, ProgressionModule, train
 from ehrseq.model.network import ProgressionNetwork
@@ -26,7 +27,7 @@ SCALE_TOKENS = 8192
 
 def fit_member(
     training: Part, tuning: Part, labeller: Labeller, vocabulary: Vocabulary, edges: Float, sample: Sample,
-    config: ModelConfig, member: int, report: Report | None,
+    config: ModelConfig, member: int, report: Report | None = None, checkpoint: Checkpoint | None = None,
 ) -> tuple[ProgressionNetwork, list[float]]:  # fmt: skip
     """One network and its tuning loss by epoch; `sample` gives base rates and scales (auxiliary targets last)."""
     settings, seed = config.training, config.seed + 1000 * member
@@ -51,7 +52,9 @@ def fit_member(
         _set_scales(network, passes[0].batches, sample)
         n_batches = max(1.0, tokens / tokens_per_batch)
         module = ProgressionModule(network, settings, training.years / n_batches, n_batches)
-        train(module, passes[0], passes[1], report)
+        start = None if checkpoint is None else checkpoint.load(member)
+        keep = None if checkpoint is None else partial(checkpoint.save, member)
+        train(module, passes[0], passes[1], report, start, keep)
     return network, module.history
 
 

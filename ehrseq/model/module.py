@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ehrseq.config import TrainingConfig
 from ehrseq.errors import TrainingError
+from ehrseq.model.checkpoint import KeepState, State, under
 from ehrseq.model.landmarks import Targets
 from ehrseq.model.loss import exposure_and_event, poisson_negative_log_likelihood
 from ehrseq.model.network import ProgressionNetwork
@@ -161,20 +162,37 @@ def train(
     training: LandmarkBatches,
     tuning: LandmarkBatches,
     report: Callable[[int, float], None] | None = None,
+    start: State | None = None,
+    keep: Callable[[State], None] | None = None,
 ) -> None:
     """Fit until the tuning likelihood stops improving; the network ends with its best weights.
 
-    `report(epoch, tuning_loss)` is called after each epoch.
+    `report(epoch, tuning_loss)` is called after each epoch, and `keep` with the state then; training that goes on from
+    such a `start` gives the weights that it would have given.
     """
     module.report = report
+    if start is not None:
+        module.history, module.best_loss = list(start.facts["history"]), start.facts["best_loss"]
+        module.best_weights = under("best.", start.tensors)
+    left = module.config.max_epochs - len(module.history)
+    if left > 0 and not (start is not None and start.facts["stopped"]):
+        _run(module, training, tuning, left, keep, start)
+    module.network.load_state_dict(module.best_weights)
+    module.network.eval()
+
+
+def _run(
+    module: ProgressionModule, training: LandmarkBatches, tuning: LandmarkBatches, epochs: int,
+    keep: Callable[[State], None] | None, start: State | None,
+) -> None:  # fmt: skip
     stop = lightning.callbacks.EarlyStopping("tuning_loss", patience=module.config.patience, mode="min")
     with _quiet():
         trainer = lightning.Trainer(
-            max_epochs=module.config.max_epochs,
+            max_epochs=epochs,
             accelerator="auto",
             devices=1,
             gradient_clip_val=module.config.gradient_clip,
-            callbacks=[stop],
+            callbacks=[stop] if keep is None else [stop, KeepState(module, training.rng, stop, keep, start)],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -182,8 +200,6 @@ def train(
             num_sanity_val_steps=0,
         )
         trainer.fit(module, training, tuning)
-    module.network.load_state_dict(module.best_weights)
-    module.network.eval()
 
 
 @contextmanager
