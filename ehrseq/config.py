@@ -92,6 +92,11 @@ class ModelConfig:
         if self.model not in MODELS:
             raise UserError(f"a model: {', '.join(MODELS)}", f"'{self.model}'", nearest(self.model, MODELS))
 
+    @property
+    def has_networks(self) -> bool:
+        """Whether networks are fitted."""
+        return self.model in ("hybrid", "transformer")
+
     def to_dict(self) -> dict[str, Any]:
         """Every setting, written out."""
         return asdict(self)
@@ -119,4 +124,4 @@ def from_mapping(kind: type[T], content: dict[str, Any]) -> T:
     for key in content:
         if key not in known:
             raise UserError(f"a setting of {kind.__name__}", f"'{key}'", nearest(key, known))
-    return kind(**content)
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})  # JSON has lists alone
