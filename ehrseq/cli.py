@@ -130,6 +130,7 @@ def fit_verb(
     ] = None,
     seed: Annotated[int, typer.Option(help="The seed of everything random.")] = 0,
     model_kind: Annotated[str, typer.Option("--model", help="hybrid, transformer, boosted, cox or agesex.")] = "hybrid",
+    size: Annotated[str, typer.Option(help="small, base or large: the latter two for GPUs and much data.")] = "small",
     start: Annotated[
         Path | None, typer.Option("--start", help="A model folder whose networks go on from where they are.")
     ] = None,
@@ -139,7 +140,7 @@ def fit_verb(
     from ehrseq.score import fit_model
 
     kind = {"agesex": "age_sex"}.get(model_kind, model_kind)
-    config = ModelConfig(seed=seed, model="transformer" if task is None else kind)
+    config = ModelConfig.of_size(size, seed=seed, model="transformer" if task is None else kind)
     with epochs(config.training.max_epochs * config.training.members if config.has_networks else 0) as report:
         model = fit_model(timelines, task, out, config=config, start=start, report=report)
     splits = dict(model.trained_on_["split"].value_counts().iter_rows())

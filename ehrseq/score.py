@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -55,8 +56,9 @@ def fit_model(
         raise UserError("a task to adapt the model to", "none", "give the task file")
     else:
         model = _loaded(start).adapt(timelines, task, config=config, report=report, checkpoint=training)
-    model.save(out)
-    shutil.rmtree(training, ignore_errors=True)
+    if os.environ.get("RANK", "0") == "0":  # processes that trained together have the same model
+        model.save(out)
+        shutil.rmtree(training, ignore_errors=True)
     return model
 
 

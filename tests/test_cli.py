@@ -16,8 +16,8 @@ import pytest
 
 import ehrseq.config
 import ehrseq.demo
-import ehrseq.estimator  # before `call` puts a small configuration in the place of the default
 from ehrseq.cli import main
+from ehrseq.config import ModelConfig
 from ehrseq.errors import EhrseqError
 from ehrseq.forecast.table import Forecast
 from ehrseq.timeline.store import Timelines
@@ -28,12 +28,25 @@ CANARY = "zzcanary"
 SUBJECTS = 120
 
 
+class Small:
+    """In the place of ModelConfig: a network of this size is fitted in a second."""
+
+    from_dict = ModelConfig.from_dict
+
+    def __new__(cls, seed, model="hybrid"):
+        return replace(CONFIG, seed=seed, model=model)
+
+    @staticmethod
+    def of_size(size, **settings):
+        return replace(CONFIG, **settings)
+
+
 def call(*arguments):
     """Run a verb in this process; the exit status."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["ehrseq", *map(str, arguments)])
-        for room in (ehrseq.config, ehrseq.demo):  # a network of this size is fitted in a second
-            patch.setattr(room, "ModelConfig", lambda seed, model="hybrid": replace(CONFIG, seed=seed, model=model))
+        for room in (ehrseq.config, ehrseq.demo):
+            patch.setattr(room, "ModelConfig", Small)
         try:
             main()
         except SystemExit as end:

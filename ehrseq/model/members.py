@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -64,7 +65,8 @@ def fit_member(
         n_batches = max(1.0, tokens / tokens_per_batch)
         module = ProgressionModule(network, settings, training.years / n_batches, n_batches)
         start = None if checkpoint is None else checkpoint.load(member)
-        keep = None if checkpoint is None else partial(checkpoint.save, member)
+        first = os.environ.get("RANK", "0") == "0"  # of processes that train together one keeps the state of all
+        keep = partial(checkpoint.save, member) if checkpoint is not None and first else None
         train(module, passes[0], passes[1], report, start, keep)
     return network, module.history
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,11 +55,19 @@ class LandmarkBatches:
         self.fixed = None if redraw else draw(self.rng)
 
     def __iter__(self) -> Iterator[TrainingBatch]:
-        """One pass over the subjects."""
+        """One pass over the subjects; processes that train together share it, and take equally many steps."""
         sample = self.fixed or self.draw(self.rng)
         shuffle = None if self.fixed else self.rng
-        for batch in self.batches.over(sample.row, sample.time, self.tokens_per_batch, shuffle):
+        share = (int(os.environ.get("RANK", "0")), world_size())
+        for batch in self.batches.over(
+            sample.row, sample.time, self.tokens_per_batch, shuffle, share, even=self.fixed is None
+        ):
             yield with_targets(batch, sample.target)
+
+
+def world_size() -> int:
+    """How many processes train together, as `torchrun` says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def with_targets(batch: Batch, target: Targets) -> TrainingBatch:
@@ -117,8 +126,11 @@ class ProgressionModule(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Keep the best weights."""
-        outcomes, auxiliary, weight = torch.stack(self._sums).sum(0).tolist()
+        sums = torch.stack(self._sums).sum(0) if self._sums else torch.zeros(3, dtype=torch.float64, device=self.device)
         self._sums.clear()
+        if world_size() > 1:
+            torch.distributed.all_reduce(sums)
+        outcomes, auxiliary, weight = sums.tolist()
         # without outcomes (pretraining) the auxiliary hazards are what is learned
         mean = (outcomes if len(self.network.head.base) else auxiliary) / max(weight, 1e-12)
         self.history.append(mean)
@@ -144,7 +156,7 @@ class ProgressionModule(lightning.LightningModule):
             lr=c.learning_rate,
             betas=(0.9, 0.98),
         )
-        steps = max(1.0, c.max_epochs * self.batches_per_epoch)
+        steps = max(1.0, c.max_epochs * self.batches_per_epoch / world_size())
 
         def rate(step: int) -> float:
             return min(1.0, (step + 1) / c.warmup_steps) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
@@ -187,10 +199,14 @@ def _run(
 ) -> None:  # fmt: skip
     stop = lightning.callbacks.EarlyStopping("tuning_loss", patience=module.config.patience, mode="min")
     with _quiet():
+        on_gpu = torch.cuda.is_available()
         trainer = lightning.Trainer(
             max_epochs=epochs,
             accelerator="auto",
-            devices=1,
+            devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+            num_nodes=max(1, world_size() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
+            strategy="ddp" if world_size() > 1 else "auto",
+            precision="bf16-mixed" if on_gpu and module.config.bfloat16 else "32-true",  # slower on a CPU
             gradient_clip_val=module.config.gradient_clip,
             callbacks=[stop] if keep is None else [stop, KeepState(module, training.rng, stop, keep, start)],
             logger=False,
