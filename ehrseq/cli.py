@@ -125,9 +125,10 @@ def cohort_verb(
 def fit_verb(
     timelines: Timelines,
     out: Out,
-    task: Annotated[
-        Path | None, typer.Option("--task", help="The task file (TOML). Without one: pretraining, for --start.")
-    ] = None,
+    task: Annotated[Path | None, typer.Option("--task", help="The task file (TOML).")] = None,
+    pretrain: Annotated[
+        bool, typer.Option("--pretrain", help="Without a task: networks that learn to read histories, for --start.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="The seed of everything random.")] = 0,
     model_kind: Annotated[str, typer.Option("--model", help="hybrid, transformer, boosted, cox or agesex.")] = "hybrid",
     size: Annotated[str, typer.Option(help="small, base or large: the latter two for GPUs and much data.")] = "small",
@@ -139,6 +140,8 @@ def fit_verb(
     from ehrseq.config import ModelConfig
     from ehrseq.score import fit_model
 
+    if (task is None) != pretrain:
+        raise typer.BadParameter("give either --task or --pretrain")
     kind = {"agesex": "age_sex"}.get(model_kind, model_kind)
     config = ModelConfig.of_size(size, seed=seed, model="transformer" if task is None else kind)
     with epochs(config.training.max_epochs * config.training.members if config.has_networks else 0) as report:

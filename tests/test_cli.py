@@ -226,7 +226,7 @@ def test_score_by_one_branch(run, refused, work, tmp_path):
 
 def test_pretrain_adapt_and_recalibrate(run, refused, work, tmp_path):
     start, timelines = tmp_path / "start", work / "timelines"
-    assert run("fit", timelines, "--out", start)[0] == 0
+    assert run("fit", timelines, "--pretrain", "--out", start)[0] == 0
     assert "pretrained" in run("inspect", start)[1]
     assert "adapt" in refused("score", start, timelines, "--out", tmp_path / "none")
     status, out, err = run(
@@ -248,7 +248,7 @@ def test_pretrain_adapt_and_recalibrate(run, refused, work, tmp_path):
     assert (status, err) == (0, "")
     assert re.search(r"^death +\d+\.\d +\d+\.\d +\d+\.\d$", out, re.MULTILINE)
     assert "not fitted on" in refused("recalibrate", tmp_path / "r", timelines, "--out", tmp_path / "again")
-    assert "task" in refused("fit", timelines, "--start", start, "--out", tmp_path / "x")
+    assert "task" in refused("fit", timelines, "--pretrain", "--start", start, "--out", tmp_path / "x")
 
 
 def test_evaluate_a_model_and_a_forecast_folder(run, work, tmp_path):
