@@ -31,7 +31,8 @@ from ehrseq.task.outcome import occurrences, with_dataset_descendants
 from ehrseq.task.query import resolve_prediction_times
 from ehrseq.task.split import split_subjects
 from ehrseq.task.times import prediction_times
-from ehrseq.timeline.store import as_timelines
+from ehrseq.timeline.hierarchy import code_parents
+from ehrseq.timeline.store import Timelines, as_timelines
 
 Float = NDArray[np.float64]
 At = str | date | datetime | pl.DataFrame | Any | None
@@ -143,8 +144,9 @@ class ProgressionModel:
         branch = check_branch(self.fitted_, branch)
         timelines = as_timelines(timelines)
         queries = resolve_prediction_times(timelines, at, self.task_)
-        fitted = self.fitted_
-        scored, skipped = screen(timelines, queries, self.task_, fitted.vocabulary.codes, fitted.outcomes)
+        fitted = self._for_codes_of(timelines)
+        codes = fitted.vocabulary.understood(timelines.events["code"])
+        scored, skipped = screen(timelines, queries, self.task_, codes, fitted.outcomes)
         if not scored.height and queries.height:
             reasons = skipped.group_by("reason").len().sort("len", descending=True)
             raise ForecastError(
@@ -162,6 +164,23 @@ class ProgressionModel:
             "data_hash": self.fitted_.data_hash,
         }
         return Forecast(risk_table(tables, spans), skipped, metadata, tuple(tables), seen)
+
+    def unseen_codes(self, timelines: Any) -> pl.DataFrame:
+        """The codes that the model does not know, the most frequent first.
+
+        Columns: `code`; `events` and `subjects`, how many have it; `backs_off_to`, the nearest known ancestor that
+        stands for it in the networks (by the parents of codes that training or these timelines bring), null for none.
+        """
+        self._check_fitted(task=False)
+        timelines = as_timelines(timelines)
+        return self._for_codes_of(timelines).vocabulary.unseen_codes(timelines.events)
+
+    def _for_codes_of(self, timelines: Timelines) -> Fitted:
+        """What was fitted, with the parents of codes that these timelines bring."""
+        parents = code_parents(timelines)
+        if not parents.height:
+            return self.fitted_
+        return replace(self.fitted_, vocabulary=self.fitted_.vocabulary.with_parents(parents))
 
     def evaluate(
         self, timelines: Any, task: Task | None = None, *, n_bootstrap: int = 200, seed: int = 0, by: Any = None

@@ -26,6 +26,7 @@ from ehrseq.model.members import fit_member
 from ehrseq.model.sample import Labeller, Part, Sample, history_of
 from ehrseq.task.definition import Task
 from ehrseq.task.outcome import occurrences
+from ehrseq.timeline.hierarchy import code_parents
 from ehrseq.timeline.store import Timelines
 from ehrseq.tokens.encode import EncodedTimelines
 from ehrseq.tokens.vocabulary import FIRST_CODE, Vocabulary, is_static_fact
@@ -83,7 +84,7 @@ def fit_model(
 def learn_vocabulary(timelines: Timelines, splits: pl.DataFrame, config: ModelConfig) -> Vocabulary:
     """The codes and values of the training subjects; TimelineError where there are none."""
     train = timelines.select(_members(splits, "train"))
-    vocabulary = Vocabulary.fit(train.events, config.network, train.subjects)
+    vocabulary = Vocabulary.fit(train.events, config.network, train.subjects, code_parents(timelines))
     if not vocabulary.codes:
         raise TimelineError(
             f"codes that at least {config.network.min_subjects} training subjects have",

@@ -28,9 +28,9 @@ Index = NDArray[np.int64]
 class Batch:
     """One padded batch: B sequences of E events and K queries, T = E + K.
 
-    code, coded_value, knot (B, E) int64; fraction (B, E); event_features (B, E, 6); query_features (B, K, 6);
-    summary (B, K, S); mask (B, T, T) bool, True where the row may read the column; query (B, K) int64 row in the
-    query table, -1 for padding.
+    code, coded_value, knot (B, E) int64; ancestors (B, E, P) int64, 0 for none; fraction (B, E); event_features
+    (B, E, 6); query_features (B, K, 6); summary (B, K, S); mask (B, T, T) bool, True where the row may read the column;
+    query (B, K) int64 row in the query table, -1 for padding.
     """
 
     code: Tensor
@@ -42,6 +42,7 @@ class Batch:
     summary: Tensor
     mask: Tensor
     query: Tensor
+    ancestors: Tensor
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ class Batches:
             summary=torch.from_numpy(summary),
             mask=torch.from_numpy(attention_mask(known, at)),
             query=torch.from_numpy(query),
+            ancestors=torch.from_numpy(np.where(real[..., None], encoded.ancestors[encoded.lineage[index]], 0)),
         )
 
     def query_features(self, subject: Index, at: Index, known: Index) -> NDArray[np.float32]:
