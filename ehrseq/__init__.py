@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ehrseq.audit import audit_export as audit_export
     from ehrseq.config import (
         ModelConfig as ModelConfig,
     )
@@ -68,6 +69,7 @@ _HOME = {
     "Timelines": "ehrseq.timeline.store",
     "TrainingConfig": "ehrseq.config",
     "UserError": "ehrseq.errors",
+    "audit_export": "ehrseq.audit",
     "build_cohort": "ehrseq.task.cohort",
     "evaluate_export": "ehrseq.score",
     "fit_model": "ehrseq.score",

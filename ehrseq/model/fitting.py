@@ -35,9 +35,19 @@ LEVEL_LANDMARKS = {"train": 3, "tuning": 8}
 
 
 def fit_model(
-    timelines: Timelines, task: Task, splits: pl.DataFrame, config: ModelConfig, report: Report | None = None
+    timelines: Timelines,
+    task: Task,
+    splits: pl.DataFrame,
+    config: ModelConfig,
+    report: Report | None = None,
+    *,
+    happened: pl.DataFrame | None = None,
 ) -> Fitted:
-    """Fit on the `train` split; `tuning` stops early, blends and adjusts. Other subjects are not looked at."""
+    """Fit on the `train` split; `tuning` stops early, blends and adjusts. Other subjects are not looked at.
+
+    `happened` replaces what happened to the subjects (a table like that of `occurrences`): audits learn it from
+    timelines that do not show it.
+    """
     split = {name: timelines.select(_members(splits, name)) for name in ("train", "tuning")}
     vocabulary = Vocabulary.fit(split["train"].events, config.network, split["train"].subjects)
     if not vocabulary.codes:
@@ -47,7 +57,7 @@ def fit_model(
             "fit on more subjects, or lower min_subjects",
         )
     parts = {name: Part.prepare(some, vocabulary, name) for name, some in split.items()}
-    happened = occurrences(timelines, task)
+    happened = occurrences(timelines, task) if happened is None else happened
     events = _count_events(happened, parts["train"].subjects, task)
     edges = interval_edges(task.max_horizon_days + 2, config.network.intervals)
     changing = [c for c in vocabulary.summary_codes if not is_static_fact(c)]

@@ -18,7 +18,7 @@ def findings(report: Mapping[str, Any]) -> list[str]:
     rows = [r for r in report["table"] if r["model"] == first and r["horizon"] == main]
     gaps = [g for g in report["differences"] if g["horizon"] == main]
     others = dict.fromkeys(g["against"] for g in gaps)
-    lines = [_tally(first, other, main, [g for g in gaps if g["against"] == other]) for other in others]
+    lines = [tally(first, other, main, [g for g in gaps if g["against"] == other]) for other in others]
     lines.append(_levels(first, main, rows))
     flagged = [t for t in report["group_tests"] if t["flagged"]]
     made = [t for t in report["group_tests"] if t["p"] is not None]
@@ -118,7 +118,7 @@ def _verdict(gap: Row) -> str | None:
     return "better" if (gap["difference"] > 0) == higher_is_better else "worse"
 
 
-def _tally(first: str, other: str, main: str, gaps: Sequence[Row]) -> str:
+def tally(first: str, other: str, main: str, gaps: Sequence[Row]) -> str:
     """In how many places the first model wins against another."""
     parts = []
     for measure, word in NAMES.items():
