@@ -14,6 +14,7 @@ from ehrseq.estimator import ProgressionModel
 from ehrseq.evaluate.censoring import ConditionalCensoring
 from ehrseq.evaluate.covariates import covariates
 from ehrseq.evaluate.evaluation import evaluate_forecasts
+from ehrseq.evaluate.report.words import compared
 from ehrseq.forecast.predict import outcome_hazards
 from ehrseq.forecast.table import risk_table
 from ehrseq.model.artifact import hashed_ids
@@ -147,8 +148,8 @@ class Material:
         *,
         weights: str = "conditional",
         days: float | None = None,
-    ) -> tuple[list[Row], list[Row]]:
-        """Figures of each model at the main horizon, and differences of the first from each other.
+    ) -> tuple[list[Row], str]:
+        """Figures of each model at the main horizon, and in words how the first compares with each other.
 
         `days` is the nominal length of the horizon where it is not the main one. Rows have the outcome's place, the
         model, `subjects`, `events`, `FIGURES`, and `gap`: the first model's AUC minus this one's.
@@ -166,7 +167,9 @@ class Material:
             gap = next((g for g in gaps if _of(g, row) and g["measure"] == "auc"), {})
             kept |= {"gap": gap.get("difference"), "gap_lower": gap.get("lower"), "gap_upper": gap.get("upper")}
             rows.append(kept)
-        return rows, gaps
+        first, *others = risks
+        said = [compared(first, name, self.horizon.label, found.macro.to_dicts(), gaps) for name in others]
+        return rows, " ".join(said)
 
 
 def _of(gap: Row, row: Row) -> bool:

@@ -9,7 +9,6 @@ import numpy as np
 import polars as pl
 
 from ehrseq.audit.material import Audit, Material, NotPossible
-from ehrseq.evaluate.report.words import tally
 from ehrseq.model.fitted import HYBRID
 from ehrseq.task.outcome import ALWAYS, occurrences
 from ehrseq.timeline.schema import TIME
@@ -39,8 +38,8 @@ def kinds_of_model(m: Material) -> Audit:
             for name in LADDER
             if name != m.judged
         }
-    rows, gaps = m.judge(risks, m.labels)
-    return Audit("Kinds of model", f"{_told(m, gaps, list(risks))} {how}", seed, None, tuple(rows))
+    rows, said = m.judge(risks, m.labels)
+    return Audit("Kinds of model", f"{said} {how}", seed, None, tuple(rows))
 
 
 def ascertainment_only(m: Material) -> Audit:
@@ -56,10 +55,10 @@ def ascertainment_only(m: Material) -> Audit:
         full, how = m.score(again, "boosted", m.unseen, m.labels), "boosted hazards fitted again with the values"
     name = "counts and times alone"
     risks = {"with values": full, name: m.score(fitted, "boosted", without_values(m.unseen), m.labels)}
-    rows, gaps = m.judge(risks, m.labels)
+    rows, said = m.judge(risks, m.labels)
     statement = (
         "Boosted hazards fitted again on which codes were recorded, how often and when, without any value, beside"
-        f" {how}. {_told(m, gaps, list(risks))} Where the two are not told apart, a forecast may rest on who was"
+        f" {how}. {said} Where the two are not told apart, a forecast may rest on who was"
         " tested rather than on what was found."
     )
     return Audit("Ascertainment only", statement, seed, None, tuple(rows))
@@ -149,8 +148,3 @@ def shuffled(
         Timelines(timelines.events, subjects, timelines.splits, metadata=timelines.metadata),
         pl.concat([given.select(happened.columns), others]),
     )
-
-
-def _told(m: Material, gaps: list[dict[str, Any]], names: list[str]) -> str:
-    first, *others = names
-    return " ".join(tally(first, name, m.horizon.label, [g for g in gaps if g["against"] == name]) for name in others)

@@ -29,6 +29,7 @@ from ehrseq.survival import kaplan_meier_censoring
 FloatArray = NDArray[np.float64]
 Row = dict[str, Any]
 
+MACRO = ("auc", "brier")
 OVERALL = ("concordance", "ibs", "ibs_skill")
 EVERYONE = "act on everyone"
 
@@ -44,6 +45,7 @@ class Tables:
     calibration: list[Row] = field(default_factory=list)
     curves: list[Row] = field(default_factory=list)
     decisions: list[Row] = field(default_factory=list)
+    macro: list[Row] = field(default_factory=list)
 
 
 def judge_cell(cell: Cell, counts: NDArray[np.uint16], keys: Row, into: Tables) -> dict[str, Replicates]:
@@ -166,6 +168,22 @@ def differences(found: Mapping[str, Replicates], measures: Sequence[str], reason
             gap = pair[0] - pair[1] if pair[0] is not None and pair[1] is not None else None
             keys: Row = {"model": first, "against": other, "measure": name}
             rows.append(keys | estimate("difference", gap) | {"reason": reasons.get(name)})
+    return rows
+
+
+def macro_differences(found: Sequence[Mapping[str, Replicates]], horizon: str) -> list[Row]:
+    """The first model's mean over all places minus each other's, by measure, in the places where both have it.
+
+    A place is an outcome at a landmark; `found` holds the replicates of each, drawn from the same subjects.
+    """
+    rows = []
+    first, *others = (m for m in found[0] if m) if found else [""]
+    for other in others:
+        for name in MACRO:
+            places = [(f[first][name], f[other][name]) for f in found if name in f[first] and name in f[other]]
+            gap = np.mean([a - b for a, b in places], axis=0) if places else None
+            keys: Row = {"model": first, "against": other, "horizon": horizon, "measure": name, "places": len(places)}
+            rows.append(keys | estimate("difference", gap))
     return rows
 
 
