@@ -7,6 +7,7 @@ from typing import Any
 
 Row = Mapping[str, Any]
 NAMES = {"auc": "AUC", "brier": "Brier score"}
+DIGITS = {"auc": 3, "brier": 5}
 MODELS = {
     "hybrid": "a blend of the transformer and boosted hazards",
     "transformer": "a neural network that reads the events one by one",
@@ -148,7 +149,7 @@ def compared(first: str, other: str, main: str, macro: Sequence[Row], gaps: Sequ
 
 
 def _spread(gap: Row) -> str:
-    digits = 3 if gap["measure"] == "auc" else 4
+    digits = DIGITS[gap["measure"]]
     ends = f"{signed(gap['lower'], digits)} to {signed(gap['upper'], digits)}"
     return f"{NAMES[gap['measure']]} {signed(gap['difference'], digits)} ({ends})"
 
@@ -195,7 +196,7 @@ def _wins(row: Row, gaps: Sequence[Row]) -> list[str]:
             gap = next((g for g in gaps if g["against"] == other and g["measure"] == measure), None)
             verdict = None if gap is None else _verdict(gap)
             if gap is not None and verdict is not None:
-                digits = 3 if measure == "auc" else 4
+                digits = DIGITS[measure]
                 spread = f"{signed(gap['lower'], digits)} to {signed(gap['upper'], digits)}"
                 said.append(f"{word} {verdict} ({signed(gap['difference'], digits)}, {spread})")
         lines.append(f"{row['model']} against {other}: {'; '.join(said) or 'not compared'}.")
