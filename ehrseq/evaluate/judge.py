@@ -32,6 +32,8 @@ Row = dict[str, Any]
 MACRO = ("auc", "brier")
 OVERALL = ("concordance", "ibs", "ibs_skill")
 EVERYONE = "act on everyone"
+# Why a measure that a cell allows may still be undefined.
+UNDEFINED = {"slope": "all forecasts are equal", "auc": "no fold has both events and others"}
 
 
 @dataclass
@@ -206,7 +208,7 @@ def _rows(cell: Cell, found: Mapping[str, Replicates], reasons: Mapping[str, str
         for name in MEASURES:
             values |= estimate(name, found[model].get(name), named=True)
             if values[name] is None and name not in missing:
-                missing[name] = "all forecasts are equal" if name == "slope" else "the mean forecast is 0"
+                missing[name] = UNDEFINED.get(name, "the mean forecast is 0")
         rows.append({"model": model, "unscored": cell.unscored[model], **shared, **values, "reason": _text(missing)})
     return rows
 

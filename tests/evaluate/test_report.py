@@ -109,7 +109,7 @@ def test_untrusted_text_is_text(folder, read):
     source = (folder / "report.html").read_text()
     card = (folder / "model_card.md").read_text()
     for mark in ("<script", *(re.match("[^<]*(<[a-z]+)", name)[1] for name in NAMES)):
-        assert f"{mark}>" not in source.replace("<b>0</b>", "") and f"{mark} " not in source, mark
+        assert not re.search(re.escape(mark) + "[ >]", source), mark
         assert mark not in card, mark
     for name in (HOSTILE, *NAMES):
         assert name in "".join(read.text), name
