@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ehrseq.config import ModelConfig
-from ehrseq.errors import ArtifactError, EvaluationError, ForecastError
+from ehrseq.errors import ArtifactError, EvaluationError, ForecastError, UserError
 from ehrseq.evaluate.evaluation import Evaluation
 from ehrseq.evaluate.study import evaluate_study
 from ehrseq.forecast.predict import check_branch, outcome_hazards
@@ -23,6 +23,8 @@ from ehrseq.model.artifact import Artifact, hashed_ids, load_artifact, save_arti
 from ehrseq.model.card import model_card
 from ehrseq.model.fitted import Fitted
 from ehrseq.model.fitting import fit_model
+from ehrseq.model.pretraining import pretrain
+from ehrseq.model.recalibration import recalibrate
 from ehrseq.task.definition import Horizon, Task
 from ehrseq.task.label import label
 from ehrseq.task.outcome import occurrences, with_dataset_descendants
@@ -51,25 +53,80 @@ class ProgressionModel:
         self.config = config if seed is None else replace(config, seed=seed)
 
     def fit(
-        self, timelines: Any, task: Task | str | Path, *, report: Callable[[int, float], None] | None = None
-    ) -> ProgressionModel:
+        self, timelines: Any, task: Task | str | Path | None = None, *,
+        report: Callable[[int, float], None] | None = None, checkpoint: str | Path | None = None,
+    ) -> ProgressionModel:  # fmt: skip
         """Fit on the `train` split, stopping early on `tuning`; `held_out` subjects are not looked at.
 
         `timelines` is a Timelines, a folder or an event frame; the split is the dataset's own where it has one,
-        else a seeded hash of the subject. `report(epoch, tuning_loss)` is called after each epoch. Returns self.
+        else a seeded hash of the subject. `report(epoch, tuning_loss)` is called after each epoch. `checkpoint`
+        is a folder for the state of training after each epoch: an interrupted fit of the same data, task and
+        configuration goes on from it, and gives the same model. Without a task the networks learn to read histories
+        alone (pretraining), for `adapt`. Returns self.
         """
         timelines = as_timelines(timelines)
+        splits = split_subjects(timelines, seed=self.config.seed)
+        if task is None:
+            self.__dict__.pop("task_", None)
+            self.fitted_ = pretrain(timelines, splits, self.config, report, checkpoint)
+            self.trained_on_ = _trained_on(splits, self.fitted_.data_hash)
+            return self
         # descendants are settled now: an export scored later need not bring the hierarchy along
         self.task_ = with_dataset_descendants(timelines, task if isinstance(task, Task) else Task.from_toml(task))
         self.times_withheld_ = False
-        splits = split_subjects(timelines, seed=self.config.seed)
-        self.fitted_ = fit_model(timelines, self.task_, splits, self.config, report)
-        used = splits.filter(pl.col("split").is_in(["train", "tuning"])).sort("subject_id")
-        self.trained_on_ = used.select(
-            hashed_id=pl.Series(hashed_ids(used["subject_id"].to_numpy(), self.fitted_.data_hash), dtype=pl.String),
-            split="split",
-        ).sort("hashed_id")
+        self.fitted_ = fit_model(timelines, self.task_, splits, self.config, report, checkpoint)
+        self.trained_on_ = _trained_on(splits, self.fitted_.data_hash)
         return self
+
+    def adapt(
+        self, timelines: Any, task: Task | str | Path, *, config: ModelConfig | None = None,
+        report: Callable[[int, float], None] | None = None, checkpoint: str | Path | None = None,
+    ) -> ProgressionModel:  # fmt: skip
+        """A new model for another task, whose networks go on from this one's: for outcomes with few labels.
+
+        `config` is as for a new model, with the network of this one (the default: this model's own settings, a hybrid).
+        Takes and gives what `fit` does; whom this model was fitted on is remembered. ForecastError where it has no
+        networks, UserError for a network of another shape.
+        """
+        origin = self._check_fitted(task=False)
+        if not origin.networks:
+            raise ForecastError("a model with networks to go on from", "none", "fit a transformer or a hybrid first")
+        config = replace(self.config, model="hybrid") if config is None else config
+        if config.network != self.config.network:
+            raise UserError("the network settings of the model to go on from", "others", "leave `network` as it was")
+        timelines = as_timelines(timelines)
+        model = ProgressionModel(config)
+        model.task_ = with_dataset_descendants(timelines, task if isinstance(task, Task) else Task.from_toml(task))
+        model.times_withheld_ = False
+        splits = split_subjects(timelines, seed=config.seed)
+        model.fitted_ = fit_model(timelines, model.task_, splits, config, report, checkpoint, origin)
+        model.trained_on_ = _together(_trained_on(splits, origin.data_hash), self.trained_on_)
+        return model
+
+    def recalibrate(self, timelines: Any) -> ProgressionModel:
+        """A new model whose level and slope suit the subjects of another site; what it learned otherwise stays.
+
+        Subjects that the model was fitted on are left out. `fitted_.recalibrated` has observed and expected events
+        and the likelihood before and after, the latter for subjects who did not set what they are judged with.
+        """
+        fitted = self._check_fitted()
+        if not fitted.branches:
+            raise ForecastError("a branch whose level can be set", "baselines alone", "fit another kind of model")
+        timelines = as_timelines(timelines)
+        seen = self.seen_in_training(timelines.subjects["subject_id"].to_numpy())
+        unseen = timelines.select(timelines.subjects["subject_id"].filter(~pl.Series(seen)))
+        if not len(unseen):
+            raise ForecastError(
+                "subjects that the model was not fitted on", "none", "recalibrate on data of another site"
+            )
+        model = ProgressionModel(self.config)
+        model.task_, model.times_withheld_ = self.task_, self.times_withheld_
+        model.fitted_ = recalibrate(
+            fitted, unseen, self.task_, max_events=self.config.network.max_events, seed=self.config.seed
+        )
+        used = unseen.subjects.select("subject_id", split=pl.lit("tuning"))
+        model.trained_on_ = _together(_trained_on(used, fitted.data_hash), self.trained_on_)
+        return model
 
     def forecast(
         self, timelines: Any, at: At = None, *, horizons: Sequence[str] | None = None, branch: str | None = None
@@ -178,16 +235,15 @@ class ProgressionModel:
 
     def save(self, folder: str | Path) -> None:
         """Write the model folder atomically: JSON and safetensors, no code."""
-        self._check_fitted()
+        fitted = self._check_fitted(task=False)
         counts = dict(self.trained_on_["split"].value_counts().iter_rows())
         facts = {
             "model": self.config.model,
             "seed": self.config.seed, "data_hash": self.fitted_.data_hash, "n_train": counts.get("train", 0),
             "n_tuning": counts.get("tuning", 0),
         }  # fmt: skip
-        task = _without_patients(self.task_.to_dict())
-        fitted = self.fitted_
-        refused = [o.name for o in self.task_.outcomes if o.name not in fitted.outcomes]
+        task = _without_patients(self.task_.to_dict()) if hasattr(self, "task_") else None
+        refused = [o.name for o in self.task_.outcomes if o.name not in fitted.outcomes] if task else []
         parts = {
             "config": self.config.to_dict(),
             "task": task,
@@ -205,8 +261,9 @@ class ProgressionModel:
         parts = artifact.parts
         try:
             model = cls(ModelConfig.from_dict(parts["config"]))
-            model.task_ = Task.from_dict({**parts["task"], "prediction_times": _placeholder(parts["task"])})
-            model.times_withheld_ = parts["task"]["prediction_times"] is None
+            if parts["task"] is not None:
+                model.task_ = Task.from_dict({**parts["task"], "prediction_times": _placeholder(parts["task"])})
+                model.times_withheld_ = parts["task"]["prediction_times"] is None
             model.fitted_ = Fitted.from_parts(artifact, model.config.network)
         except ArtifactError:
             raise
@@ -217,9 +274,23 @@ class ProgressionModel:
         model.trained_on_ = artifact.trained_on
         return model
 
-    def _check_fitted(self) -> None:
+    def _check_fitted(self, *, task: bool = True) -> Fitted:
         if not hasattr(self, "fitted_"):
             raise ForecastError("a fitted model", "one that was not fitted", "call fit, or load_model")
+        if task and not hasattr(self, "task_"):
+            raise ForecastError("a model of a task's outcomes", "one that was fitted without", "call its `adapt` first")
+        return self.fitted_
+
+
+def _trained_on(splits: pl.DataFrame, key: str) -> pl.DataFrame:
+    """Hashed ids of the subjects who were used, with their split."""
+    used = splits.filter(pl.col("split").is_in(["train", "tuning"]))
+    hashes = pl.Series(hashed_ids(used["subject_id"].to_numpy(), key), dtype=pl.String)
+    return used.select(hashed_id=hashes, split="split").sort("hashed_id")
+
+
+def _together(first: pl.DataFrame, more: pl.DataFrame) -> pl.DataFrame:
+    return pl.concat([first, more]).unique("hashed_id", keep="first").sort("hashed_id")
 
 
 def _same_for_all(risk: pl.DataFrame) -> pl.DataFrame:

@@ -103,11 +103,18 @@ class Batches:
         self.n_static = np.bincount(rows[static], minlength=len(encoded.subject_id))
 
     def over(
-        self, subject: Index, time: Index, tokens_per_batch: int, rng: np.random.Generator | None = None
-    ) -> Iterator[Batch]:
-        """Batches that hold every query once; `subject` are rows of the encoded timelines."""
+        self, subject: Index, time: Index, tokens_per_batch: int, rng: np.random.Generator | None = None,
+        share: tuple[int, int] = (0, 1), *, even: bool = False,
+    ) -> Iterator[Batch]:  # fmt: skip
+        """Batches that hold every query once; `subject` are rows of the encoded timelines.
+
+        With a `share` (i, n), the i-th of n processes gets every n-th; `even` leaves out the last few, so that all get
+        equally many.
+        """
         sequences = plan_sequences(self.encoded, subject, time, self.max_events)
-        for rows in pack(sequences, tokens_per_batch, rng):
+        packed = pack(sequences, tokens_per_batch, rng)
+        mine, world = share
+        for rows in packed[mine : len(packed) - len(packed) % world if even else None : world]:
             yield self.collate(sequences, rows, subject, time)
 
     def collate(self, sequences: Sequences, rows: Index, subject: Index, time: Index) -> Batch:
