@@ -87,7 +87,7 @@ def test_values_that_tell_are_missed_without_them(audits):
     assert full["auc"] > 0.8
     assert blind["auc"] < 0.65
     assert blind["gap_lower"] > 0
-    assert "does better than counts and times alone" in audits["Ascertainment only"]["statement"]
+    assert "with values does better than counts and times alone" in audits["Ascertainment only"]["statement"]
 
 
 def test_the_kinds_stand_beside_each_other(audits):

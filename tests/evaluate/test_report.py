@@ -153,7 +153,7 @@ def test_every_number_of_the_page_is_in_the_json(folder, read):
         (1, 0, 0), (1, 1, 0), (1, 2, 0), (1, 3, 0), (1, 4, 0), (1, 5, 0), (100, 1, 0), (1, 1, 1))}  # fmt: skip
     shown |= {s.lstrip("-") for s in shown} | set(re.findall(r"\d+(?:\.\d+)?", json.dumps(content)))
     # written in the page's own words: 95% intervals, 50 subjects, AUC's 0 and 1, 2.0
-    shown |= {"95", "50", "100", "1,000", "1", "0", "170.315"}
+    shown |= {"95", "50", "0.001", "100", "1,000", "1", "0", "170.315"}
     said = " ".join(read.text).replace(",", "")
     missing = [n for n in re.findall(r"(?<![\w.])\d+(?:\.\d+)?", said) if n not in shown and n != "1000"]
     tests_made = str(sum(t["p"] is not None for t in content["group_tests"]))

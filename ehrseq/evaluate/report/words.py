@@ -65,7 +65,8 @@ def flag(test: Row) -> str:
         what = f"AUC {signed(test['difference'])} {spread} from everybody else"
     else:
         what = f"net benefit {signed(test['difference'])} {spread} from that of the best strategy without a forecast"
-    return f"Flag: {where}: {what}; adjusted p {test['p_adjusted']:.3f}."
+    p = "below 0.001" if test["p_adjusted"] < 0.001 else f"{test['p_adjusted']:.3f}"
+    return f"Flag: {where}: {what}; adjusted p {p}."
 
 
 def signed(value: float | None, digits: int = 3) -> str:
@@ -132,19 +133,22 @@ def compared(first: str, other: str, main: str, macro: Sequence[Row], gaps: Sequ
 
     >>> row = {"against": "age_sex", "measure": "auc", "places": 1, "difference": 0.1, "lower": 0.05, "upper": 0.15}
     >>> compared("hybrid", "age_sex", "5y", [row], [row])
-    'hybrid does better than age_sex by 5y: AUC +0.100 (+0.050 to +0.150).'
+    'hybrid does better than age_sex at 5y: AUC +0.100 (+0.050 to +0.150).'
     """
     means = [r for r in macro if r["against"] == other and _verdict(r) is not None]
     said = {_verdict(r) for r in means} - {"not told apart"}
     if not means:
         return f"{first} was not compared with {other}, for want of events or intervals."
-    verdict = "cannot be told apart from"
-    if said:
-        verdict = f"does {said.pop()} than" if len(said) == 1 else "is better by one measure and worse by another than"
     places = max(r["places"] for r in means)
     where = f", over all {places} places" if places > 1 else ""
+    apart = [NAMES[r["measure"]] for r in means if _verdict(r) != "not told apart"]
+    verdict = f"cannot be told apart from {other}"
+    if len(said) > 1:
+        verdict = f"is better by one measure and worse by another than {other}"
+    elif said:
+        verdict = f"does {said.pop()} than {other}" + (f" by {apart[0]} alone," if len(apart) < len(means) else "")
     shown = "; ".join(_spread(r) for r in means)
-    text = f"{first} {verdict} {other} by {main}{where}: {shown}."
+    text = f"{first} {verdict} at {main}{where}: {shown}."
     return text if places == 1 else f"{text} {_tally([g for g in gaps if g['against'] == other])}"
 
 
