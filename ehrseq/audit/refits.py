@@ -53,8 +53,8 @@ def ascertainment_only(m: Material) -> Audit:
     else:
         again = m.refit("boosted", seed, m.timelines, happened)
         full, how = m.score(again, "boosted", m.unseen, m.labels), "boosted hazards fitted again with the values"
-    name = "counts and times alone"
-    risks = {"with values": full, name: m.score(fitted, "boosted", without_values(m.unseen), m.labels)}
+    name = "boosted without values"
+    risks = {"boosted with values": full, name: m.score(fitted, "boosted", without_values(m.unseen), m.labels)}
     rows, said = m.judge(risks, m.labels)
     statement = (
         "Boosted hazards fitted again on which codes were recorded, how often and when, without any value, beside"
@@ -85,7 +85,7 @@ def shuffled_labels(m: Material) -> Audit:
     if not known:
         return Audit("Shuffled labels", f"{how} Too few events or replicates to say.", seed, None, tuple(rows))
     off = [row for row in known if not at_chance(row, len(known))]
-    found = f"{len(known) - len(off)} of {len(known)} AUCs are at chance, .5, as they must be"
+    found = f"{len(known) - len(off)} of {len(known)} AUCs are within chance of .5, as they must be"
     found += "." if not off else "; the others are not: the labels leak into what is learned from."
     return Audit("Shuffled labels", f"{how} {found}", seed, not off, tuple(rows))
 

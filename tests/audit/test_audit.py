@@ -82,12 +82,12 @@ def test_one_seed_a_refit(audits):
 
 
 def test_values_that_tell_are_missed_without_them(audits):
-    blind = rows(audits["Ascertainment only"], "illness", "counts and times alone")
-    full = rows(audits["Ascertainment only"], "illness", "with values")
+    blind = rows(audits["Ascertainment only"], "illness", "boosted without values")
+    full = rows(audits["Ascertainment only"], "illness", "boosted with values")
     assert full["auc"] > 0.8
     assert blind["auc"] < 0.65
     assert blind["gap_lower"] > 0
-    assert "with values does better than counts and times alone" in audits["Ascertainment only"]["statement"]
+    assert "boosted with values does better than boosted without values" in audits["Ascertainment only"]["statement"]
 
 
 def test_the_kinds_stand_beside_each_other(audits):
