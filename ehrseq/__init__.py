@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ehrseq.audit import audit_export as audit_export
+    from ehrseq.audit import evaluate_designs as evaluate_designs
     from ehrseq.config import (
         ModelConfig as ModelConfig,
     )
@@ -71,7 +73,9 @@ _HOME = {
     "Timelines": "ehrseq.timeline.store",
     "TrainingConfig": "ehrseq.config",
     "UserError": "ehrseq.errors",
+    "audit_export": "ehrseq.audit",
     "build_cohort": "ehrseq.task.cohort",
+    "evaluate_designs": "ehrseq.audit",
     "evaluate_export": "ehrseq.score",
     "fit_model": "ehrseq.score",
     "ingest": "ehrseq.timeline.ingest",

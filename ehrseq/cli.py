@@ -237,14 +237,25 @@ def evaluate_verb(
     trained_on: Annotated[
         Path | None, typer.Option(help="A table of the patients whom the predictions' model was trained on.")
     ] = None,
+    audits: Annotated[
+        bool, typer.Option("--audits", help="Audit a model too: a few lighter refits and checks, minutes to an hour.")
+    ] = False,
 ) -> None:
     """Judge forecasts against what happened: a report with a page, its numbers, a model card and two checklists."""
-    from ehrseq.score import evaluate_export
+    if audits:
+        from ehrseq.audit import audit_export
 
-    result = evaluate_export(
-        judged, timelines, out, task=task, n_bootstrap=bootstrap, seed=seed, against=against or (), by=by,
-        trained_on=trained_on,
-    )  # fmt: skip
+        result = audit_export(
+            judged, timelines, out, task=task, n_bootstrap=bootstrap, seed=seed, against=against or (), by=by,
+            trained_on=trained_on, report=lambda name: say(f"audit: {name}"),
+        )  # fmt: skip
+    else:
+        from ehrseq.score import evaluate_export
+
+        result = evaluate_export(
+            judged, timelines, out, task=task, n_bootstrap=bootstrap, seed=seed, against=against or (), by=by,
+            trained_on=trained_on,
+        )  # fmt: skip
     say(result.summary())
     show({name.replace("_", " "): fact for name, fact in result.facts.items()})
     say(f"evaluation: {out / 'report.html'}")

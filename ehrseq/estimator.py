@@ -224,6 +224,7 @@ class ProgressionModel:
             "trained_on": f"{counts.get('train', 0)} training and {counts.get('tuning', 0)} tuning subjects",
             "training_data_hash": self.fitted_.data_hash,
             "model_seed": self.config.seed,
+            "inputs": self._inputs(),
             **({"data_source": "internal"} if seen.any() else {}),  # else it may be the same source or another
         }
         result = evaluate_study(
@@ -231,6 +232,12 @@ class ProgressionModel:
         )
         result.facts.update(subjects=len(timelines), seen_in_training=int(seen.sum()), evaluated=len(unseen))
         return result
+
+    def _inputs(self) -> str:
+        """What the model reads, in words."""
+        facts = self.config.network.demographics
+        static = f", of demographic facts {', '.join(facts)} alone" if facts else ", no demographic facts but age"
+        return f"age, and times, counts and values of {len(self.fitted_.vocabulary.codes)} codes of events{static}"
 
     def _same_outcomes(self, task: Task) -> Task:
         theirs, ours = ({o.name: o.as_written() for o in t.outcomes} for t in (task, self.task_))

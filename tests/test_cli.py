@@ -16,6 +16,7 @@ import pytest
 
 import ehrseq.config
 import ehrseq.demo
+import ehrseq.estimator  # before `call` changes what it imports
 from ehrseq.cli import main
 from ehrseq.config import ModelConfig
 from ehrseq.errors import EhrseqError
@@ -258,6 +259,16 @@ def test_evaluate_a_model_and_a_forecast_folder(run, work, tmp_path):
         assert re.search(rf"^{model} +death +", out, re.MULTILINE)
         assert re.search(r"^seen in training: \d+$", out, re.MULTILINE)
         assert out.endswith(f"evaluation: {tmp_path / 'r' / 'report.html'}\n")
+
+
+def test_evaluate_with_audits(run, refused, work, tmp_path):
+    arguments = ("evaluate", work / "model", work / "timelines", "--audits", "--bootstrap", 5, "--out", tmp_path / "r")
+    status, out, err = run(*arguments)
+    assert (status, err) == (0, "")
+    assert out.startswith("audit: Kinds of model\naudit: Ascertainment only\n")
+    assert "<h3>Shuffled labels</h3>" in (tmp_path / "r" / "report.html").read_text()
+    line = refused("evaluate", work / "forecasts", work / "timelines", "--audits", "--out", tmp_path / "f")
+    assert "a model folder to audit" in line
 
 
 def test_inspect_each_folder(run, work):

@@ -19,7 +19,8 @@ ORDER = (
     "model",
     "forecast evaluate explain",
     "estimator",
-    "score audit",
+    "score",
+    "audit",
     "serve spark demo",
     "cli",
     "__init__ __main__",  # the shop window and the door: above every room

@@ -17,7 +17,7 @@ from ehrseq.evaluate.bootstrap import subject_counts
 from ehrseq.evaluate.cell import MEASURES, SENSITIVITY, Cell, Censoring, FromFunction, Given
 from ehrseq.evaluate.censoring import ConditionalCensoring
 from ehrseq.evaluate.fairness import SHOWN, adjusted, judge_groups
-from ehrseq.evaluate.judge import OVERALL, Tables, judge_cell, judge_overall
+from ehrseq.evaluate.judge import OVERALL, Tables, judge_cell, judge_overall, macro_differences
 from ehrseq.evaluate.tables import Aligned, align, count_unmatched, validate_labels, validate_risk
 from ehrseq.evaluate.text import summary
 
@@ -38,6 +38,10 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "differences": {
         "model": pl.String, "against": pl.String, **GROUP, "horizon": pl.String, "measure": pl.String,
         "difference": pl.Float64, **SPREAD, "reason": pl.String,
+    },
+    "macro": {
+        "model": pl.String, "against": pl.String, "horizon": pl.String, "measure": pl.String, "places": pl.Int64,
+        "difference": pl.Float64, **SPREAD,
     },
     "sensitivity": {**KEYS, **_measures(SENSITIVITY)},
     "overall": {
@@ -79,6 +83,8 @@ class Evaluation:
         of the best constant), calibration `slope`, `ici`, `e50`, `e90`.
     differences
         `model` minus `against` by `measure` on the same rows and replicates; null `horizon` for those of `overall`.
+    macro
+        The mean of `differences` over all outcomes and landmarks at the main horizon (`places`: how many).
     sensitivity
         The same with marginal censoring weights, where those of `table` are conditional.
     overall
@@ -104,6 +110,7 @@ class Evaluation:
     n_bootstrap: int
     seed: int
     facts: dict[str, Any] = field(default_factory=dict)
+    macro: pl.DataFrame = field(default_factory=lambda: _frame("macro"), repr=False)
     sensitivity: pl.DataFrame = field(default_factory=lambda: _frame("sensitivity"), repr=False)
     overall: pl.DataFrame = field(default_factory=lambda: _frame("overall"), repr=False)
     calibration: pl.DataFrame = field(default_factory=lambda: _frame("calibration"), repr=False)
@@ -241,6 +248,7 @@ def _judge(
     belongs = None if groups is None else _memberships(aligned.labels, groups)
     rows: list[dict[str, Any]] = []
     tests: list[dict[str, Any]] = []
+    mains = []
     for (outcome, landmark), chosen in _groups(aligned.labels):
         keys = {"outcome": outcome, "landmark": landmark}
         given = _given(censoring, aligned.labels[chosen])
@@ -249,12 +257,16 @@ def _judge(
         for name, cell in zip(horizons, cells, strict=True):
             drawn = counts[cell.subject]
             found.append(judge_cell(cell, drawn, keys | {"horizon": name}, into))
+            if name == main:
+                mains.append(found[-1])
             if belongs is not None and name == main and len(cell.days):
                 members = belongs[chosen][cell.rows]
                 by_group = judge_groups(cell, members, drawn, next(iter(cell.probability)), keys | {"horizon": name})
                 rows += by_group[0]
                 tests += by_group[1]
         judge_overall(cells, found, list(horizons.values()), counts[subject[chosen]], given, keys, into)
+    if main is not None:
+        into.macro += macro_differences(mains, main)
     first = next(iter(aligned.probability))
     return {"groups": rows, "group_tests": [{"model": first, **test} for test in adjusted(tests)]}
 

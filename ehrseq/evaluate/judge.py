@@ -29,8 +29,11 @@ from ehrseq.survival import kaplan_meier_censoring
 FloatArray = NDArray[np.float64]
 Row = dict[str, Any]
 
+MACRO = ("auc", "brier")
 OVERALL = ("concordance", "ibs", "ibs_skill")
 EVERYONE = "act on everyone"
+# Why a measure that a cell allows may still be undefined.
+UNDEFINED = {"slope": "all forecasts are equal", "auc": "no fold has both events and others"}
 
 
 @dataclass
@@ -44,6 +47,7 @@ class Tables:
     calibration: list[Row] = field(default_factory=list)
     curves: list[Row] = field(default_factory=list)
     decisions: list[Row] = field(default_factory=list)
+    macro: list[Row] = field(default_factory=list)
 
 
 def judge_cell(cell: Cell, counts: NDArray[np.uint16], keys: Row, into: Tables) -> dict[str, Replicates]:
@@ -169,6 +173,22 @@ def differences(found: Mapping[str, Replicates], measures: Sequence[str], reason
     return rows
 
 
+def macro_differences(found: Sequence[Mapping[str, Replicates]], horizon: str) -> list[Row]:
+    """The first model's mean over all places minus each other's, by measure, in the places where both have it.
+
+    A place is an outcome at a landmark; `found` holds the replicates of each, drawn from the same subjects.
+    """
+    rows = []
+    first, *others = (m for m in found[0] if m) if found else [""]
+    for other in others:
+        for name in MACRO:
+            places = [(f[first][name], f[other][name]) for f in found if name in f[first] and name in f[other]]
+            gap = np.mean([a - b for a, b in places], axis=0) if places else None
+            keys: Row = {"model": first, "against": other, "horizon": horizon, "measure": name, "places": len(places)}
+            rows.append(keys | estimate("difference", gap))
+    return rows
+
+
 def _rows(cell: Cell, found: Mapping[str, Replicates], reasons: Mapping[str, str]) -> list[Row]:
     """One row of the main table a model."""
     state = cell.state
@@ -188,7 +208,7 @@ def _rows(cell: Cell, found: Mapping[str, Replicates], reasons: Mapping[str, str
         for name in MEASURES:
             values |= estimate(name, found[model].get(name), named=True)
             if values[name] is None and name not in missing:
-                missing[name] = "all forecasts are equal" if name == "slope" else "the mean forecast is 0"
+                missing[name] = UNDEFINED.get(name, "the mean forecast is 0")
         rows.append({"model": model, "unscored": cell.unscored[model], **shared, **values, "reason": _text(missing)})
     return rows
 

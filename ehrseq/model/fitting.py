@@ -39,16 +39,17 @@ LEVEL_LANDMARKS = {"train": 3, "tuning": 8}
 
 def fit_model(
     timelines: Timelines, task: Task, splits: pl.DataFrame, config: ModelConfig, report: Report | None = None,
-    checkpoint: str | Path | None = None, start: Fitted | None = None,
+    checkpoint: str | Path | None = None, start: Fitted | None = None, *, happened: pl.DataFrame | None = None,
 ) -> Fitted:  # fmt: skip
     """Fit on the `train` split; `tuning` stops early, blends and adjusts. Other subjects are not looked at.
 
     `checkpoint` is a folder that keeps the state of the networks' training after each epoch. With `start`, the
-    vocabulary is that of an earlier model, and the networks go on from its own.
+    vocabulary is that of an earlier model, and the networks go on from its own. `happened` replaces what happened to
+    the subjects (a table like that of `occurrences`): audits learn it from timelines that do not show it.
     """
     vocabulary = learn_vocabulary(timelines, splits, config) if start is None else start.vocabulary
     parts = split_parts(timelines, splits, vocabulary)
-    happened = occurrences(timelines, task)
+    happened = occurrences(timelines, task) if happened is None else happened
     events = _count_events(happened, parts["train"].subjects, task)
     edges = interval_edges(task.max_horizon_days + 2, config.network.intervals)
     auxiliary = auxiliary_codes(vocabulary, config.training.auxiliary_codes) if start is None else start.auxiliary

@@ -301,6 +301,53 @@ def test_summary_is_a_table():
     assert lines[at + 1].split()[0] == lines[1].split()[1]
 
 
+def test_a_fold_of_one_class():
+    labels, truth = simulate(400, seed=8)
+    risk = table(labels, truth)
+    case = ((labels["cause"] == 1) & (labels["days"] <= 365)).to_numpy()
+    # fold 2 has no case by one year; the others have both
+    mixed = labels.with_columns(fold=pl.Series(np.where(~case & (np.arange(400) % 3 == 0), 2, np.arange(400) % 2)))
+    found = evaluate_forecasts(risk, mixed, {"1y": 365.25, "3y": 1095.75}, n_bootstrap=20)
+    state = state_at(labels["days"], labels["cause"], 365.0)
+    weights = censoring_weights(
+        state, kaplan_meier_censoring(labels["days"], labels["cause"], at=labels["days"]),
+        kaplan_meier_censoring(labels["days"], labels["cause"], at=[365.0])[0],
+    )  # fmt: skip
+    keep = mixed["fold"].to_numpy() < 2
+    expected = auc(truth[365.0][keep], case[keep], weights[keep], mixed["fold"].to_numpy()[keep])
+    assert found.table.filter(horizon="1y")["auc"][0] == pytest.approx(float(expected), rel=1e-12)
+    # every fold of one class: no pair, and a reason
+    apart = evaluate_forecasts(risk, labels.with_columns(fold=pl.Series(case.astype(int))), HORIZONS, n_bootstrap=20)
+    row = apart.table.filter(horizon="1y").row(0, named=True)
+    assert (row["auc"], row["auc_lower"]) == (None, None)
+    assert "no fold has both events and others: auc" in row["reason"]
+    assert row["brier"] is not None
+    assert "NaN" not in apart.to_json()
+
+
+def test_the_mean_over_outcomes_is_that_of_the_differences():
+    first, truth = simulate(500, seed=1)
+    second, other = simulate(500, seed=2)
+    labels = pl.concat([first, second.with_columns(outcome=pl.lit("death"))])
+    noise = np.random.default_rng(0).random(500)
+    tables = {
+        name: pl.concat([
+            table(first, {1096.0: truth[1096.0] if name == "a" else noise / 2}),
+            table(second, {1096.0: other[1096.0] if name == "a" else noise / 2}).with_columns(outcome=pl.lit("death")),
+        ])
+        for name in "ab"
+    }  # fmt: skip
+    found = evaluate_forecasts(tables, labels, {"3y": 1095.75}, n_bootstrap=200)
+    for row in found.macro.iter_rows(named=True):
+        each = found.differences.filter(measure=row["measure"], horizon="3y")
+        assert row["places"] == each.height == 2
+        assert row["difference"] == pytest.approx(each["difference"].mean(), abs=1e-12)
+        assert row["lower"] < row["difference"] < row["upper"]
+        # two outcomes of the same people together are known better than each
+        assert row["upper"] - row["lower"] < (each["upper"] - each["lower"]).mean()
+    assert set(found.macro["measure"]) == {"auc", "brier"}
+
+
 def test_bad_arguments():
     labels, truth = simulate(60)
     risk = table(labels, truth)

@@ -10,14 +10,17 @@ from html.parser import HTMLParser
 import polars as pl
 import pytest
 
+from ehrseq.evaluate import evaluate_forecasts
 from ehrseq.evaluate.report.source_attributes import ATTRIBUTES
 from ehrseq.evaluate.report.tripod import ITEMS
 from ehrseq.evaluate.report.write import content, page, write_report
 from ehrseq.evaluate.study import evaluate_study
 from tests.evaluate.test_study import forecasts, labels_of
-from tests.toy import TASK, cohort
+from tests.toy import TASK, append, cohort, day
 
 HOSTILE = '<script>alert("$x^2$")</script>'
+# of a group, of its column, of a code and of a unit
+NAMES = ("<b>a</b>", "<u>ward</u>", "http://e.org/<img src=x onerror=y>//1", "<i>unit</i>")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -25,12 +28,33 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 def evaluation():
     timelines = cohort(400, seed=3)
     risks = {HOSTILE: forecasts(timelines), "other": forecasts(timelines, seed=1)}
-    groups = timelines.subjects.select("subject_id").with_columns(ward=pl.Series(["<b>a</b>", "b"] * 200))
+    groups = timelines.subjects.select("subject_id", pl.Series(NAMES[1], [NAMES[0], "b"] * 200))
+    strange = [(i, day(5), NAMES[2], 1.0, day(5)) for i in timelines.subjects["subject_id"][:60]]
+    units = pl.DataFrame({"code": ["LOINC//a"], "unit_recorded": [NAMES[3]], "factor": [None], "events": [900]},
+                         schema_overrides={"factor": pl.Float64})  # fmt: skip
+    timelines = replace(append(timelines, strange), units=units)
     found = evaluate_study(risks, labels_of(timelines), timelines, TASK, n_bootstrap=120, by=groups)
     study = {
         **found.study,
         "audits": [
-            {"name": "shuffled labels", "statement": "At chance.", "seed": 1, "rows": [{"auc": 0.5, "cell": "a"}]}
+            {
+                "name": f"audit {HOSTILE}",
+                "statement": HOSTILE,
+                "seed": 1,
+                "passed": False,
+                "rows": [
+                    dict.fromkeys(
+                        (
+                            f"{c}{e}"
+                            for c in ("auc", "observed_expected", "brier", "gap")
+                            for e in ("", "_lower", "_upper")
+                        ),
+                        0.4321,
+                    )
+                    | {"outcome": "illness", "landmark": HOSTILE, "model": HOSTILE, "subjects": 77, "events": 6}
+                ],
+            },
+            {"name": "leaked split", "statement": "Refused.", "seed": None, "passed": True, "rows": []},
         ],
         "explanation": {"statement": "Precision at 5 is .9.", "rows": [{"measure": "precision at 5", "value": 0.9}]},
     }
@@ -83,11 +107,20 @@ def test_the_page_loads_nothing_and_runs_nothing(read):
 
 def test_untrusted_text_is_text(folder, read):
     source = (folder / "report.html").read_text()
-    assert "<script" not in source
-    assert "<b>a" not in source
-    assert HOSTILE in "".join(read.text)
     card = (folder / "model_card.md").read_text()
-    assert "<script" not in card
+    for mark in ("<script", *(re.match("[^<]*(<[a-z]+)", name)[1] for name in NAMES)):
+        assert not re.search(re.escape(mark) + "[ >]", source), mark
+        assert mark not in card, mark
+    for name in (HOSTILE, *NAMES):
+        assert name in "".join(read.text), name
+
+
+def test_outcomes_and_landmarks_are_text_too():
+    labels = labels_of(cohort(200, seed=1)).with_columns(landmark=pl.lit(HOSTILE), outcome=HOSTILE + pl.col("outcome"))
+    risk = forecasts(cohort(200, seed=1)).with_columns(outcome=HOSTILE + pl.col("outcome"))
+    source = page(content(evaluate_forecasts(risk, labels, {"1y": 365.25, "3y": 1095.75}, n_bootstrap=0)))
+    assert "<script" not in source
+    assert source.count("&lt;script&gt;") > 10
 
 
 def test_a_screen_reader_finds_its_way(read):
@@ -117,14 +150,69 @@ def test_every_number_of_the_page_is_in_the_json(folder, read):
     content = json.loads((folder / "report.json").read_text(), parse_constant=pytest.fail)
     known = numbers(content)
     shown = {f"{v * scale / 365.25 ** year:.{digits}f}" for v in known for scale, digits, year in (
-        (1, 0, 0), (1, 1, 0), (1, 2, 0), (1, 3, 0), (1, 4, 0), (100, 1, 0), (1, 1, 1))}  # fmt: skip
+        (1, 0, 0), (1, 1, 0), (1, 2, 0), (1, 3, 0), (1, 4, 0), (1, 5, 0), (100, 1, 0), (1, 1, 1))}  # fmt: skip
     shown |= {s.lstrip("-") for s in shown} | set(re.findall(r"\d+(?:\.\d+)?", json.dumps(content)))
     # written in the page's own words: 95% intervals, 50 subjects, AUC's 0 and 1, 2.0
-    shown |= {"95", "50", "100", "1,000", "1", "0", "170.315"}
+    shown |= {"95", "50", "0.001", "100", "1,000", "1", "0", "170.315"}
     said = " ".join(read.text).replace(",", "")
     missing = [n for n in re.findall(r"(?<![\w.])\d+(?:\.\d+)?", said) if n not in shown and n != "1000"]
     tests_made = str(sum(t["p"] is not None for t in content["group_tests"]))
     assert [n for n in missing if n not in (tests_made, "31")] == []
+
+
+def test_a_number_from_elsewhere_would_be_found(folder, read):
+    """The control of the test above."""
+    forged = Reader()
+    forged.feed((folder / "report.html").read_text().replace("</main>", "<p>77.7123 people</p></main>"))
+    read.text, kept = forged.text, read.text
+    try:
+        with pytest.raises(AssertionError, match=r"77\.7123"):
+            test_every_number_of_the_page_is_in_the_json(folder, read)
+    finally:
+        read.text = kept
+
+
+class Tables(HTMLParser):
+    """Every table of a page as (caption, rows of cells)."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.tables, self.cell = [], None
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "table":
+            self.tables.append(["", []])
+        elif tag == "tr":
+            self.tables[-1][1].append([])
+        elif tag in ("td", "th", "caption"):
+            self.cell = ""
+
+    def handle_endtag(self, tag):
+        if tag == "caption":
+            self.tables[-1][0] = self.cell
+        elif tag in ("td", "th"):
+            self.tables[-1][1][-1].append(self.cell)
+
+    def handle_data(self, data):
+        self.cell = None if self.cell is None else self.cell + data
+
+
+def test_figures_stand_where_they_belong(folder):
+    """Each row of the main tables is that of its model, outcome and horizon in the JSON."""
+    content = json.loads((folder / "report.json").read_text())
+    found = [rows for caption, (_, *rows) in Tables((folder / "report.html").read_text()).tables
+             if caption == "All horizons"]  # fmt: skip
+    assert sum(map(len, found)) == len(content["table"]) == 8
+    expected = iter(content["table"])
+    for table in found:
+        for model, horizon, *cells in table:
+            row = next(expected)
+            assert (model, horizon) == (row["model"], row["horizon"])
+            names = ("observed", "mean_predicted", "observed_expected", "auc", "brier", "scaled_brier", "slope", "ici")
+            for name, text, digits in zip(names, cells[:8], (4, 4, 2, 3, 4, 3, 2, 4), strict=True):
+                values = [row[name], row[f"{name}_lower"], row[f"{name}_upper"]]
+                assert text == "{} ({} to {})".format(*(f"{v:.{digits}f}" for v in values)), name
 
 
 def test_the_json_is_that_of_the_page(evaluation, folder):

@@ -7,10 +7,19 @@ from typing import Any
 
 Row = Mapping[str, Any]
 NAMES = {"auc": "AUC", "brier": "Brier score"}
+DIGITS = {"auc": 3, "brier": 5}
+MODELS = {
+    "hybrid": "a blend of the transformer and boosted hazards",
+    "transformer": "a neural network that reads the events one by one",
+    "boosted": "boosted trees on a summary of the record",
+    "cox": "a linear hazard model on a summary of the record",
+    "age_sex": "age and sex alone: what any model must beat",
+    "null": "the same forecast for everybody",
+}
 
 
 def findings(report: Mapping[str, Any]) -> list[str]:
-    """What a reader should take away: who wins, whether the level fits, and what was flagged."""
+    """What a reader should take away: who wins, whether the level fits, what was flagged, which audits failed."""
     main = report["main_horizon"]
     first = _first(report["table"])
     if first is None or main is None:
@@ -18,7 +27,7 @@ def findings(report: Mapping[str, Any]) -> list[str]:
     rows = [r for r in report["table"] if r["model"] == first and r["horizon"] == main]
     gaps = [g for g in report["differences"] if g["horizon"] == main]
     others = dict.fromkeys(g["against"] for g in gaps)
-    lines = [_tally(first, other, main, [g for g in gaps if g["against"] == other]) for other in others]
+    lines = [compared(first, other, main, report["macro"], gaps) for other in others]
     lines.append(_levels(first, main, rows))
     flagged = [t for t in report["group_tests"] if t["flagged"]]
     made = [t for t in report["group_tests"] if t["p"] is not None]
@@ -28,7 +37,7 @@ def findings(report: Mapping[str, Any]) -> list[str]:
         lines.append(f"No group differs from everybody else beyond chance ({len(made)} tests, adjusted together).")
     else:
         lines.append("Groups were not tested: too few events, people or bootstrap replicates.")
-    return lines
+    return [*lines, *_audits(report["study"].get("audits") or [])]
 
 
 def verdicts(report: Mapping[str, Any], cell: Row) -> list[str]:
@@ -56,7 +65,8 @@ def flag(test: Row) -> str:
         what = f"AUC {signed(test['difference'])} {spread} from everybody else"
     else:
         what = f"net benefit {signed(test['difference'])} {spread} from that of the best strategy without a forecast"
-    return f"Flag: {where}: {what}; adjusted p {test['p_adjusted']:.3f}."
+    p = "below 0.001" if test["p_adjusted"] < 0.001 else f"{test['p_adjusted']:.3f}"
+    return f"Flag: {where}: {what}; adjusted p {p}."
 
 
 def signed(value: float | None, digits: int = 3) -> str:
@@ -118,8 +128,38 @@ def _verdict(gap: Row) -> str | None:
     return "better" if (gap["difference"] > 0) == higher_is_better else "worse"
 
 
-def _tally(first: str, other: str, main: str, gaps: Sequence[Row]) -> str:
-    """In how many places the first model wins against another."""
+def compared(first: str, other: str, main: str, macro: Sequence[Row], gaps: Sequence[Row]) -> str:
+    """Whether the first model does better than another: over all outcomes and landmarks, and place by place.
+
+    >>> row = {"against": "age_sex", "measure": "auc", "places": 1, "difference": 0.1, "lower": 0.05, "upper": 0.15}
+    >>> compared("hybrid", "age_sex", "5y", [row], [row])
+    'hybrid does better than age_sex at 5y: AUC +0.100 (+0.050 to +0.150).'
+    """
+    means = [r for r in macro if r["against"] == other and _verdict(r) is not None]
+    said = {_verdict(r) for r in means} - {"not told apart"}
+    if not means:
+        return f"{first} was not compared with {other}, for want of events or intervals."
+    places = max(r["places"] for r in means)
+    where = f", over all {places} places" if places > 1 else ""
+    apart = [NAMES[r["measure"]] for r in means if _verdict(r) != "not told apart"]
+    verdict = f"cannot be told apart from {other}"
+    if len(said) > 1:
+        verdict = f"is better by one measure and worse by another than {other}"
+    elif said:
+        verdict = f"does {said.pop()} than {other}" + (f" by {apart[0]} alone," if len(apart) < len(means) else "")
+    shown = "; ".join(_spread(r) for r in means)
+    text = f"{first} {verdict} at {main}{where}: {shown}."
+    return text if places == 1 else f"{text} {_tally([g for g in gaps if g['against'] == other])}"
+
+
+def _spread(gap: Row) -> str:
+    digits = DIGITS[gap["measure"]]
+    ends = f"{signed(gap['lower'], digits)} to {signed(gap['upper'], digits)}"
+    return f"{NAMES[gap['measure']]} {signed(gap['difference'], digits)} ({ends})"
+
+
+def _tally(gaps: Sequence[Row]) -> str:
+    """In how many places the first model wins."""
     parts = []
     for measure, word in NAMES.items():
         said = [_verdict(g) for g in gaps if g["measure"] == measure]
@@ -127,17 +167,28 @@ def _tally(first: str, other: str, main: str, gaps: Sequence[Row]) -> str:
         if known:
             counts = ", ".join(f"{v} in {known.count(v)}" for v in ("better", "worse", "not told apart") if v in known)
             parts.append(f"{word} {counts} of {len(said)}")
-    return f"{first} against {other}, by {main}: {'; '.join(parts) or 'not compared, for want of intervals'}."
+    return f"Place by place: {'; '.join(parts)}." if parts else ""
+
+
+def _audits(audits: Sequence[Row]) -> list[str]:
+    """Which checks failed, and how many held."""
+    checks = [a for a in audits if a["passed"] is not None]
+    failed = [f"Flag: the audit '{a['name']}' failed. {a['statement']}" for a in checks if not a["passed"]]
+    if not checks:
+        return []
+    names = ", ".join(a["name"].lower() for a in checks if a["passed"])
+    return [*failed, *([f"Audits that held: {names}."] if names else [])]
 
 
 def _levels(first: str, main: str, rows: Sequence[Row]) -> str:
     known = [r for r in rows if r["observed_expected"] is not None and r["observed_expected_lower"] is not None]
     off = [r for r in known if not r["observed_expected_lower"] <= 1 <= r["observed_expected_upper"]]
     if not known:
-        return f"Whether the level of {first} fits cannot be said, for want of events or intervals."
-    text = f"The level of {first} by {main} fits what happened in {len(known) - len(off)} of {len(rows)} places"
-    places = "; ".join(f"{_place(r)} {_level(r)}" for r in off)
-    return f"{text}; not for {places}." if off else f"{text}."
+        return f"Whether {first} forecasts as many events as happen cannot be said, for want of events or intervals."
+    text = f"On average as many events happened as {first} forecast by {main} in {len(known) - len(off)} of"
+    text += f" {len(rows)} places"
+    places = "; ".join(f"{_place(r)}, where {_level(r)}" for r in off)
+    return f"{text}; not for {places}." if off else f"{text}, as far as the intervals tell."
 
 
 def _wins(row: Row, gaps: Sequence[Row]) -> list[str]:
@@ -149,7 +200,7 @@ def _wins(row: Row, gaps: Sequence[Row]) -> list[str]:
             gap = next((g for g in gaps if g["against"] == other and g["measure"] == measure), None)
             verdict = None if gap is None else _verdict(gap)
             if gap is not None and verdict is not None:
-                digits = 3 if measure == "auc" else 4
+                digits = DIGITS[measure]
                 spread = f"{signed(gap['lower'], digits)} to {signed(gap['upper'], digits)}"
                 said.append(f"{word} {verdict} ({signed(gap['difference'], digits)}, {spread})")
         lines.append(f"{row['model']} against {other}: {'; '.join(said) or 'not compared'}.")
@@ -160,11 +211,11 @@ def _level(row: Row) -> str:
     """Whether the mean forecast fits what was observed."""
     ratio, low, high = (row[f"observed_expected{end}"] for end in ("", "_lower", "_upper"))
     if ratio is None:
-        return "its level cannot be judged"
+        return "how its forecasts fit on average cannot be judged"
     shown = f"observed over expected {ratio:.2f}"
     if low is None:
         return shown
     shown += f" ({low:.2f} to {high:.2f})"
     if low <= 1 <= high:
-        return f"its level fits, {shown}"
-    return f"it forecasts too {'little' if low > 1 else 'much'}, {shown}"
+        return f"it forecasts as many events as happened, as far as the interval tells, {shown}"
+    return f"it forecasts too {'few' if low > 1 else 'many'} events, {shown}"

@@ -12,7 +12,7 @@ from ehrseq.evaluate.report.card import evaluation_card
 from ehrseq.evaluate.report.figures import calibration_figure, decision_figure
 from ehrseq.evaluate.report.source_attributes import source_attributes
 from ehrseq.evaluate.report.tripod import tripod
-from ehrseq.evaluate.report.words import findings, limits, signed, verdicts
+from ehrseq.evaluate.report.words import MODELS, findings, limits, signed, verdicts
 from ehrseq.storage import atomic_folder, write_json, write_manifest
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ def content(evaluation: Evaluation) -> dict[str, Any]:
     report: dict[str, Any] = {"format_version": FORMAT_VERSION, **evaluation.to_dict()}
     report["models"] = list(dict.fromkeys(row["model"] for row in report["table"]))
     outcomes = list(dict.fromkeys(row["outcome"] for row in report["table"]))
+    # another vendor's model may have any name
+    ours = "model_seed" in report["study"].get("provenance", {})
+    report["model_notes"] = {m: MODELS[m] for m in report["models"] if m in MODELS} if ours else {}
     report["title"] = f"Evaluation of forecasts: {', '.join(outcomes) or 'no outcome'}"
     report["limits"] = limits(report)
     report["findings"] = findings(report)
