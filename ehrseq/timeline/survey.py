@@ -65,6 +65,11 @@ class Survey:
         """By number: the code, and the list of other codes of the same concept."""
         return split_codes(pl.Series(self.codes, dtype=pl.String))
 
+    @cached_property
+    def code_order(self) -> Ints:
+        """By number: the place of the code among all in their order (0 for none)."""
+        return self.split_codes[0].rank("dense").fill_null(0).to_numpy()
+
     def find_subject(self, subject: Ints) -> Ints:
         """Of each subject id: the one that replaced it, else itself."""
         if not len(self.merged):
