@@ -186,6 +186,7 @@ def _read(
         with bar(size, progress) as advance:
             how = {"do": "read", "coding": asdict(coding), "full": reader.FULL, "strict": strict}
             jobs = [how | {"task": task, "folder": str(scratch.tasks / name)} for name, task in missing.items()]
+            jobs.sort(key=lambda job: -job["task"]["bytes"])  # the smallest last: all workers then end together
             for refused in pool.run(jobs, advance, small=small):
                 if refused is not None:
                     raise Refused(Reason(refused))
