@@ -56,7 +56,10 @@ STAGES = {
     "units": (build, "normalise_units"),
     "sort": (build, "sort_events"),
     "subjects and follow-up": (shards, "subject_frame"),
+    "contacts": (build, "contacts"),
+    "to Arrow": (meds, "_to_arrow"),
     "Parquet": (meds, "_write"),
+    "hashing the files": (meds, "write_manifest"),
 }
 
 SLICES = 32
