@@ -185,9 +185,7 @@ def _read(
         small = size < SMALL or any(path == STANDARD_INPUT for path, _ in found)
         with bar(size, progress) as advance:
             how = {"do": "read", "coding": asdict(coding), "full": reader.FULL, "strict": strict}
-            # the smallest last: all workers then end together
-            largest_first = sorted(missing.items(), key=lambda named: -named[1]["bytes"])
-            jobs = [how | {"task": task, "folder": str(scratch.tasks / name)} for name, task in largest_first]
+            jobs = [how | {"task": task, "folder": str(scratch.tasks / name)} for name, task in missing.items()]
             for refused in pool.run(jobs, advance, small=small):
                 if refused is not None:
                     raise Refused(Reason(refused))
