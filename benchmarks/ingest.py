@@ -283,7 +283,10 @@ def main() -> None:
         demo = Path(options.data) / "mimic_iv_fhir_demo"
         size, lines = replicate(demo, export, int(options.gigabytes * 1e9))
         ingest.ingest(demo, Path(scratch) / "imports", workers=1)
-        pairs = list(measured_pairs(export, Path(scratch), options.pairs, options.sample))
+        pairs = []
+        for pair in measured_pairs(export, Path(scratch), options.pairs, options.sample):
+            print(json.dumps(pair), file=sys.stderr)  # a long run that is cut short has said something
+            pairs.append(pair)
     facts: dict[str, Any] = {"bytes": size, "lines": lines, "pairs": pairs}
     for name in RATIOS:
         values = [pair[name] for pair in pairs]
