@@ -1,13 +1,23 @@
-"""How fast FHIR becomes timelines, as a ratio to `orjson.loads` over the same uncompressed lines in the same run.
+"""How fast FHIR becomes timelines, against `orjson.loads` over the same uncompressed lines, `fhir.resources` and two
+workers; each is compared at the same moments, since the speed of a shared machine moves from minute to minute.
 
-    python benchmarks/ingest.py --data DATA [--gigabytes 1] [--repeat 1] [--sample 6000]
+    python benchmarks/ingest.py --data DATA [--gigabytes 1] [--pairs 3] [--sample 6000]
 
-Replicates the MIMIC-IV demo (DATA/mimic_iv_fhir_demo, or the folder in EHRSEQ_DATA) with new ids, then measures, in
-this process alone, the CPU time of all of ingest (decode, events, chunks, survey, link, frame, units, sort, Parquet),
-imports aside, and of its stages. CPU time is that of all threads. Then the wall time with one worker and with two, and
-the CPU time of `fhir.resources` (R4B models) over a sample of lines, each type weighed as in the export. Prints one
-JSON object. The copies repeat the demo's codes and times, so that looking these up is as cheap as in one large export
-of one hospital, and a little cheaper than in many small ones.
+Replicates the MIMIC-IV demo (DATA/mimic_iv_fhir_demo, or the folder in EHRSEQ_DATA) with new ids. Each pair is then:
+
+1. `fhir.resources` (R4B models) validates a sample of lines, each type weighed as in the export: CPU time.
+2. All of ingest (decode, events, chunks, survey, link, frame, units, sort, Parquet) in this process alone, imports
+   aside: CPU time of all threads, also by stage, and wall time. Before each of its jobs (reading some files, writing
+   some shards) `orjson.loads`, and our own typed decoding, go over the next slice of the same lines; every slice has
+   its turn equally often, and their time is no part of ingest's.
+3. The sample is validated once more; both times count by half.
+4. The same ingest with two workers: wall time, worker start and imports included.
+5. `orjson.loads` over all files in one fresh process, then in two at once, half of the files each: how much sooner two
+   are done is what two workers could gain at best.
+
+Prints one JSON object: every pair, and of each ratio the median, least and greatest. `others_cpu` is how many cores
+other processes kept busy meanwhile (Linux). The copies repeat the demo's codes and times, so that looking these up is
+as cheap as in one large export of one hospital, and a little cheaper than in many small ones.
 """
 
 from __future__ import annotations
@@ -17,10 +27,13 @@ import gzip
 import json
 import os
 import re
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +56,23 @@ STAGES = {
     "units": (build, "normalise_units"),
     "sort": (build, "sort_events"),
     "subjects and follow-up": (shards, "subject_frame"),
+    "contacts": (build, "contacts"),
+    "to Arrow": (meds, "_to_arrow"),
     "Parquet": (meds, "_write"),
+    "hashing the files": (meds, "write_manifest"),
 }
+
+SLICES = 32
+RATIOS = ("ratio", "faster_than_fhir_resources", "two_workers_are_faster", "two_orjson_processes_are_faster")
+PARSE = """
+import sys, orjson
+print(flush=True)
+sys.stdin.read()
+for path in sys.argv[1:]:
+    with open(path, "rb") as file:
+        for line in file.read().splitlines():
+            orjson.loads(line)
+"""
 
 
 def replicate(source: Path, out: Path, size: int) -> tuple[int, int]:
@@ -62,22 +90,81 @@ def replicate(source: Path, out: Path, size: int) -> tuple[int, int]:
     return written, lines
 
 
-def parse_seconds(folder: Path) -> tuple[float, float]:
-    """CPU seconds of `orjson.loads` over every line, and of our typed decoding of the same bytes."""
-    plain = typed = 0.0
-    for path in sorted(folder.iterdir()):
-        content = path.read_bytes()
-        lines = content.splitlines()
-        start = time.process_time()
-        for line in lines:
-            orjson.loads(line)
-        plain += time.process_time() - start
-        decoder = DECODERS.get(orjson.loads(lines[0])["resourceType"], HEAD_DECODER)
-        start = time.process_time()
-        for line in lines:
-            decoder.decode(line)
-        typed += time.process_time() - start
-    return plain, typed
+class Beside:
+    """`orjson.loads`, and our typed decoding, over all lines of a folder, a slice at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        files = sorted(folder.iterdir())
+        size = sum(path.stat().st_size for path in files)
+        self.slices: list[list[Path]] = [[]]
+        held = 0
+        for path in files:
+            if held * SLICES >= size:
+                self.slices.append([])
+                held = 0
+            self.slices[-1].append(path)
+            held += path.stat().st_size
+        self.start()
+
+    def start(self) -> None:
+        """Begin to count anew."""
+        self.turns, self.plain, self.typed, self.cpu, self.wall = 0, 0.0, 0.0, 0.0, 0.0
+
+    def before(self, job: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, which waits for a slice to have its turn."""
+
+        def waiting(*args: Any, **kwargs: Any) -> Any:
+            self.turn()
+            return job(*args, **kwargs)
+
+        return waiting
+
+    def turn(self) -> None:
+        """Let the next slice have its turn."""
+        cpu, wall = time.process_time(), time.perf_counter()
+        for path in self.slices[self.turns % len(self.slices)]:
+            lines = path.read_bytes().splitlines()
+            decoder = DECODERS.get(orjson.loads(lines[0])["resourceType"], HEAD_DECODER)
+            self.plain += over(lines, orjson.loads)
+            self.typed += over(lines, decoder.decode)
+        self.turns += 1
+        self.cpu += time.process_time() - cpu
+        self.wall += time.perf_counter() - wall
+
+    def finish(self) -> tuple[float, float]:
+        """Let those have their turn that had one less; CPU seconds of `orjson.loads`, and of ours, over every line."""
+        while self.turns % len(self.slices):
+            self.turn()
+        rounds = self.turns // len(self.slices)
+        return self.plain / rounds, self.typed / rounds
+
+
+def over(lines: list[bytes], parse: Callable[[bytes], Any]) -> float:
+    """CPU seconds that parsing takes."""
+    start = time.process_time()
+    for line in lines:
+        parse(line)
+    return time.process_time() - start
+
+
+def parsing_wall(folder: Path, processes: int) -> float:
+    """Wall seconds until so many fresh processes have read and parsed all files, each its share."""
+    files = sorted(str(path) for path in folder.iterdir())
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", PARSE, *files[n::processes]], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for n in range(processes)
+    ]
+    for process in started:
+        process.stdout.readline()  # ready
+    start = time.perf_counter()
+    for process in started:
+        process.stdin.close()
+    for process in started:
+        if process.wait():
+            raise SystemExit("a process that parses with orjson failed")
+    return time.perf_counter() - start
 
 
 def timed(seconds: dict[str, float], stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -93,43 +180,97 @@ def timed(seconds: dict[str, float], stage: str, function: Callable[..., Any]) -
     return measured
 
 
-def validation_seconds(folder: Path, sample: int) -> float | None:
-    """CPU seconds that `fhir.resources` (R4B models) would take to validate every line, once parsed.
-
-    Of each file lines from all over it are validated, and stand for as many as there are: types weigh as much as they
-    do in the export. Models are built, and parsing is done, before the clock starts.
-    """
+def sample_of(folder: Path, sample: int) -> list[tuple[Any, list[Any], float]]:
+    """Of each file the model of `fhir.resources`, parsed lines from all over it, and how many lines each stands for."""
     try:
         from fhir.resources.R4B import get_fhir_model_class
     except ImportError:
-        return None
-    total = 0.0
+        return []
     files = sorted(folder.glob("000-*"))  # the other copies hold the same
     copies = len(list(folder.iterdir())) / len(files)
+    found = []
     for path in files:
         lines = path.read_bytes().splitlines()
         some = [orjson.loads(line) for line in lines[:: max(1, len(lines) * len(files) // sample)]]
         model = get_fhir_model_class(some[0]["resourceType"])
-        rejected = 0
-        for timed_round in (False, True):
-            start = time.process_time()
-            for resource in some if timed_round else some[:20]:
-                try:
-                    model.model_validate(resource)
-                except ValueError:
-                    rejected += 1
-            spent_now = time.process_time() - start
-        if rejected:
-            raise SystemExit("fhir.resources rejects lines: its time says nothing")
-        total += spent_now / len(some) * len(lines) * copies
-    return total
+        validated(model, some[:20])  # builds what it needs
+        found.append((model, some, len(lines) * copies / len(some)))
+    return found
+
+
+def validated(model: Any, resources: list[Any]) -> float:
+    """CPU seconds of validating parsed lines."""
+    start = time.process_time()
+    try:
+        for resource in resources:
+            model.model_validate(resource)
+    except ValueError:
+        raise SystemExit("fhir.resources rejects lines: its time says nothing") from None
+    return time.process_time() - start
+
+
+def busy_elsewhere() -> float:
+    """CPU seconds that processes other than this one, and those it waited for, have used."""
+    try:
+        ticks = [int(n) for n in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    except OSError:
+        return float("nan")
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
+
+
+class Clock:
+    """Wall seconds of a block, and how many cores others kept busy meanwhile."""
+
+    def __enter__(self) -> Clock:
+        self.wall, self.others = time.perf_counter(), busy_elsewhere()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wall = time.perf_counter() - self.wall
+        self.others = round((busy_elsewhere() - self.others) / self.wall, 2)
+
+
+def measured_pairs(export: Path, scratch: Path, pairs: int, sample: int) -> Iterator[dict[str, Any]]:
+    """One dict of figures a pair."""
+    beside, samples = Beside(export), sample_of(export, sample)
+    ingest.read_task, shards.write_shards = beside.before(ingest.read_task), beside.before(shards.write_shards)
+    for pair in range(pairs):
+        validation = sum(validated(model, some) * each for model, some, each in samples)
+        spent.clear()
+        beside.start()
+        start = time.process_time()
+        with Clock() as one:
+            done = ingest.ingest(export, scratch / f"one-{pair}", workers=1)
+        total, wall = time.process_time() - start - beside.cpu, one.wall - beside.wall
+        stages = {stage: round(seconds, 3) for stage, seconds in spent.items()}
+        plain, typed = beside.finish()
+        validation = (validation + sum(validated(model, some) * each for model, some, each in samples)) / 2
+        with Clock() as two:
+            ingest.ingest(export, scratch / f"two-{pair}", workers=2)
+        with Clock() as both:
+            alone, halves = parsing_wall(export, 1), parsing_wall(export, 2)
+        yield {
+            "events": done.events,
+            "orjson_seconds": round(plain, 3),
+            "ingest_seconds": round(total, 3),
+            "ratio": round(plain / total, 4),
+            "typed_decode_ratio": round(plain / typed, 4),
+            "fhir_resources_seconds": round(validation, 1),
+            "faster_than_fhir_resources": round(validation / total, 1),
+            "one_worker_wall_seconds": round(wall, 3),
+            "two_workers_wall_seconds": round(two.wall, 3),
+            "two_workers_are_faster": round(wall / two.wall, 3),
+            "two_orjson_processes_are_faster": round(alone / halves, 3),
+            "others_cpu": {"one worker": one.others, "two workers": two.others, "orjson processes": both.others},
+            "stage_seconds": stages,
+        }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default=os.environ.get("EHRSEQ_DATA"), help="default: EHRSEQ_DATA")
     parser.add_argument("--gigabytes", type=float, default=1.0)
-    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--sample", type=int, default=6000, help="lines that fhir.resources validates")
     options = parser.parse_args()
     if not options.data:
@@ -137,40 +278,20 @@ def main() -> None:
     for stage, (place, name) in STAGES.items():
         setattr(place, name, timed(spent, stage, getattr(place, name)))
     with tempfile.TemporaryDirectory() as scratch:
-        export, out = Path(scratch) / "export", Path(scratch) / "timelines"
+        export = Path(scratch) / "export"
         export.mkdir()
         demo = Path(options.data) / "mimic_iv_fhir_demo"
         size, lines = replicate(demo, export, int(options.gigabytes * 1e9))
-        ingest.ingest(demo, out, workers=1)  # imports
-        validation = validation_seconds(export, options.sample)
-        for run in range(options.repeat):
-            spent.clear()
-            plain, typed = parse_seconds(export)
-            start, wall = time.process_time(), time.perf_counter()
-            done = ingest.ingest(export, Path(scratch) / f"one-{run}", workers=1)
-            total, wall = time.process_time() - start, time.perf_counter() - wall
-            stages = {stage: round(s, 3) for stage, s in spent.items()}
-            two = time.perf_counter()
-            ingest.ingest(export, Path(scratch) / f"two-{run}", workers=2)
-            two = time.perf_counter() - two
-            facts = {
-                "run": run,
-                "bytes": size,
-                "lines": lines,
-                "events": done.events,
-                "orjson_seconds": round(plain, 3),
-                "ingest_seconds": round(total, 3),
-                "ratio": round(plain / total, 4),
-                "typed_decode_ratio": round(plain / typed, 4),
-                "one_worker_wall_seconds": round(wall, 3),
-                "two_workers_wall_seconds": round(two, 3),
-                "two_workers_are_faster": round(wall / two, 3),
-                "fhir_resources_seconds": validation and round(validation, 1),
-                "fhir_resources_ratio": validation and round(plain / validation, 4),
-                "faster_than_fhir_resources": validation and round(validation / total, 1),
-                "stage_seconds": stages,
-            }
-            print(json.dumps(facts, indent=1))
+        ingest.ingest(demo, Path(scratch) / "imports", workers=1)
+        pairs = []
+        for pair in measured_pairs(export, Path(scratch), options.pairs, options.sample):
+            print(json.dumps(pair), file=sys.stderr)  # a long run that is cut short has said something
+            pairs.append(pair)
+    facts: dict[str, Any] = {"bytes": size, "lines": lines, "pairs": pairs}
+    for name in RATIOS:
+        values = [pair[name] for pair in pairs]
+        facts[name] = {"median": round(statistics.median(values), 4), "least": min(values), "greatest": max(values)}
+    print(json.dumps(facts, indent=1))
 
 
 spent: dict[str, float] = defaultdict(float)

@@ -20,7 +20,7 @@ import polars as pl
 import pyarrow as pa
 
 from ehrseq.fhir.clock import NO_TIME, PRECISIONS, Instants, parse_times
-from ehrseq.fhir.columns import EVENT, REFERENCE, Columns, series, strings, take
+from ehrseq.fhir.columns import EVENT, REFERENCE, Columns, joined, series, strings, take
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.references import UNKNOWN, named_target, points_at, subject_number
 from ehrseq.fhir.rows import Rows
@@ -109,12 +109,12 @@ class _OnDisk(dict[str, pl.DataFrame]):
 
     def __missing__(self, name: str) -> pl.DataFrame:
         path = self.folder / f"{name}.arrow"
-        table = _open(path) if path.is_file() else _EMPTY[name]
+        table = open_table(path) if path.is_file() else _EMPTY[name]
         self[name] = table
         return table
 
 
-def _open(path: Path) -> pl.DataFrame:
+def open_table(path: Path) -> pl.DataFrame:
     """A table whose bytes stay on disk until they are looked at."""
     with pa.memory_map(str(path)) as file:
         table = pl.from_arrow(pa.ipc.open_file(file).read_all(), rechunk=False)
@@ -137,7 +137,7 @@ def pack(rows: Rows, files: list[str], shards: int, shard_of: ShardOf) -> Chunk:
     new_row[order] = np.arange(len(order), dtype=np.int32)
     of_event = partition[events["record"]]
     event_order = np.argsort(of_event, kind="stable")
-    events = events[event_order]
+    events = events.take(event_order)
     events["record"] = new_row[events["record"]]
     bounds = np.arange(shards + 2)
     return Chunk(
@@ -146,7 +146,7 @@ def pack(rows: Rows, files: list[str], shards: int, shard_of: ShardOf) -> Chunk:
             **_referred_to(rows, new_row.astype(np.int64)),
         },
         _columns=Columns(
-            records=records[order],
+            records=records.take(order),
             events=events,
             references=references,
             ids=strings(pl.concat(rows.id_stretches).gather(order)),
@@ -163,9 +163,9 @@ def pack(rows: Rows, files: list[str], shards: int, shard_of: ShardOf) -> Chunk:
 
 def _together(stretches: list[npt.NDArray[np.void]]) -> npt.NDArray[np.void]:
     """The stretches as one; the list is emptied, so that they are not held twice."""
-    whole = stretches[0] if len(stretches) == 1 else np.concatenate(stretches)
+    together = stretches[0] if len(stretches) == 1 else joined(stretches)
     stretches.clear()
-    return whole
+    return together
 
 
 def _references(written: list[str | None]) -> tuple[npt.NDArray[np.void], pa.LargeStringArray]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -101,8 +102,8 @@ def _parse_layout(text: pl.Series, layout: str) -> tuple[Instants, npt.NDArray[n
         else:
             fits &= grid[place] == ord(sign)
 
-    def number(start: int, width: int = 2) -> npt.NDArray[np.int64]:
-        value: npt.NDArray[np.int64] = digits[start].astype(np.int64)
+    def number(start: int, width: int = 2) -> npt.NDArray[np.int32]:
+        value: npt.NDArray[np.int32] = digits[start].astype(np.int32)
         for place in range(start + 1, start + width):
             value *= 10
             value += digits[place]
@@ -110,10 +111,9 @@ def _parse_layout(text: pl.Series, layout: str) -> tuple[Instants, npt.NDArray[n
 
     year, month, day = number(0, 4), number(5), number(8)
     fits &= (year >= 1) & (month >= 1) & (month <= 12) & (day >= 1)
-    months = (np.where(fits, (year - 1970) * 12 + month - 1, 0)).astype("datetime64[M]")
-    first = months.astype("datetime64[D]").astype(np.int64)
-    days = (months + 1).astype("datetime64[D]").astype(np.int64) - first
-    fits &= day <= days
+    months = np.where(fits, year * 12 + month - 1, 0)
+    first = _first_days().take(months)
+    fits &= day <= _first_days().take(months + 1) - first
     start = (first + day - 1) * _DAY
     minutes = np.full(len(text), NO_OFFSET)
     if len(layout) == 10:
@@ -121,13 +121,20 @@ def _parse_layout(text: pl.Series, layout: str) -> tuple[Instants, npt.NDArray[n
     hour, minute, second = number(11), number(14), number(17)
     fits &= (hour <= 23) & (minute <= 59) & (second <= 59)
     zone = layout.index("Z") if layout.endswith("Z") else layout.index("+")
-    offset = np.zeros(len(text), np.int64)
+    offset = np.zeros(len(text), np.int32)
     if not layout.endswith("Z"):
         offset = (number(zone + 1) * 60 + number(zone + 4)) * np.where(grid[zone] == ord("-"), -1, 1)
-    start = start + ((hour * 60 + minute - offset) * 60 + second) * 1_000_000
+    start += ((hour * 60 + minute - offset) * 60 + second).astype(np.int64) * 1_000_000
     if zone > 19:
-        start = start + number(20, 3) * 1000
+        start += number(20, 3).astype(np.int64) * 1000
     return Instants(start, start, np.full(len(text), 5, np.uint8), offset.astype(np.int16)), fits
+
+
+@cache
+def _first_days() -> npt.NDArray[np.int64]:
+    """The first days of all months from year 0 to January 10000, in days since 1970."""
+    months = np.arange(-1970 * 12, 8030 * 12 + 1).astype("datetime64[M]")
+    return months.astype("datetime64[D]").astype(np.int64)
 
 
 def _parse_any(text: pl.Series) -> Instants:

@@ -94,6 +94,23 @@ class Columns:
         return cls(**found)
 
 
+def whole(rows: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    """The same rows without their fields, one by one of which numpy would copy them (ten times slower)."""
+    return rows.view(f"V{rows.dtype.itemsize}")
+
+
+def copied(rows: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    """The rows in memory of their own."""
+    return whole(rows).copy().view(rows.dtype)
+
+
+def joined(stretches: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """The arrays, of rows or of numbers, one after the other."""
+    if stretches[0].dtype.names is None:
+        return np.concatenate(stretches)
+    return np.concatenate([whole(rows) for rows in stretches]).view(stretches[0].dtype)
+
+
 def _buffers(strings: pa.LargeStringArray) -> list[npt.NDArray[Any]]:
     """Where each string starts, from 0, and all of them put together."""
     _, offsets, text = strings.buffers()

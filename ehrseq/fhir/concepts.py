@@ -35,14 +35,6 @@ class CodePool(dict[Any, int]):
         self.order, self.prefix, self.procedure = self.coding.order(kind), prefix, procedure
         # the next stretch of a source has much the same concepts
         self.named = self.coding.named.setdefault((kind, prefix, procedure), {})
-        # of a code that stands alone: the system that it had last, and its number. Hashing systems is dear
-        self.alone: dict[str | None, tuple[str | None, int]] = {}
-
-    def of_one(self, system: str | None, code: str | None) -> int:
-        """The number of one coding, remembered in `alone`."""
-        number = self[system, code]
-        self.alone[code] = system, number
-        return number
 
     def __missing__(self, key: Any) -> int:
         name = self.named.get(key)

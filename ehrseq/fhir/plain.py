@@ -8,18 +8,22 @@ the interpreter's steps for one record after the other are most of what reading 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable
-from itertools import compress, count, repeat
+from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool
 from ehrseq.fhir.dating import POLICY, dated
-from ehrseq.fhir.rows import Rows
+from ehrseq.fhir.rows import PACKED, Rows
 from ehrseq.fhir.statuses import DISPENSE_STATUS, EVENT_STATUS, ORDER_INTENT, ORDER_STATUS, RESULT_STATUS
 from ehrseq.fhir.values import LARGEST, NAN, read_value
 
 Column = Callable[[list[Any]], list[Any]]
 Emit = Callable[[Any, int], int]
+Numbers = npt.NDArray[Any] | Sequence[int] | int
 
 
 class Shape(NamedTuple):
@@ -134,47 +138,58 @@ def plain_reader(
     is not in it does.
     """
     odd, concept_, time_, period_, known_, quantity_, reference_, has_values = SHAPES[kind]
-    policy, alone = POLICY[kind], pool.alone
+    policy = POLICY[kind]
     dated_by, is_result = policy.time[0][1], policy.result
     texts, references, dates = rows.texts, rows.references, rows.dates
+    # of a code that stands alone and makes nothing special: the system that it had last, and its number. Hashing
+    # systems is dear
+    ordinary: dict[str | None, tuple[str | None, int]] = {}
+
+    def number_of(system: str | None, code: str | None) -> int:
+        """The number of a coding that stands alone; 0 where it makes its record not plain."""
+        number = pool[system, code]
+        if special is not None and special.get(number, True):
+            return 0
+        ordinary[code] = system, number
+        return number
 
     def read(batch: list[Any], start: int) -> array[int]:
         reasons = array("B", [EVENTS]) * len(batch)
         codes: list[int] = []  # 0: not plain
-        put = codes.append
-        for at, strange, concept, reference in zip(
-            count(), odd(batch), concept_(batch), reference_(batch), strict=False
-        ):
+        put, known_code = codes.append, ordinary.get
+        for strange, concept, reference in zip(odd(batch), concept_(batch), reference_(batch), strict=False):
             code = 0
             if strange:
                 pass
             elif concept is not None:
                 if (codings := concept.coding) and len(codings) == 1:
                     coding = codings[0]
-                    system, code = alone.get(coding.code, _UNKNOWN)
-                    if system != coding.system or not code:
-                        code = pool.of_one(coding.system, coding.code)
-                    if special is not None and code and special.get(code, True):
-                        code = 0
+                    system, code = known_code(coding.code, _UNKNOWN)
+                    if not code or system != coding.system:
+                        code = number_of(coding.system, coding.code)
             elif reference and reference[0] != "#":
                 code = -1 - references[reference]
             if not code:
+                at = len(codes)
                 reasons[at] = emit(batch[at], start + at)
             put(code)
-        values = _NO_VALUES if quantity_ is _none else said(batch, codes)
-        for at in values.unusual:
+        packed = np.zeros(len(batch), PACKED)
+        for at in () if quantity_ is _none else say(packed, batch, codes):
             if codes[at]:
                 codes[at], reasons[at] = 0, emit(batch[at], start + at)
-        time, known, source = when(batch)
-        packed = map(rows.pack, count(start), codes, time, known, source, *values[:4])
-        rows.append(b"".join(compress(packed, codes)))
+        packed["record"] = np.arange(start, start + len(batch))
+        packed["code"] = array("i", codes)
+        packed["time"], packed["known"], packed["source"] = when(batch)
+        if quantity_ is _none:
+            packed["number"] = NAN
+        rows.append((packed[packed["code"] != 0] if 0 in codes else packed).tobytes())
         return reasons
 
-    def when(batch: list[Any]) -> tuple[Iterable[int], Iterable[int], Iterable[int]]:
+    def when(batch: list[Any]) -> tuple[Numbers, Numbers, Numbers]:
         """Numbers of when they were, when they were known, and what says so."""
         times, knowns = time_(batch), known_(batch)
         if all(times):
-            return numbered(times), numbered(knowns), repeat(dated_by)
+            return numbered(times), numbered(knowns), dated_by
         sources = [dated_by] * len(batch)
         for at, time, period in zip(count(), times, period_(batch), strict=False):
             if time:
@@ -185,48 +200,39 @@ def plain_reader(
                     knowns[at] = period.end
             else:
                 times[at], knowns[at], sources[at] = dated(batch[at], policy)
-        return numbered(times), numbered(knowns), sources
+        return numbered(times), numbered(knowns), array("B", sources)
 
-    def numbered(written: list[str | None]) -> Iterable[int]:
+    def numbered(written: list[str | None]) -> Numbers:
         """Numbers of times. Most records have one of their own: to look for it among others is dear."""
         if not any(written):
-            return repeat(0)
+            return 0
         first = -1 - len(dates)
         dates.extend(written)
-        if all(written):
-            return range(first, first - len(written), -1)
-        return [first - at if time else 0 for at, time in enumerate(written)]
+        numbers = np.arange(first, first - len(written), -1)
+        return numbers if all(written) else np.where([bool(time) for time in written], numbers, 0)
 
-    def said(batch: list[Any], codes: list[int]) -> _Values:
-        """The values of those that have a code."""
+    def say(packed: npt.NDArray[np.void], batch: list[Any], codes: list[int]) -> list[int]:
+        """Put down the values of those that have a code; the places of those that are not plain."""
         quantities = quantity_(batch)
         numbers = [NAN if q is None else q.value for q in quantities]
         units = [0 if q is None else texts[q.code or q.unit] for q in quantities]
         modifiers = [0 if q is None or q.comparator is None else texts[q.comparator] for q in quantities]
-        words = [0] * len(batch)
         unusual = [
             at for at, number in enumerate(numbers)
             if number is not NAN and (type(number) is not float or not -LARGEST <= number <= LARGEST)
         ]  # fmt: skip
         for at in unusual:
             numbers[at] = NAN
-        if has_values:
+        if has_values and None in quantities:
             for at, quantity in enumerate(quantities):
                 if quantity is None and codes[at]:
                     numbers[at], word, why, unit = read_value(batch[at])
-                    words[at], modifiers[at], units[at] = texts[word], texts[why], texts[unit]
-        return _Values(numbers, words, modifiers, units, unusual)
+                    packed["text"][at], modifiers[at], units[at] = texts[word], texts[why], texts[unit]
+        packed["number"] = array("d", numbers)
+        packed["modifier"], packed["unit"] = array("i", modifiers), array("i", units)
+        return unusual
 
     return read
 
 
-class _Values(NamedTuple):
-    number: Iterable[float]
-    text: Iterable[int]
-    modifier: Iterable[int]
-    unit: Iterable[int]
-    unusual: list[int]  # the places of those that are not plain
-
-
-_NO_VALUES = _Values(repeat(NAN), repeat(0), repeat(0), repeat(0), [])
 _UNKNOWN = (None, 0)

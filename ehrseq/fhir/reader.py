@@ -181,7 +181,7 @@ class Reader:
                 return
             for name, count in types.items():
                 self.count(name, reason_for_type(name), count)
-        elif None not in [r.id for r in batch] and not any(r.contained and holds_records(r.contained) for r in batch):
+        elif None not in [r.id for r in batch] and not any(holds_records(c) for r in batch if (c := r.contained)):
             self._take(kind, batch)
             self._cut()
         else:

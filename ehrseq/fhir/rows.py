@@ -25,7 +25,7 @@ from ehrseq.fhir.resource import READ_TYPES
 Key = TypeVar("Key", bound=Hashable)
 FLUSH_EVENTS = 1 << 16
 _EVENT = Struct("=iiiiBdiii")
-_EVENT_FIELDS = np.dtype(
+PACKED = np.dtype(
     [
         ("record", "=i4"),
         ("code", "=i4"),
@@ -177,7 +177,7 @@ class Rows:
         self.counts: Counter[tuple[int, str, int]] = Counter()  # fates settled while reading
         self.quarantine: list[tuple[int, int, int, int]] = []  # file, member, line, reason
         self._events = bytearray()
-        self.append, self.pack = self._events.extend, _EVENT.pack  # what `add` does, where a call is too dear
+        self.append = self._events.extend  # many events at once, each packed as PACKED
         self.add = _adder(self._events)
 
     def add_record(self, name: str, kind: int, file: int, reason: int, updated: str | None) -> None:
@@ -197,7 +197,7 @@ class Rows:
         if not force and len(self._events) < FLUSH_EVENTS * _EVENT.size:
             return
         instants = parse_times([*self.times, *self.dates])
-        packed = np.frombuffer(bytes(self._events), _EVENT_FIELDS)
+        packed = np.frombuffer(bytes(self._events), PACKED)
         time, known = (np.where(n < 0, len(self.times) - 1 - n, n) for n in (packed["time"], packed["known"]))
         events = np.empty(len(packed), EVENT)
         for name in ("record", "code", "source", "number", "text", "modifier", "unit"):

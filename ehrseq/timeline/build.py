@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from ehrseq.errors import SourceError
@@ -24,7 +25,7 @@ from ehrseq.fhir.rows import TYPES, Rows
 from ehrseq.fhir.source import Progress, find_files, size_on_disk
 from ehrseq.timeline.follow_up import contacts, follow_up_of
 from ehrseq.timeline.link import Linked, link, source_names
-from ehrseq.timeline.meds import SHARDS, shards_of
+from ehrseq.timeline.meds import SHARDS, shard_of, shards_of
 from ehrseq.timeline.schema import DEATH_CODE, EVENT_SCHEMA, SUBJECT_SCHEMA, TIME, as_instant, sort_events
 from ehrseq.timeline.store import Timelines
 from ehrseq.timeline.survey import Survey, survey
@@ -32,6 +33,7 @@ from ehrseq.timeline.units import normalise_units
 
 Source = str | Path | Iterable[Any]
 Counts = Counter[tuple[int, str, int]]
+Ints = npt.NDArray[Any]
 
 
 def read_fhir(
@@ -99,14 +101,23 @@ class Assembled:
     left_out: Counter[str]  # events of records that kept others, by reason
 
 
-def assemble(chunks: Sequence[Chunk], known: Survey, first: int = 0, last: int = SHARDS) -> Assembled:
-    """The timelines of some shards (`first` up to, not including, `last`)."""
+def assemble(
+    chunks: Sequence[Chunk], known: Survey, first: int = 0, last: int = SHARDS, by_shard: bool = False
+) -> Assembled:
+    """The timelines of some shards (`first` up to, not including, `last`), where wanted one shard after the other."""
     linked = link(chunks, known, first, last)
     patients, counts, left_out = linked.patients, _record_counts(linked), Counter(linked.left_out)
-    events = event_frame(linked, known)
-    del linked
+    start, known_time = _times(linked, known)
+    keys = (
+        _places(patients["subject_id"], by_shard)[linked.patient[linked.events.record]],
+        start,
+        known_time,
+        known.code_order[linked.events.code],
+    )
+    events = event_frame(linked, known, start, known_time)
+    del linked, start, known_time
     events, units = normalise_units(events)
-    events = sort_events(events)
+    events = sort_events(events, keys)
     return Assembled(
         events=events,
         patients=patients,
@@ -129,23 +140,36 @@ def check_patients(known: Survey, chunks: Sequence[Chunk]) -> None:
     )
 
 
-def event_frame(linked: Linked, known: Survey) -> pl.DataFrame:
+def _times(linked: Linked, known: Survey) -> tuple[Ints, Ints]:
+    """When the events were, and since when that is known, in microseconds."""
+    e = linked.events
+    # a death of day precision is over at the end of that day: nothing of the day comes after it
+    is_death = (known.split_codes[0] == DEATH_CODE).fill_null(False).to_numpy()[e.code]
+    time = np.where(is_death, e.end, e.start)
+    return time, np.where(e.start == NO_TIME, NO_TIME, np.maximum(e.known, time))
+
+
+def _places(subjects: pl.Series, by_shard: bool) -> Ints:
+    """Of each of the sorted subjects its place among them, or `by_shard` if all are taken shard by shard."""
+    places = np.arange(len(subjects))
+    if by_shard:
+        places[np.argsort(shard_of(subjects), kind="stable")] = np.arange(len(subjects))
+    return places
+
+
+def event_frame(linked: Linked, known: Survey, time: Ints, known_time: Ints) -> pl.DataFrame:
     """The events in the contract's columns, in no order."""
     e = linked.events
     code, other_codes = known.split_codes
-    # a death of day precision is over at the end of that day: nothing of the day comes after it
-    is_death = (code == DEATH_CODE).fill_null(False).to_numpy()[e.code]
     columns: dict[str, pl.Series] = {
         "subject_id": linked.patients["subject_id"].gather(linked.patient[e.record]),
-        "time": moments(np.where(is_death, e.end, e.start)),
+        "time": moments(time),
         "code": code.gather(e.code),
         "numeric_value": _single_precision(e.number),
         "text_value": linked.texts.gather(e.text),
         "value_modifier": linked.texts.gather(e.modifier),
         "unit": linked.texts.gather(e.unit),
-        "known_time": moments(
-            np.where(e.start == NO_TIME, NO_TIME, np.maximum(e.known, np.where(is_death, e.end, e.start)))
-        ),
+        "known_time": moments(known_time),
         "time_source": _names(source_names(), e.source),
         "time_precision": _names([p or None for p in PRECISIONS], e.precision),
         "utc_offset": _offsets(e.offset),

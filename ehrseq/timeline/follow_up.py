@@ -138,16 +138,21 @@ def contacts(events: pl.DataFrame) -> pl.DataFrame:
     `by_day` as in `deaths_by_day`.
     """
     by_day = _is_day() if "time_precision" in events.columns else pl.lit(False)
-    known, time = pl.max_horizontal("known_time", "time").filter(is_contact()), pl.col("time").filter(is_contact())
     return (
         events.lazy()
+        .select(
+            "subject_id",
+            known=pl.when(is_contact()).then(pl.max_horizontal("known_time", "time")),
+            time=pl.when(is_contact()).then("time"),
+            by_day=pl.col("code").str.starts_with(DEATH_CODE) & by_day,
+        )
         .group_by("subject_id")
         .agg(
-            first_contact=known.min(),
-            last_contact=known.max(),
-            first_time=time.min(),
-            last_time=time.max(),
-            by_day=(pl.col("code").str.starts_with(DEATH_CODE) & by_day).any(),
+            first_contact=pl.col("known").min(),
+            last_contact=pl.col("known").max(),
+            first_time=pl.col("time").min(),
+            last_time=pl.col("time").max(),
+            by_day=pl.col("by_day").any(),
         )
         .collect()
     )

@@ -262,13 +262,12 @@ def read_task(job: dict[str, Any], advance: Callable[[int], None] | None) -> int
         job["strict"],
     )
     try:
-        with reader.uncollected():
-            for number, (path, asked_for) in enumerate(task["files"]):
-                if task["span"] is None:
-                    maker.reader.read_file(Path(path), number, advance, asked_for)
-                else:
-                    start, stop = task["span"]
-                    maker.lines = maker.reader.read_span(Path(path), number, start, stop, advance)
+        for number, (path, asked_for) in enumerate(task["files"]):
+            if task["span"] is None:
+                maker.reader.read_file(Path(path), number, advance, asked_for)
+            else:
+                start, stop = task["span"]
+                maker.lines = maker.reader.read_span(Path(path), number, start, stop, advance)
     except Refused as refused:
         shutil.rmtree(growing, ignore_errors=True)
         return int(refused.reason)

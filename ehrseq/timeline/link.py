@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ehrseq.fhir.chunk import PATIENTS, Chunk
+from ehrseq.fhir.chunk import Chunk
 from ehrseq.fhir.clock import NO_OFFSET, NO_TIME
 from ehrseq.fhir.columns import EventColumns, series
 from ehrseq.fhir.ledger import Reason
@@ -28,7 +28,7 @@ from ehrseq.fhir.rows import (
     TIME_SOURCES,
     TYPE_NUMBER,
 )
-from ehrseq.timeline.meds import SHARDS, shards_of
+from ehrseq.timeline.meds import SHARDS
 from ehrseq.timeline.parts import Part, nothing, parts_of, texts_of, together
 from ehrseq.timeline.survey import OPEN, Survey
 
@@ -64,7 +64,7 @@ class Linked:
 
 def link(chunks: Sequence[Chunk], survey: Survey, first: int = 0, last: int = SHARDS) -> Linked:
     """Link what the chunks hold for the subjects of some shards (`first` up to, not including, `last`)."""
-    patients = _patients(chunks, survey, first, last)
+    patients = survey.patients_of(first, last)
     parts = [part for number, chunk in enumerate(chunks) for part in parts_of(chunk, number, survey, first, last)]
     parts = parts or [nothing()]
     texts = texts_of(parts)
@@ -96,19 +96,6 @@ def link(chunks: Sequence[Chunk], survey: Survey, first: int = 0, last: int = SH
         patients=patients,
         left_out=left_out,
     )
-
-
-def _patients(chunks: Sequence[Chunk], survey: Survey, first: int, last: int) -> pl.DataFrame:
-    """The patients of some shards, one row each."""
-    tables = [pl.DataFrame(schema=PATIENTS)]
-    for chunk, (dropped, _) in zip(chunks, survey.dropped, strict=True):
-        table = chunk.tables["patients"]
-        if table.height:
-            shard = shards_of(table["subject_id"].to_numpy())
-            here = (shard >= first) & (shard < last) & ~np.isin(table["record"].to_numpy(), dropped)
-            tables.append(table.filter(pl.Series(here)))
-        chunk.release()
-    return pl.concat(tables).sort("subject_id")
 
 
 def _stays(parts: list[Part], survey: Survey) -> tuple[Ints, pl.Series, npt.NDArray[np.bool_]]:

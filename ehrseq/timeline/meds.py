@@ -14,6 +14,7 @@ stamped with the time of writing. (The bytes may differ between versions of pyar
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -165,12 +166,14 @@ def write_table(frame: pl.DataFrame, path: Path) -> None:
 
 
 def write_shards(events: pl.DataFrame, folder: Path, first: int = 0, last: int = SHARDS) -> None:
-    """Write the events of some shards (`first` up to, not including, `last`), which are in canonical order."""
+    """Write the events of some shards (`first` up to, not including, `last`): each shard's are in canonical order."""
     shard = shards_of(events["subject_id"].to_numpy()).astype(np.uint16)
-    order = np.argsort(shard, kind="stable")
-    bounds = np.searchsorted(shard[order], np.arange(first, last + 1)).tolist()
+    if (shard[1:] < shard[:-1]).any():
+        order = np.argsort(shard, kind="stable")
+        events, shard = events[order], shard[order]
+    bounds = np.searchsorted(shard, np.arange(first, last + 1)).tolist()
     for number, (start, stop) in enumerate(pairwise(bounds), first):
-        _write(_to_arrow(events[order[start:stop]]), events.schema, folder / f"{number}.parquet")
+        _write(_to_arrow(events[start:stop]), events.schema, folder / f"{number}.parquet")
 
 
 def _to_arrow(frame: pl.DataFrame) -> pa.Table:
@@ -197,6 +200,7 @@ def _write(table: pa.Table, kinds: Mapping[str, pl.DataType], path: Path) -> Non
             writer.write_table(pa.table(columns, schema=schema))
 
 
+@cache
 def _arrow_type(name: str, kind: pl.DataType) -> pa.DataType:
     """The Arrow type MEDS asks for."""
     if isinstance(kind, pl.Categorical | pl.Enum):

@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 
 from ehrseq.fhir.chunk import Chunk
-from ehrseq.fhir.columns import EVENT, Columns, series, strings, take
+from ehrseq.fhir.columns import EVENT, Columns, copied, joined, series, strings, take
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.references import A_PATIENT, UNKNOWN, points_at, subject_number
 from ehrseq.timeline.meds import SHARDS, shards_of
@@ -72,8 +72,8 @@ def _part(
     low, high = (chunk.record_bounds[p] for p in partitions)
     if low == high:
         return
-    records = columns.records[low:high].copy()
-    events = columns.events[slice(*(chunk.event_bounds[p] for p in partitions))].copy()
+    records = copied(columns.records[low:high])
+    events = copied(columns.events[slice(*(chunk.event_bounds[p] for p in partitions))])
     events["record"] -= low
     reason = records["reason"].copy()
     dropped, reasons = survey.dropped[number]
@@ -81,8 +81,8 @@ def _part(
     reason[dropped[inside] - low] = reasons[inside]
     rows = np.arange(low, high)
     if wanted is not None and not (keep := wanted[records["subject"]]).all():
-        records, reason, rows = records[keep], reason[keep], rows[keep]
-        events = events[keep[events["record"]]]
+        records, reason, rows = records.compress(keep), reason[keep], rows[keep]
+        events = events.compress(keep[events["record"]])
         events["record"] = (np.cumsum(keep) - 1)[events["record"]]
     if not len(records):
         return
@@ -146,9 +146,13 @@ def _resolve_medications(
     if not len(pending):
         events["code"] = code
         return events
-    used, which = np.unique(-1 - written[pending], return_inverse=True)
+    used, which = _used(-1 - written[pending], len(columns.names))
     names = _names(used, columns, survey.resolved[number]).to_pylist()
     found = [survey.medications.get(name) or [0] for name in names]
+    if all(len(f) == 1 for f in found):
+        code[pending] = np.array([f[0] for f in found])[which]
+        events["code"] = code
+        return events
     repeats = np.ones(len(code), np.int64)
     repeats[pending] = np.array([len(f) for f in found])[which]
     is_reference = np.repeat(written < 0, repeats)
@@ -182,7 +186,7 @@ def together(parts: list[Part], name: str) -> npt.NDArray[Any]:
     arrays = [getattr(part, name) for part in parts]
     for part in parts:
         delattr(part, name)
-    return np.concatenate(arrays)
+    return joined(arrays)
 
 
 def nothing() -> Part:

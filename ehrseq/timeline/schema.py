@@ -8,10 +8,12 @@ and `known_time` its last.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, time
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from ehrseq.errors import TimelineError
@@ -185,29 +187,57 @@ def as_instant(moment: str | date | datetime) -> datetime:
     return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
 
 
-def sort_events(events: pl.DataFrame) -> pl.DataFrame:
-    """Events in the one canonical order, which does not depend on the order of the input."""
-    first = (
-        "subject_id",
-        "time",
-        "known_time",
-        "code",
-        "numeric_value",
-        "text_value",
-        "resource_type",
-        "resource_id",
-    )
-    # a column of nulls orders nothing, and a column of lists is dear to sort by
-    rest = (c for c in events.columns if c not in first and events[c].null_count() < events.height)
-    # few columns tell most events apart: only those that they do not are compared by all
-    few = events.select(first[:4]).with_row_index("row").sort(first[:4], nulls_last=False)
-    order = few["row"].to_numpy().copy()
-    again = pl.select(pl.all_horizontal(few[c].eq_missing(few[c].shift(1)) for c in first[:4])).to_series()
-    tied = (again | again.shift(-1, fill_value=False)).to_numpy()
-    if tied.any():
-        ties = events[order[tied]].with_columns(row=pl.Series(order[tied]))
-        order[tied] = ties.sort(*first, *rest, nulls_last=False)["row"].to_numpy()
+def sort_events(events: pl.DataFrame, keys: Sequence[npt.NDArray[Any]] | None = None) -> pl.DataFrame:
+    """Events in the one canonical order, which does not depend on the order of the input.
+
+    `keys` are numbers in the order of subject, time, known time and code, where they are at hand. (Subjects may stand
+    in another order than by their ids.)
+    """
+    if keys is None:
+        keys = _keys(events)
+    order = np.lexsort(list(reversed(keys)))
+    again = np.zeros(len(order), bool)
+    if len(order):
+        again[1:] = np.logical_and.reduce([(key := each[order])[1:] == key[:-1] for each in keys])
+    # few columns tell most events apart: only those that they do not are compared by more
+    rest = [name for name in events.columns if name not in (*REQUIRED_EVENT_COLUMNS, "known_time", *_TELLING)]
+    for columns in (_TELLING, rest):
+        again = _untie(events, order, again, columns)
     return events[order]
+
+
+_TELLING = ("numeric_value", "text_value", "resource_type", "resource_id")
+
+
+def _keys(events: pl.DataFrame) -> list[npt.NDArray[Any]]:
+    """Numbers in the order of subjects, times (none comes first) and codes."""
+    first = np.iinfo(np.int64).min
+    return [
+        events["subject_id"].to_numpy(),
+        *(events[name].cast(pl.Int64).fill_null(first).to_numpy() for name in ("time", "known_time")),
+        events["code"].rank("dense").to_numpy(),
+    ]
+
+
+def _untie(
+    events: pl.DataFrame, order: npt.NDArray[Any], again: npt.NDArray[np.bool_], columns: Iterable[str]
+) -> npt.NDArray[np.bool_]:
+    """Put rows that are the same so far (`again`: as the one before) in the order of some columns, in place; which are
+    the same still."""
+    tied = again | np.append(again[1:], False)[: len(again)]
+    # a column of nulls orders nothing, and a column of lists is dear to sort by
+    names = [name for name in columns if events[name].null_count() < events.height]
+    if not tied.any() or not names:
+        return again
+    still = np.zeros(len(order), bool)
+    ties = events.select(names)[order[tied]].with_columns(
+        _row=pl.Series(order[tied]), _group=pl.Series(np.cumsum(~again[tied]))
+    )
+    ties = ties.sort("_group", *names, nulls_last=False)
+    order[tied] = ties["_row"].to_numpy()
+    same = (ties[name].eq_missing(ties[name].shift(1)) for name in ("_group", *names))
+    still[tied] = pl.select(pl.all_horizontal(same)).to_series().to_numpy()
+    return still
 
 
 def _distinct_codes(events: pl.DataFrame) -> pl.Series:

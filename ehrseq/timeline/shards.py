@@ -127,7 +127,7 @@ def write_shards(job: dict[str, Any], loaded: dict[str, Any]) -> dict[str, Any]:
     if "survey" not in loaded:
         loaded["survey"] = Survey.load(scratch / "survey")
         loaded["chunks"] = [Chunk.load(Path(folder)) for folder in job["chunks"]]
-    part = assemble(loaded["chunks"], loaded["survey"], first, last)
+    part = assemble(loaded["chunks"], loaded["survey"], first, last, by_shard=True)
     meds.write_shards(part.events, scratch / "dataset" / "data", first, last)
     for name in _PART_TABLES:
         getattr(part, name).write_ipc(scratch / f"{name}-{first}.arrow")

@@ -1,7 +1,8 @@
 """What the records of one chunk need to know of the others: settled once for a whole source, from small columns.
 
 Duplicates and deletions, merged patients, which patients there are, the times of encounters, the codes of
-medications. Nothing here grows with the events; per encounter it takes about 40 bytes, per patient 8.
+medications. Nothing here grows with the events; per encounter it takes about 40 bytes, per patient 8,
+beside what the patients' records say, which lies on disk.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ehrseq.fhir.chunk import Chunk, content
+from ehrseq.fhir.chunk import PATIENTS, Chunk, open_table
 from ehrseq.fhir.clock import NO_TIME
 from ehrseq.fhir.codes import split_codes
 from ehrseq.fhir.columns import series, take
@@ -31,10 +32,10 @@ from ehrseq.fhir.references import (
     subject_number,
     wanted_identifier,
 )
+from ehrseq.timeline.duplicates import SEED, Dropped, settle_duplicates
+from ehrseq.timeline.meds import SHARDS, shard_of
 
 Ints = npt.NDArray[Any]
-SEED = 7
-RECORDS_AT_ONCE = 1 << 22  # looked at together for duplicates, for which all ids are read
 OPEN = int(np.iinfo(np.int64).max)  # the end of an encounter that has none
 SPAN = ("start", "known", "end", "precision", "offset")
 
@@ -51,6 +52,8 @@ class Survey:
     dropped: list[tuple[Ints, Ints]]  # of each chunk: records settled here, and why
     resolved: list[dict[int, str]]  # of each chunk: targets of references that it could not resolve
     subjects: npt.NDArray[np.int64]  # every patient there is, sorted
+    patients: pl.DataFrame | Path  # what their records say (or the file that holds it), by shard
+    patient_bounds: list[int]  # where each shard starts in it, and the end
     merged: npt.NDArray[np.int64]  # patients that another replaced, sorted
     merged_into: npt.NDArray[np.int64]
     encounters: npt.NDArray[np.uint64]  # hashes of `Encounter/id`, sorted
@@ -64,6 +67,11 @@ class Survey:
     def split_codes(self) -> tuple[pl.Series, pl.Series]:
         """By number: the code, and the list of other codes of the same concept."""
         return split_codes(pl.Series(self.codes, dtype=pl.String))
+
+    @cached_property
+    def code_order(self) -> Ints:
+        """By number: the place of the code among all in their order (0 for none)."""
+        return self.split_codes[0].rank("dense").fill_null(0).to_numpy()
 
     def find_subject(self, subject: Ints) -> Ints:
         """Of each subject id: the one that replaced it, else itself."""
@@ -89,6 +97,11 @@ class Survey:
         found = (self.encounters[at] == keys) & targets.is_not_null().to_numpy()
         return np.where(found, at, -1)
 
+    def patients_of(self, first: int, last: int) -> pl.DataFrame:
+        """The patients of some shards, one row each, sorted by subject."""
+        table = open_table(self.patients) if isinstance(self.patients, Path) else self.patients
+        return table[self.patient_bounds[first] : self.patient_bounds[last]].sort("subject_id")
+
     def save(self, folder: Path) -> None:
         """Write everything to a folder, for other processes: what grows with the source as files of their own."""
         shutil.rmtree(folder, ignore_errors=True)
@@ -102,7 +115,11 @@ class Survey:
             arrays |= {f"dropped_{i}": rows, f"why_{i}": why}
         arrays |= {f"period_{name}": self.periods[name].to_numpy() for name in self.periods.columns}
         np.savez(folder / "short.npz", **arrays)
-        plain = ("files", "file_numbers", "lines_before", "codes", "resolved", "medications", "data_cut")
+        table = open_table(self.patients) if isinstance(self.patients, Path) else self.patients
+        table.write_ipc(folder / PATIENTS_FILE, compression="uncompressed")
+        plain = (
+            "files", "file_numbers", "lines_before", "codes", "resolved", "medications", "data_cut", "patient_bounds",
+        )  # fmt: skip
         (folder / "plain.json").write_text(json.dumps({name: getattr(self, name) for name in plain}))
 
     @classmethod
@@ -122,18 +139,20 @@ class Survey:
                 dropped=[(arrays[f"dropped_{i}"], arrays[f"why_{i}"]) for i in range(size)],
                 spans={name: long(f"span_{name}") for name in SPAN},
                 periods=pl.DataFrame({name: arrays[f"period_{name}"] for name in ("subject_id", "start", "end")}),
+                patients=folder / PATIENTS_FILE,
                 **{name: long(name) for name in _LONG},
                 **facts,
             )
 
 
+PATIENTS_FILE = "patients.arrow"
 _LONG = ("subjects", "merged", "merged_into", "encounters")
 
 
 def survey(chunks: Sequence[Chunk], data_cut: int = NO_TIME) -> Survey:
     """Look through all chunks of a source. The result does not depend on how the source was cut into chunks."""
     files, file_numbers = _number_files(chunks)
-    dropped = _settle_duplicates(chunks, file_numbers)
+    dropped = settle_duplicates(chunks, file_numbers)
     resolve = _resolver(chunks, dropped)
     resolved = [_resolve_rest(chunk, resolve) for chunk in chunks]
     merged = _merged(chunks, dropped, resolve)
@@ -143,6 +162,7 @@ def survey(chunks: Sequence[Chunk], data_cut: int = NO_TIME) -> Survey:
     periods = _periods(chunks, dropped, resolved, merged, subjects)
     old = np.array(sorted(merged), np.int64)
     lines_before = _lines_before(chunks)
+    patients, patient_bounds = _patients(chunks, dropped)
     for chunk in chunks:
         chunk.release()
     return Survey(
@@ -154,6 +174,8 @@ def survey(chunks: Sequence[Chunk], data_cut: int = NO_TIME) -> Survey:
         dropped=[(np.array(sorted(d), np.int64), np.array([d[row] for row in sorted(d)], np.uint8)) for d in dropped],
         resolved=resolved,
         subjects=subjects,
+        patients=patients,
+        patient_bounds=patient_bounds,
         merged=old,
         merged_into=np.array([merged[s] for s in old.tolist()], np.int64),
         encounters=encounters,
@@ -162,9 +184,6 @@ def survey(chunks: Sequence[Chunk], data_cut: int = NO_TIME) -> Survey:
         periods=periods,
         data_cut=data_cut,
     )
-
-
-Dropped = list[dict[int, int]]
 
 
 def _number_files(chunks: Sequence[Chunk]) -> tuple[list[str], list[list[int]]]:
@@ -184,75 +203,6 @@ def _lines_before(chunks: Sequence[Chunk]) -> list[int]:
         sum(lines for piece, lines in pieces[chunk.files[0], chunk.generation].items() if piece < chunk.piece)
         for chunk in chunks
     ]
-
-
-def _settle_duplicates(chunks: Sequence[Chunk], file_numbers: list[list[int]]) -> Dropped:
-    """Keep one of the records that share type and id: the last updated, then the highest version, then the one with
-    the greater content, so that the order of reading does not matter.
-
-    The others get the reason `duplicate`; where a deletion is the newest, nothing of the record is left (`deleted`).
-    """
-    dropped: Dropped = [{} for _ in chunks]
-    total = sum(chunk.record_bounds[-1] for chunk in chunks)
-    parts = total // RECORDS_AT_ONCE + 1
-    for part in range(parts):
-        keys, rows = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)]
-        for chunk in chunks:
-            columns = chunk.columns
-            key = series([columns.ids]).hash(SEED).to_numpy()
-            key = key ^ (columns.records["kind"].astype(np.uint64) << np.uint64(56))
-            row = np.flatnonzero(key % np.uint64(parts) == part) if parts > 1 else np.arange(len(key))
-            keys.append(key[row])
-            rows.append(row.astype(np.int32))
-        key = np.concatenate(keys)
-        ordered = np.sort(key)
-        repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-        if len(repeated):
-            suspect = np.flatnonzero(np.isin(key, repeated))
-            starts = np.cumsum([len(each) for each in keys[1:]])
-            places = np.stack([np.searchsorted(starts, suspect, side="right"), np.concatenate(rows)[suspect]])
-            _settle(chunks, file_numbers, places, dropped)
-    return dropped
-
-
-def _settle(chunks: Sequence[Chunk], file_numbers: list[list[int]], places: Ints, dropped: Dropped) -> None:
-    """Settle the records at `places` (chunk and row), among them all that share type and id."""
-    parts = []
-    for number in np.unique(places[0]).tolist():
-        rows = places[1][places[0] == number]
-        columns = chunks[number].columns
-        records = columns.records[rows]
-        parts.append(
-            pl.DataFrame(
-                {
-                    "id": series([take(columns.ids, rows)]),
-                    **{name: np.ascontiguousarray(records[name]) for name in ("kind", "updated", "version", "reason")},
-                    "file": np.array(file_numbers[number])[records["file"]],
-                    "chunk": np.full(len(rows), number),
-                    "row": rows,
-                }
-            )
-        )
-    frame = pl.concat(parts)
-    # content decides only where nothing else does: it is dear to compare
-    same = ("kind", "id", "updated", "version")
-    ties = frame.filter(pl.struct(same).is_duplicated())
-    says = [
-        pl.DataFrame({"chunk": n, "row": rows, "content": content(chunks[n], rows)})
-        for n in ties["chunk"].unique().sort().to_list()
-        for rows in [ties.filter(pl.col("chunk") == n)["row"].to_numpy()]
-    ]
-    said = pl.concat(says) if says else pl.DataFrame(
-        schema={"chunk": pl.Int64, "row": pl.Int64, "content": pl.String}
-    )  # fmt: skip
-    ranked = frame.join(said.cast({"chunk": pl.Int64}), on=["chunk", "row"], how="left").sort(
-        "updated", "version", "content", "reason", "file", "chunk", "row",
-        descending=[True, True, True, True, False, False, False],
-    )  # fmt: skip
-    first = pl.struct("kind", "id").is_first_distinct()
-    gone = ranked.with_columns(gone=pl.col("reason").first().over("kind", "id") == int(Reason.DELETED))
-    for chunk, row, is_gone in gone.filter(~first).select("chunk", "row", "gone").iter_rows():
-        dropped[chunk][row] = int(Reason.DELETED if is_gone else Reason.DUPLICATE)
 
 
 def _kept(chunk: Chunk, name: str, dropped: dict[int, int]) -> pl.DataFrame:
@@ -346,6 +296,15 @@ def _subjects(chunks: Sequence[Chunk], dropped: Dropped, merged: dict[int, int])
             patients = patients.filter(~pl.col("subject_id").is_in(list(merged)))
         ids.append(patients["subject_id"].to_numpy())
     return np.unique(np.concatenate(ids)) if ids else np.array([], np.int64)
+
+
+def _patients(chunks: Sequence[Chunk], dropped: Dropped) -> tuple[pl.DataFrame, list[int]]:
+    """What the records of all patients say, shard by shard, and where the shards start."""
+    tables = [_kept(chunk, "patients", gone) for chunk, gone in zip(chunks, dropped, strict=True)]
+    table = pl.concat([pl.DataFrame(schema=PATIENTS), *tables])
+    shard = shard_of(table["subject_id"])
+    order = np.argsort(shard, kind="stable")
+    return table[order], np.searchsorted(shard[order], np.arange(SHARDS + 1)).tolist()
 
 
 def _codes(

@@ -223,12 +223,19 @@ def _conversions(pairs: pl.DataFrame) -> pl.DataFrame:
     rows: list[tuple[str | None, str, float | None, float | None]] = []
     for key, unit in pairs.select("_key", "unit").iter_rows():
         analyte = ANALYTES.get(key)
-        spelled = spell_unit(unit, analyte)
-        found = Conversion(spelled) if analyte is None else convert(analyte, spelled)
+        found = _conversion(key if analyte is not None else None, unit)
         name = None if analyte is None else analyte.name
         rows.append((name, unit, None, None) if found is None else (name, found.unit, found.factor, found.offset))
     columns = {"analyte": pl.String, "new": pl.String, "factor": pl.Float64, "offset": pl.Float64}
     return pairs.hstack(pl.DataFrame(rows, columns, orient="row"))
+
+
+@lru_cache(maxsize=1 << 14)
+def _conversion(key: str | None, unit: str) -> Conversion | None:
+    """The conversion for the code of an analyte (None: another code) and a unit as written."""
+    if key is None:
+        return Conversion(spell_unit(unit))
+    return convert(ANALYTES[key], spell_unit(unit, ANALYTES[key]))
 
 
 def _apply(events: pl.DataFrame, measured: pl.DataFrame, changed: pl.DataFrame) -> pl.DataFrame:

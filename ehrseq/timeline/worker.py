@@ -16,11 +16,11 @@ REPORT_BYTES = 1 << 22
 
 def do(job: dict[str, Any], loaded: dict[str, Any], advance: Progress | None) -> Any:
     """Do one job; `loaded` keeps what the next one needs again."""
+    from ehrseq.fhir.reader import uncollected
     from ehrseq.timeline import ingest, shards
 
-    if job["do"] == "read":
-        return ingest.read_task(job, advance)
-    return shards.write_shards(job, loaded)
+    with uncollected():
+        return ingest.read_task(job, advance) if job["do"] == "read" else shards.write_shards(job, loaded)
 
 
 def _end_with(parent: int) -> None:
