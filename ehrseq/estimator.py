@@ -19,10 +19,12 @@ from ehrseq.evaluate.evaluation import Evaluation
 from ehrseq.evaluate.study import evaluate_study
 from ehrseq.explain.edits import WhatIf, Without, describe_edits, edit_history, what_if_table
 from ehrseq.explain.explanation import Explanation
+from ehrseq.explain.faithfulness import measure
 from ehrseq.explain.names import display_names
 from ehrseq.explain.occlusion import KINDS, RECENT_EVENTS, Score, occlude
+from ehrseq.explain.randomise import randomised
 from ehrseq.forecast.predict import check_branch, outcome_hazards
-from ehrseq.forecast.screen import screen
+from ehrseq.forecast.screen import nobody_scored, screen
 from ehrseq.forecast.table import Forecast, risk_table
 from ehrseq.model.artifact import Artifact, hashed_ids, load_artifact, save_artifact
 from ehrseq.model.card import model_card
@@ -289,6 +291,36 @@ class ProgressionModel:
         model.trained_on_ = artifact.trained_on
         return model
 
+    def check_faithfulness(
+        self, timelines: Any, at: At = "task", *, horizon: str | None = None, n: int = 200, seed: int = 0
+    ) -> dict[str, Any]:
+        """Measure whether explanations say what this model does, on people whom it was not fitted on.
+
+        Of `n` prediction times, one a person: deletion and insertion curves beside random orders, and the rank
+        correlation with the explanations of the same model with random weights; `horizon` by default the task's longest
+        that is not extrapolated. The figures and gates are kept in `faithfulness_`, travel with the model folder, and
+        are told with every explanation. Raises ForecastError where nobody is left.
+        """
+        branch = self._branch(None)
+        timelines = as_timelines(timelines)
+        seen = pl.Series(self.seen_in_training(timelines.subjects["subject_id"].to_numpy()))
+        scored, _ = self._screened(timelines.select(timelines.subjects["subject_id"].filter(~seen)), at)
+        first = scored.filter(pl.col("prediction_time") == pl.col("prediction_time").min().over("subject_id"))
+        drawn = first["subject_id"].unique().sort().sample(min(n, first["subject_id"].n_unique()), seed=seed)
+        first = first.filter(pl.col("subject_id").is_in(drawn.implode()))
+        spans = self._longest_supported() if horizon is None else (Horizon(horizon),)
+        control = randomised(self.fitted_, seed)
+        self.faithfulness_ = measure(
+            timelines, first, self._scorer(branch, spans), self._scorer(branch, spans, control),
+            demographics=self.config.network.demographics, seed=seed,
+        )  # fmt: skip
+        return self.faithfulness_
+
+    def _longest_supported(self) -> tuple[Horizon]:
+        """The task's longest horizon that no outcome is extrapolated at, else the shortest."""
+        supported = [h for h in self.task_.horizons if h.days <= min(self.fitted_.supported_days.values())]
+        return ((supported or self.task_.horizons[:1])[-1],)
+
     def _screen(self, timelines: Timelines, at: At) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Rows that can be scored, and the `skipped` table."""
         queries = resolve_prediction_times(timelines, at, self.task_)
@@ -301,11 +333,12 @@ class ProgressionModel:
             raise nobody_scored(skipped)
         return scored, skipped
 
-    def _scorer(self, branch: str, spans: Sequence[Horizon]) -> Score:
+    def _scorer(self, branch: str, spans: Sequence[Horizon], fitted: Fitted | None = None) -> Score:
         """The path of `forecast` from timelines and scored rows to risks, with the horizons' labels."""
+        answering = self.fitted_ if fitted is None else fitted
 
         def score(timelines: Timelines, rows: pl.DataFrame) -> pl.DataFrame:
-            hazards = outcome_hazards(self.fitted_, timelines, rows, branch, self.config.network.max_events)
+            hazards = outcome_hazards(answering, timelines, rows, branch, self.config.network.max_events)
             time = pl.col("prediction_time")
             labels = pl.concat(
                 rows.select(time.unique()).select(
@@ -324,17 +357,6 @@ class ProgressionModel:
     def _check_fitted(self) -> None:
         if not hasattr(self, "fitted_"):
             raise ForecastError("a fitted model", "one that was not fitted", "call fit, or load_model")
-
-
-def nobody_scored(skipped: pl.DataFrame) -> ForecastError:
-    """The error that says why nobody can be scored."""
-    reasons = skipped.group_by("reason").len().sort("len", "reason", descending=[True, False])
-    queries = skipped.select("subject_id", "prediction_time").n_unique()
-    return ForecastError(
-        "a subject with usable history at the prediction time",
-        f"none of {queries} (most often: {reasons['reason'][0]})",
-        "choose a later prediction time, or check that the export and the model speak of the same codes",
-    )
 
 
 def _same_for_all(risk: pl.DataFrame) -> pl.DataFrame:

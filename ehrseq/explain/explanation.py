@@ -140,7 +140,7 @@ def trust(faithfulness: Mapping[str, Any] | None) -> str:
     """
     if faithfulness is None:
         return "faithfulness of the explanations of this model has not been measured"
-    failed = [name for name, passed in faithfulness["gates"].items() if not passed]
+    failed = [name for name, verdict in faithfulness["gates"].items() if verdict != "passed"]
     if failed:
         return f"below the faithfulness gate ({', '.join(failed)}): do not rely on these explanations"
     return f"the faithfulness gate was passed ({', '.join(faithfulness['gates'])})"
