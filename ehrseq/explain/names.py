@@ -14,7 +14,7 @@ WIDTH = 44  # characters of a name that are shown
 def display_names(timelines: Timelines) -> dict[str, str]:
     """A name for each code of the timelines that has one: its description there, else the analyte that it measures.
 
-    >>> timelines = Timelines.from_events({"subject_id": [7], "time": ["2020-01-01"], "code": ["LOINC//4548-4"]})
+    >>> timelines = Timelines.from_events({"subject_id": [7], "time": [None], "code": ["LOINC//4548-4"]})
     >>> display_names(timelines)
     {'LOINC//4548-4': 'haemoglobin A1c'}
     """

@@ -77,12 +77,11 @@ def _title(curves: pl.DataFrame, rows: pl.DataFrame, outcome: str, horizon_days:
         .row(0, named=True)
     )
     risk = rows["probability"][0] if rows.height else mine["probability"]
-    between = (
-        ""
-        if mine["lower"] is None
-        else f" (the model's members: {100 * mine['lower']:.1f} to {100 * mine['upper']:.1f}%)"
-    )
-    by = f"{horizon_days / DAYS_PER_YEAR:.2g} years" if horizon_days > 2 * DAYS_PER_YEAR else f"{horizon_days:.0f} days"
+    between = ""
+    if mine["lower"] is not None:
+        between = f" (the model's members: {100 * mine['lower']:.1f} to {100 * mine['upper']:.1f}%)"
+    years = round(horizon_days / DAYS_PER_YEAR, 1)
+    by = f"{years:g} year{'' if years == 1 else 's'}" if years >= 1 else f"{horizon_days:.0f} days"
     return (
         f"{who} on {curves['prediction_time'][0]:%Y-%m-%d}: risk of {drawable(_words(outcome), 40)} within {by} "
         f"{100 * risk:.1f}%{between}"
