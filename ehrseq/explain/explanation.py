@@ -122,7 +122,8 @@ def reason_text(row: Mapping[str, Any], names: Mapping[str, str]) -> str:
     """
     name = display_name(row["code"], dict(names))
     coded = display_name(row["text_value"], dict(names)) if row["text_value"] else None
-    value = f"{row['value']:.4g} {row['unit'] or ''}".strip() if row["value"] is not None else coded
+    unit = "" if row["unit"] in (None, "1") else row["unit"]
+    value = f"{row['value']:.4g} {unit}".strip() if row["value"] is not None else coded
     several = row["events"] > 1
     when = f" on {row['time']:%Y-%m-%d}" if row["time"] is not None else ""
     last = f", {'last ' if several else ''}{value}" if value else ", last" if several and when else ""

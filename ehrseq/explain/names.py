@@ -31,7 +31,8 @@ def display_name(code: str, names: dict[str, str]) -> str:
     ('sex female', 'SNOMED 44054006')
     """
     system, _, value = code.rpartition("//")
-    named = names.get(code)
-    if named is None:
-        named = f"{system.lower() if system in ('SEX', 'RACE', 'ETHNICITY') else system} {value}".strip()
-    return plain(named, WIDTH)
+    if system in ("SEX", "RACE", "ETHNICITY"):
+        system = system.lower()
+    if "://" in system:  # a local code system: its address says little
+        system = ""
+    return plain(names.get(code) or f"{system} {value}", WIDTH)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 import polars as pl
@@ -99,17 +100,18 @@ def _draw_history(axes: Any, events: pl.DataFrame, codes: pl.DataFrame, explanat
         size = 14 + 3000 * min(abs(moved), 0.05)
         axes.scatter(row["time"], place[row["code"]], s=size, color=colour, alpha=0.75, linewidths=0)
     axes.axvline(at, color=COLOURS[6], linewidth=1)
-    axes.annotate("forecast made", (at, -0.6), (4, 3), textcoords="offset points", fontsize=7, annotation_clip=False)
+    bottom = max(codes.height, 1) - 0.4
+    axes.annotate("forecast made", (at, bottom), (4, 4), textcoords="offset points", fontsize=7)
     for i, row in enumerate(codes.iter_rows(named=True)):
         if row["value"] is not None:
-            text = f"last {row['value']:.4g} {row['unit'] or ''}"
+            unit = "" if row["unit"] in (None, "1") else row["unit"]
+            text = f"last {row['value']:.4g} {unit}"
             axes.annotate(drawable(text, 24), (at, i), (5, 0), textcoords="offset points", va="center", fontsize=7)
     axes.set_ylim(max(codes.height, 1) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.set_title(
         "Each dot is a record: orange raises the forecast, blue lowers it, grey does neither", loc="left", fontsize=9
     )
-    axes.margins(x=0.12)
 
 
 def _draw_bars(axes: Any, codes: pl.DataFrame) -> None:
@@ -117,7 +119,7 @@ def _draw_bars(axes: Any, codes: pl.DataFrame) -> None:
     colours = [NEITHER if abs(p) < 100 * VISIBLE else RAISES if p > 0 else LOWERS for p in points]
     _signed_bars(axes, points, colours)
     axes.tick_params(axis="y", length=0, labelleft=False)
-    axes.set_title("All records of the row: points of risk", loc="left", fontsize=9)
+    axes.set_title("The whole row: points of risk", loc="left", fontsize=9)
 
 
 def _signed_bars(axes: Any, points: list[float], colours: list[str]) -> None:
@@ -129,7 +131,7 @@ def _signed_bars(axes: Any, points: list[float], colours: list[str]) -> None:
             f"{p:+.1f}" if abs(p) >= 100 * VISIBLE else "0.0", (p, i), (4 * side, 0), textcoords="offset points",
             va="center", ha="left" if side > 0 else "right", fontsize=8,
         )  # fmt: skip
-    reach = max([0.2, *(abs(p) for p in points)]) * 1.35
+    reach = max([0.2, *(abs(p) for p in points)]) * 1.5
     axes.set_xlim(-reach, reach)
     axes.axvline(0, color=COLOURS[6], linewidth=0.8)
     axes.set_xlabel("lowers the risk  ←      → raises the risk", fontsize=8)
@@ -161,7 +163,7 @@ def _draw_risk(axes: Any, curves: pl.DataFrame, outcome: str, horizon_days: floa
             fontweight="bold" if chosen else "normal",
         )  # fmt: skip
     axes.axvline(horizon_days / unit, color=COLOURS[6], linewidth=0.8, linestyle=":")
-    axes.set_xlim(0, longest / unit * 1.3)
+    axes.set_xlim(0, longest / unit)
     axes.set_ylim(0, top)
     axes.set_xlabel(f"{name} after the prediction time")
     axes.set_ylabel("risk (%)")
