@@ -107,7 +107,9 @@ def _draw_history(axes: Any, events: pl.DataFrame, codes: pl.DataFrame, explanat
             unit = "" if row["unit"] in (None, "1") else row["unit"]
             text = f"last {row['value']:.4g} {unit}"
             axes.annotate(drawable(text, 24), (at, i), (5, 0), textcoords="offset points", va="center", fontsize=7)
-    axes.set_ylim(max(codes.height, 1) - 0.4, -0.6)
+    axes.set_ylim(bottom, -0.6)
+    span = at - min([at - timedelta(days=365), *shown["time"].to_list()])
+    axes.set_xlim(at - 1.03 * span, at + 0.03 * span)
     axes.tick_params(axis="y", length=0)
     axes.set_title(
         "Each dot is a record: orange raises the forecast, blue lowers it, grey does neither", loc="left", fontsize=9
