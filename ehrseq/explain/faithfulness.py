@@ -36,8 +36,8 @@ def removal_curves(
 
     `scored` are the rows that were forecast, `contributions` what `occlude` gave for them at one horizon. Deletion
     takes out events tenth by tenth, insertion puts them into a history without them, the events that raise the
-    forecast most first (`order` explanation), or in an order drawn at random (`random 0` and so on). Events that were
-    not taken out one by one stay where they are.
+    forecast most first (`order` explanation: by their own contribution), or in an order drawn at random (`random 0` and
+    so on). Events that were not taken out one by one stay where they are.
     """
     queries = scored.select(*QUERY, "patient").unique(QUERY, maintain_order=True).with_row_index("query")
     queries = queries.with_columns(pl.col("query").cast(pl.Int64))
@@ -54,15 +54,29 @@ def removal_curves(
     )
 
 
+def ranked_events(contributions: pl.DataFrame, *, by_code: bool) -> pl.DataFrame:
+    """The events of each forecast with their `rank`, 1 for the one that raises it most by its own contribution.
+
+    `by_code`: those of the code that raises it most come first, and within a code their own contribution decides; of
+    several events that tell the same none is missed for alone. `contributions` then has both kinds.
+    """
+    events = contributions.filter(kind="event").with_columns(of_code=pl.lit(0.0))
+    if by_code:
+        codes = contributions.filter(kind="code").select(*FORECAST, "code", of_code="contribution")
+        events = events.drop("of_code").join(codes, on=[*FORECAST, "code"], maintain_order="left")
+    order = ["of_code", "code", "contribution"] if by_code else ["contribution"]
+    down = [name != "code" for name in order]
+    ranked = events.sort(*FORECAST, *order, descending=[False] * len(FORECAST) + down, maintain_order=True)
+    return ranked.with_columns(rank=pl.int_range(1, pl.len() + 1).over(FORECAST).cast(pl.Int64)).drop("of_code")
+
+
 def _ranks(history: pl.DataFrame, contributions: pl.DataFrame, seed: int) -> pl.DataFrame:
     """`query`, `token`, `order`, `for` (the outcome that an order is for; null: any) and `rank` from 1."""
     tokens = history.select("query", "token", *QUERY, *TOKEN[1:]).unique("token", maintain_order=True)
-    events = contributions.filter(kind="event").select(*QUERY, *TOKEN[1:], "outcome", "contribution")
+    events = ranked_events(contributions, by_code=False).select(*QUERY, *TOKEN[1:], "outcome", "rank")
     ranked = tokens.join(events, on=[*QUERY, *TOKEN[1:]], nulls_equal=True).sort("token")
-    rank = pl.col("contribution").rank("ordinal", descending=True).over("query", "outcome").cast(pl.Int64)
-    parts = [
-        ranked.select("query", "token", pl.lit("explanation").alias("order"), pl.col("outcome").alias("for"), rank=rank)
-    ]
+    own = ranked.select("query", "token", pl.lit("explanation").alias("order"), pl.col("outcome").alias("for"), "rank")
+    parts = [own]
     one_by_one = ranked.select("query", "token").unique(maintain_order=True)
     rng = np.random.default_rng(seed)
     for i in range(RANDOM_ORDERS):
@@ -159,29 +173,30 @@ def rank_agreement(tables: Sequence[pl.DataFrame], kind: str = "code") -> pl.Dat
 
 
 def precision_first(
-    contributions: pl.DataFrame, causes: Mapping[str, Sequence[str]], first: int = FIRST
+    contributions: pl.DataFrame, causes: Mapping[str, Sequence[str]], first: int = FIRST, *, by_code: bool = True
 ) -> pl.DataFrame:
     """Among the events that raise each forecast most, the share that are causes: `precision`, and `at_random`.
 
     `causes` names, by outcome, the codes (or `code=coded value`) of its causes. Of forecasts with at least one cause
-    in their history: of the `first` events by contribution, or as many as there are causes where these are fewer, the
-    share of causes. `at_random` is the share of causes among all events: what a random order would have on average.
+    in their history: of the `first` events as `ranked_events` has them, or as many as there are causes where these are
+    fewer, the share of causes. `at_random` is the share of causes among all events: what a random order would have on
+    average.
 
     >>> from datetime import datetime
     >>> table = pl.DataFrame({"subject_id": 1, "prediction_time": datetime(2020, 1, 1), "outcome": "x", "horizon": "1y",
-    ...     "kind": "event", "code": ["A", "B", "A"], "text_value": None, "contribution": [0.3, 0.1, -0.2]})
+    ...     "kind": ["event"] * 4 + ["code"] * 2, "code": ["A", "B", "A", "B", "A", "B"], "text_value": None,
+    ...     "contribution": [0.1, 0.2, 0.0, 0.0, 0.3, 0.2]})
     >>> precision_first(table, {"x": ["A"]}).select("precision", "at_random", "causes").rows()
-    [(0.5, 0.6666666666666666, 2)]
+    [(1.0, 0.5, 2)]
     """
-    events = contributions.filter(kind="event")
+    events = ranked_events(contributions, by_code=by_code)
     found = []
     for outcome, codes in causes.items():
         coded = pl.col("code") + "=" + pl.col("text_value").cast(pl.String)
         cause = pl.col("code").is_in(list(codes)) | coded.is_in(list(codes)).fill_null(False)
         rows = events.filter(outcome=outcome).with_columns(cause=cause)
         k = pl.min_horizontal(pl.col("cause").sum().over(FORECAST), first)
-        rank = pl.col("contribution").rank("ordinal", descending=True).over(FORECAST)
-        rows = rows.with_columns(k=k, rank=rank).filter(pl.col("k") > 0)
+        rows = rows.with_columns(k=k).filter(pl.col("k") > 0)
         found.append(
             rows.group_by(FORECAST).agg(
                 precision=pl.col("cause").filter(pl.col("rank") <= pl.col("k")).mean(),

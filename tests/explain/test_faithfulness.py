@@ -15,6 +15,7 @@ from ehrseq.explain.faithfulness import (
     mean_with_interval,
     precision_first,
     rank_agreement,
+    ranked_events,
     removal_curves,
 )
 from ehrseq.explain.occlusion import occlude
@@ -101,13 +102,25 @@ def test_agreement_of_equal_opposite_and_unrelated_contributions(contributions):
 
 
 def test_precision_counts_causes_among_the_events_that_raise_most(contributions):
-    found = precision_first(contributions, {"x": ["LOINC//a"]})
+    found = precision_first(contributions, {"x": ["LOINC//a"]}, by_code=False)
     assert (found["precision"] == 1).all()  # the largest weight there is
     assert (found["at_random"] < 1).any()
     assert (found["causes"] > 0).all()
-    none = precision_first(contributions, {"x": ["LOINC//b"]}).filter(pl.col("events") >= pl.col("causes") + 5)
+    none = precision_first(contributions, {"x": ["LOINC//b"]}, by_code=False)
+    none = none.filter(pl.col("events") >= pl.col("causes") + 5)
     assert (none["precision"] == 0).all()  # they lower it
     assert none.height > 5
+
+
+def test_by_code_the_events_of_the_heaviest_code_come_first(contributions):
+    ranked = ranked_events(contributions, by_code=True)
+    codes = contributions.filter(kind="code").select("subject_id", "code", whole="contribution")
+    first = ranked.filter(rank=1).join(codes, on=["subject_id", "code"])
+    most = codes.group_by("subject_id").agg(pl.col("whole").max().alias("most"))
+    both = first.join(most, on="subject_id")
+    assert both.height > 50
+    np.testing.assert_allclose(both["whole"], both["most"], atol=1e-12)
+    assert ranked.group_by("subject_id").agg(pl.col("rank").max() == pl.len())["rank"].all()
 
 
 def test_a_model_is_measured_and_the_figures_travel(tmp_path):
