@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,17 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ehrseq.config import ModelConfig
-from ehrseq.errors import ArtifactError, EvaluationError, ForecastError, UserError
+from ehrseq.errors import ArtifactError, EvaluationError, ForecastError, UserError, nearest
 from ehrseq.evaluate.evaluation import Evaluation
 from ehrseq.evaluate.study import evaluate_study
-from ehrseq.forecast.predict import check_branch, outcome_hazards
-from ehrseq.forecast.screen import screen
+from ehrseq.explain.edits import WhatIf, Without, describe_edits, edit_history, what_if_table
+from ehrseq.explain.explanation import Explanation
+from ehrseq.explain.faithfulness import measure
+from ehrseq.explain.names import display_names
+from ehrseq.explain.occlusion import KINDS, RECENT_EVENTS, Score, occlude
+from ehrseq.explain.randomise import randomised
+from ehrseq.forecast.predict import check_branch, outcome_hazards, vocabulary_for
+from ehrseq.forecast.screen import nobody_scored, screen
 from ehrseq.forecast.table import Forecast, risk_table
 from ehrseq.model.artifact import Artifact, hashed_ids, load_artifact, save_artifact
 from ehrseq.model.card import model_card
@@ -31,7 +38,6 @@ from ehrseq.task.outcome import occurrences, with_dataset_descendants
 from ehrseq.task.query import resolve_prediction_times
 from ehrseq.task.split import split_subjects
 from ehrseq.task.times import prediction_times
-from ehrseq.timeline.hierarchy import code_parents
 from ehrseq.timeline.store import Timelines, as_timelines
 
 Float = NDArray[np.float64]
@@ -48,6 +54,8 @@ class ProgressionModel:
     >>> ProgressionModel(seed=1).config.seed
     1
     """
+
+    faithfulness_: dict[str, Any] | None = None
 
     def __init__(self, config: ModelConfig | None = None, *, seed: int | None = None) -> None:
         config = config or ModelConfig()
@@ -75,6 +83,7 @@ class ProgressionModel:
         # descendants are settled now: an export scored later need not bring the hierarchy along
         self.task_ = with_dataset_descendants(timelines, task if isinstance(task, Task) else Task.from_toml(task))
         self.times_withheld_ = False
+        self.faithfulness_ = None
         self.fitted_ = fit_model(timelines, self.task_, splits, self.config, report, checkpoint)
         self.trained_on_ = _trained_on(splits, self.fitted_.data_hash)
         return self
@@ -140,20 +149,10 @@ class ProgressionModel:
         fitted), "transformer", "boosted", "cox", or a baseline, "age_sex" or "null".
         Raises ForecastError where nobody can be scored.
         """
-        self._check_fitted()
-        branch = check_branch(self.fitted_, branch)
+        branch = self._branch(branch)
         timelines = as_timelines(timelines)
-        queries = resolve_prediction_times(timelines, at, self.task_)
-        fitted = self._for_codes_of(timelines)
-        codes = fitted.vocabulary.understood(timelines.events["code"])
-        scored, skipped = screen(timelines, queries, self.task_, codes, fitted.outcomes)
-        if not scored.height and queries.height:
-            reasons = skipped.group_by("reason").len().sort("len", descending=True)
-            raise ForecastError(
-                "a subject with usable history at the prediction time",
-                f"none of {queries.height} (most often: {reasons['reason'][0]})",
-                "choose a later prediction time, or check that the export and the model speak of the same codes",
-            )
+        fitted = self.fitted_
+        scored, skipped = self._screened(timelines, at)
         spans = tuple(Horizon(h) for h in horizons) if horizons is not None else self.task_.horizons
         tables = outcome_hazards(fitted, timelines, scored, branch, self.config.network.max_events)
         who = scored.select(pl.col("subject_id").unique().sort())
@@ -163,7 +162,83 @@ class ProgressionModel:
             "task": _without_patients(self.task_.to_dict()),
             "data_hash": self.fitted_.data_hash,
         }
-        return Forecast(risk_table(tables, spans), skipped, metadata, tuple(tables), seen)
+        explainer = partial(self.explain, timelines, at, branch=branch)
+        return Forecast(risk_table(tables, spans), skipped, metadata, tuple(tables), seen, explainer)
+
+    def explain(
+        self,
+        timelines: Any,
+        at: At = None,
+        *,
+        patient: str | Sequence[str] | None = None,
+        outcome: str | None = None,
+        horizon: str | None = None,
+        branch: str | None = None,
+        kinds: Sequence[str] = KINDS,
+        recent_events: int = RECENT_EVENTS,
+    ) -> Explanation:
+        """Which past events moved the forecasts that are issued: each is forecast again without them.
+
+        `at` and `branch` as in `forecast`; `patient` (one or several), `outcome` and `horizon` (such as "18m"; default
+        the task's) narrow it down. `kinds` are what is taken out: each "event" of the `recent_events` that became known
+        last, all events of a "code", all of a "window" of time. Raises ForecastError where nobody can be scored for it,
+        and for an unknown outcome; TimelineError for an unknown patient.
+        """
+        branch = self._branch(branch)
+        timelines = as_timelines(timelines)
+        if patient is not None:
+            timelines = timelines.select(timelines.subject_ids([patient] if isinstance(patient, str) else patient))
+        fitted = self.fitted_
+        if outcome is not None and outcome not in fitted.outcomes:
+            raise ForecastError("an outcome that is forecast", f"'{outcome}'", nearest(outcome, fitted.outcomes))
+        scored, skipped = self._screened(timelines, at)
+        if outcome is not None:
+            scored = scored.filter(pl.col("outcome") == outcome)
+            if not scored.height:
+                raise nobody_scored(skipped.filter(pl.col("outcome").fill_null(outcome) == outcome))
+        spans = self.task_.horizons if horizon is None else (Horizon(horizon),)
+        reads = {"age_sex": ("sex",), "null": ()}.get(branch, self.config.network.demographics)
+        contributions, scope = occlude(
+            timelines, scored, self._scorer(branch, spans), kinds=kinds, recent_events=recent_events, demographics=reads
+        )
+        return Explanation(contributions, scope, branch, display_names(timelines), self.faithfulness_)
+
+    def what_if(
+        self,
+        timelines: Any,
+        patient: str,
+        at: At = None,
+        *,
+        without: Sequence[Without] = (),
+        values: Mapping[str, float] | None = None,
+        horizons: Sequence[str] | None = None,
+        branch: str | None = None,
+    ) -> WhatIf:
+        """The forecast of a patient, and of the same history edited: model sensitivity, not effect.
+
+        `without` names codes, or (code, date or time) pairs, whose visible events are left out; `values` gives the last
+        visible value of a code another number, in the unit it is in. All edits are made together. Both forecasts go the
+        whole way, including who cannot be forecast. Raises ForecastError for what is not there to be edited.
+        """
+        timelines = as_timelines(timelines)
+        mine = timelines.select(timelines.subject_ids([patient]))
+        issued = self.forecast(mine, at, horizons=horizons, branch=branch)
+        times = issued.risk["prediction_time"].unique()
+        if len(times) != 1 or not (without or values):
+            found = f"{len(times)} prediction times" if len(times) != 1 else "no edit"
+            raise ForecastError(
+                "one prediction time and something to edit", found, "give `at`, and `without` or `values`"
+            )
+        edited_history = edit_history(mine, times[0], without, values or {})
+        at = pl.DataFrame({"subject_id": mine.subjects["subject_id"], "prediction_time": times})
+        try:
+            edited = self.forecast(edited_history, at, horizons=horizons, branch=branch)
+            risk, skipped = edited.risk, edited.skipped
+        except ForecastError:  # nobody is left to be scored: say why
+            skipped = self._screen(edited_history, at)[1]
+            risk = issued.risk.clear()
+        edits = describe_edits(without, values or {}, display_names(mine))
+        return WhatIf(what_if_table(issued.risk, risk, skipped, edits))
 
     def unseen_codes(self, timelines: Any) -> pl.DataFrame:
         """The codes that the model does not know, the most frequent first.
@@ -173,14 +248,7 @@ class ProgressionModel:
         """
         self._check_fitted(task=False)
         timelines = as_timelines(timelines)
-        return self._for_codes_of(timelines).vocabulary.unseen_codes(timelines.events)
-
-    def _for_codes_of(self, timelines: Timelines) -> Fitted:
-        """What was fitted, with the parents of codes that these timelines bring."""
-        parents = code_parents(timelines)
-        if not parents.height:
-            return self.fitted_
-        return replace(self.fitted_, vocabulary=self.fitted_.vocabulary.with_parents(parents))
+        return vocabulary_for(self.fitted_, timelines).unseen_codes(timelines.events)
 
     def evaluate(
         self, timelines: Any, task: Task | None = None, *, n_bootstrap: int = 200, seed: int = 0, by: Any = None
@@ -231,6 +299,8 @@ class ProgressionModel:
             risks, labels, unseen, task, n_bootstrap=n_bootstrap, seed=seed, by=by, provenance=provenance
         )
         result.facts.update(subjects=len(timelines), seen_in_training=int(seen.sum()), evaluated=len(unseen))
+        if self.faithfulness_ is not None:
+            result.facts["faithfulness"] = self.faithfulness_
         return result
 
     def _inputs(self) -> str:
@@ -268,6 +338,7 @@ class ProgressionModel:
             "task": task,
             **fitted.parts(),
         }
+        parts["training"]["faithfulness"] = self.faithfulness_
         weights = [dict(network.state_dict()) for network in fitted.networks]
         trees = [hazard.trees.arrays() for hazard in fitted.boosted]
         card = model_card(task, facts, fitted.events, refused)
@@ -284,6 +355,7 @@ class ProgressionModel:
                 model.task_ = Task.from_dict({**parts["task"], "prediction_times": _placeholder(parts["task"])})
                 model.times_withheld_ = parts["task"]["prediction_times"] is None
             model.fitted_ = Fitted.from_parts(artifact, model.config.network)
+            model.faithfulness_ = parts["training"].get("faithfulness")
         except ArtifactError:
             raise
         except (KeyError, TypeError, ValueError) as error:
@@ -292,6 +364,70 @@ class ProgressionModel:
             ) from None
         model.trained_on_ = artifact.trained_on
         return model
+
+    def check_faithfulness(
+        self, timelines: Any, at: At = "task", *, horizon: str | None = None, n: int = 200, seed: int = 0
+    ) -> dict[str, Any]:
+        """Measure whether explanations say what this model does, on people whom it was not fitted on.
+
+        Of `n` prediction times, one a person: deletion and insertion curves beside random orders, and the rank
+        correlation with the explanations of the same model with random weights; `horizon` by default the task's longest
+        that is not extrapolated. The figures and gates are kept in `faithfulness_`, travel with the model folder, and
+        are told with every explanation. Raises ForecastError where nobody is left.
+        """
+        branch = self._branch(None)
+        timelines = as_timelines(timelines)
+        seen = pl.Series(self.seen_in_training(timelines.subjects["subject_id"].to_numpy()))
+        scored, _ = self._screened(timelines.select(timelines.subjects["subject_id"].filter(~seen)), at)
+        first = scored.filter(pl.col("prediction_time") == pl.col("prediction_time").min().over("subject_id"))
+        drawn = first["subject_id"].unique().sort().sample(min(n, first["subject_id"].n_unique()), seed=seed)
+        first = first.filter(pl.col("subject_id").is_in(drawn.implode()))
+        spans = self._longest_supported() if horizon is None else (Horizon(horizon),)
+        control = randomised(self.fitted_, seed)
+        self.faithfulness_ = measure(
+            timelines, first, self._scorer(branch, spans), self._scorer(branch, spans, control),
+            demographics=self.config.network.demographics, seed=seed,
+        )  # fmt: skip
+        return self.faithfulness_
+
+    def _longest_supported(self) -> tuple[Horizon]:
+        """The task's longest horizon that no outcome is extrapolated at, else the shortest."""
+        supported = [h for h in self.task_.horizons if h.days <= min(self.fitted_.supported_days.values())]
+        return ((supported or self.task_.horizons[:1])[-1],)
+
+    def _screen(self, timelines: Timelines, at: At) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Rows that can be scored, and the `skipped` table."""
+        queries = resolve_prediction_times(timelines, at, self.task_)
+        codes = vocabulary_for(self.fitted_, timelines).understood(timelines.events["code"])
+        return screen(timelines, queries, self.task_, codes, self.fitted_.outcomes)
+
+    def _screened(self, timelines: Timelines, at: At) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """The same; ForecastError where nobody can be scored."""
+        scored, skipped = self._screen(timelines, at)
+        if not scored.height and skipped.height:
+            raise nobody_scored(skipped)
+        return scored, skipped
+
+    def _scorer(self, branch: str, spans: Sequence[Horizon], fitted: Fitted | None = None) -> Score:
+        """The path of `forecast` from timelines and scored rows to risks, with the horizons' labels."""
+        answering = self.fitted_ if fitted is None else fitted
+
+        def score(timelines: Timelines, rows: pl.DataFrame) -> pl.DataFrame:
+            hazards = outcome_hazards(answering, timelines, rows, branch, self.config.network.max_events)
+            time = pl.col("prediction_time")
+            labels = pl.concat(
+                rows.select(time.unique()).select(
+                    time, horizon_days=h.days_after(time).cast(pl.Float64), horizon=pl.lit(h.label)
+                )
+                for h in spans
+            ).unique(["prediction_time", "horizon_days"], keep="first", maintain_order=True)
+            return risk_table(hazards, spans).join(labels, on=["prediction_time", "horizon_days"])
+
+        return score
+
+    def _branch(self, branch: str | None) -> str:
+        self._check_fitted()
+        return check_branch(self.fitted_, branch)
 
     def _check_fitted(self, *, task: bool = True) -> Fitted:
         if not hasattr(self, "fitted_"):

@@ -29,3 +29,22 @@ def style() -> Iterator[None]:
     }
     with mpl.rc_context(settings):
         yield
+
+
+def plain(text: str, width: int) -> str:
+    """Untrusted text as one short line without control characters.
+
+    >>> plain("a  very" + chr(10) + "long name", 12)
+    'a very long…'
+    """
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= width else line[: width - 1].rstrip() + "…"
+
+
+def drawable(text: str, width: int) -> str:
+    """Untrusted text as one short line that matplotlib draws as it stands, not as a formula.
+
+    >>> print(drawable("$5", 9))
+    \\$5
+    """
+    return plain(text, width).replace("$", r"\$")

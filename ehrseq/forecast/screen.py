@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ehrseq.errors import ForecastError
 from ehrseq.forecast.table import SKIPPED_SCHEMA
 from ehrseq.task.definition import Task
 from ehrseq.task.history import visible
@@ -43,6 +44,17 @@ def screen(
         .sort("subject_id", "prediction_time", "outcome", nulls_last=False)
     )
     return rows.filter(pl.col("reason").is_null()).drop("reason", "at_risk"), skipped
+
+
+def nobody_scored(skipped: pl.DataFrame) -> ForecastError:
+    """The error that says why nobody can be scored."""
+    reasons = skipped.group_by("reason").len().sort("len", "reason", descending=[True, False])
+    queries = skipped.select("subject_id", "prediction_time").n_unique()
+    return ForecastError(
+        "a subject with usable history at the prediction time",
+        f"none of {queries} (most often: {reasons['reason'][0]})",
+        "choose a later prediction time, or check that the export and the model speak of the same codes",
+    )
 
 
 def unknown_history(timelines: Timelines, queries: pl.DataFrame, codes: Sequence[str]) -> NDArray[np.bool_]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,7 @@ SKIPPED_SCHEMA: dict[str, Any] = {
     "reason": pl.String,
 }
 CURVE_KEY = ("outcome", "prediction_time")
-CURVE_SCHEMA: dict[str, Any] = dict.fromkeys(("days", "probability", "competing"), pl.Float64)
+CURVE_SCHEMA: dict[str, Any] = dict.fromkeys(("days", "probability", "competing", "lower", "upper"), pl.Float64)
 FORMATS = ("parquet", "csv")
 HAZARD_KEY = ("subject_id", "patient", "prediction_time")
 
@@ -113,14 +113,18 @@ def _curve(hazards: Hazards, chosen: pl.Expr, grid: NDArray[np.float64]) -> pl.D
     index = hazards.rows.with_row_index().filter(chosen)["index"].to_numpy()
     rows = hazards.rows[index]
     own, other = (h[:, index] for h in (hazards.outcome_hazard, hazards.competing_hazard))
-    outcome, competing, *_ = replace(hazards, rows=rows, outcome_hazard=own, competing_hazard=other).incidence(grid)
-    values = (np.tile(grid, len(index)), outcome.ravel(), competing.ravel())
+    chosen_hazards = replace(hazards, rows=rows, outcome_hazard=own, competing_hazard=other)
+    outcome, competing, _, *band = chosen_hazards.incidence(grid)
+    # one member has no range
+    low, high = (b.ravel() if len(own) > 1 else [None] * outcome.size for b in band)
+    values = (np.tile(grid, len(index)), outcome.ravel(), competing.ravel(), low, high)
     return pl.DataFrame(
         {
             "outcome": pl.repeat(hazards.outcome, outcome.size, dtype=pl.String, eager=True),
             "prediction_time": rows["prediction_time"].gather(np.repeat(np.arange(len(index)), len(grid))),
             **dict(zip(CURVE_SCHEMA, values, strict=True)),
-        }
+        },
+        schema_overrides=CURVE_SCHEMA,
     )
 
 
@@ -141,6 +145,7 @@ class Forecast:
     metadata: dict[str, Any] = field(default_factory=dict)
     hazards: tuple[Hazards, ...] = field(default=(), repr=False)
     seen: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=SEEN_SCHEMA), repr=False)
+    explainer: Callable[..., Any] | None = field(default=None, repr=False, compare=False)
 
     def to_pandas(self) -> Any:
         """The risk table as a pandas frame."""
@@ -151,7 +156,8 @@ class Forecast:
         return f"Forecast({scored:,} prediction times scored, {self.skipped.height:,} skipped)"
 
     def curves(self, patient: str, *, n_points: int = 60) -> pl.DataFrame:
-        """Cumulative incidence over time for one patient: `outcome, prediction_time, days, probability, competing`.
+        """Cumulative incidence over time for one patient: `outcome, prediction_time, days, probability, competing`, and
+        the range of the ensemble's members, `lower` and `upper` (null for one member).
 
         Curves start at 0 days. A forecast read from a folder has the horizons of its risk table only. Raises
         ForecastError for a patient without a forecast.
@@ -166,16 +172,47 @@ class Forecast:
             grid = np.linspace(0, float(np.asarray(rows["horizon_days"].max())), n_points)
             curves = pl.concat([_curve(h, mine, grid) for h in self.hazards])
         else:
-            known = rows.select(*CURVE_KEY, "probability", "competing", days="horizon_days")
+            known = rows.select(*CURVE_KEY, "probability", "competing", "lower", "upper", days="horizon_days")
             start = known.unique(CURVE_KEY).with_columns(pl.lit(0.0).alias(c) for c in CURVE_SCHEMA)
             curves = pl.concat([start, known])
         return curves.select(*CURVE_KEY, *CURVE_SCHEMA).sort(*CURVE_KEY, "days")
 
-    def plot(self, patient: str) -> matplotlib.figure.Figure:
-        """Risk curves of one patient, one line an outcome, at the patient's last prediction time."""
+    def plot(
+        self, patient: str, *, explain: bool = False, outcome: str | None = None, horizon: str | None = None
+    ) -> matplotlib.figure.Figure:
+        """Risk curves of one patient, one line an outcome, at the patient's last prediction time.
+
+        With `explain`, one page: what was on record, what of it moved the forecast of `outcome` (default: the first one
+        scored) by `horizon` (default: the task's longest), and the risk curves with the range of the members. Raises
+        ForecastError for a patient without a forecast, and where there is no model to ask (a forecast from a folder).
+        """
         from ehrseq.forecast.plot import plot_curves
 
-        return plot_curves(self.curves(patient))
+        curves = self.curves(patient)
+        if not explain:
+            return plot_curves(curves)
+        from ehrseq.forecast.explained import plot_explained
+
+        if self.explainer is None:
+            raise ForecastError(
+                "a forecast with its model", "one read from a folder", "load the model and make the forecast again"
+            )
+        at = curves["prediction_time"].max()
+        latest = curves.filter(pl.col("prediction_time") == at)
+        names = latest["outcome"].to_list()
+        outcome = outcome or next(h.outcome for h in self.hazards if h.outcome in names)
+        explanation = self.explainer(patient=patient, outcome=outcome, horizon=horizon)
+        return plot_explained(latest, explanation, outcome, self._days(patient, outcome, at, horizon))
+
+    def _days(self, patient: str, outcome: str, at: Any, horizon: str | None) -> float:
+        """A horizon in days at one prediction time: by default the longest that is not extrapolated."""
+        if horizon is not None:
+            days = pl.DataFrame({"t": [at]}).select(Horizon(horizon).days_after(pl.col("t")).cast(pl.Float64))
+            return float(days.item())
+        mine = (pl.col("patient") == patient.rsplit("Patient/", 1)[-1]) & (pl.col("prediction_time") == at)
+        rows = self.risk.filter(mine, pl.col("outcome") == outcome)
+        inside = rows.filter(~pl.col("extrapolated"))["horizon_days"]
+        return float(inside.max() if len(inside) else rows["horizon_days"].min())  # type: ignore[arg-type]
 
     def save(self, folder: str | Path, *, file_format: str = "parquet") -> None:
         """Write `risk`, `skipped`, `seen_in_training` (parquet or csv) and `manifest.json` atomically."""

@@ -214,7 +214,7 @@ def test_a_failed_save_leaves_what_was_there(folder, tmp_path, monkeypatch):
 def test_curves_pass_through_the_risk_table(folder):
     made = forecast()
     curves = made.curves("Patient/p29", n_points=1827)
-    assert curves.columns == ["outcome", "prediction_time", "days", "probability", "competing"]
+    assert curves.columns == ["outcome", "prediction_time", "days", "probability", "competing", "lower", "upper"]
     at = made.risk.filter(patient="p29").select("outcome", days="horizon_days", risk="probability")
     # the grid ends at the longest horizon, 1826 days: a point a day
     joined = at.join(curves.with_columns(pl.col("days").round(9)), on=["outcome", "days"])
