@@ -16,6 +16,7 @@ from ehrseq.config import ModelConfig
 from ehrseq.errors import ArtifactError, EvaluationError, ForecastError
 from ehrseq.evaluate.evaluation import Evaluation
 from ehrseq.evaluate.study import evaluate_study
+from ehrseq.forecast.paths import PathSource
 from ehrseq.forecast.predict import check_branch, outcome_hazards
 from ehrseq.forecast.screen import screen
 from ehrseq.forecast.table import Forecast, risk_table
@@ -104,7 +105,8 @@ class ProgressionModel:
             "task": _without_patients(self.task_.to_dict()),
             "data_hash": self.fitted_.data_hash,
         }
-        return Forecast(risk_table(tables, spans), skipped, metadata, tuple(tables), seen)
+        source = PathSource(fitted, self.task_, timelines, scored, branch, self.config.network.max_events)
+        return Forecast(risk_table(tables, spans), skipped, metadata, tuple(tables), seen, source)
 
     def evaluate(
         self, timelines: Any, task: Task | None = None, *, n_bootstrap: int = 200, seed: int = 0, by: Any = None
@@ -189,7 +191,8 @@ class ProgressionModel:
         weights = [dict(network.state_dict()) for network in fitted.networks]
         trees = [hazard.trees.arrays() for hazard in fitted.boosted]
         card = model_card(task, facts, fitted.events, refused)
-        save_artifact(folder, Artifact(parts, weights, trees, self.trained_on_, card, facts))
+        arrays = fitted.paths.arrays() if fitted.paths is not None else {}
+        save_artifact(folder, Artifact(parts, weights, trees, self.trained_on_, card, facts, arrays))
 
     @classmethod
     def load(cls, folder: str | Path) -> ProgressionModel:
