@@ -45,6 +45,7 @@ class Sampler:
         self.fitted, vocabulary = fitted, fitted.vocabulary
         self.batches = Batches(encoded, len(vocabulary.summary_codes), max_events)
         self.max_events = max_events
+        self.edges = fitted.edges
         numbers, self.own = tracked_numbers(vocabulary, self.model.codes)
         self.tracked = numbers[encoded.code]
         self.n_tracked = int(numbers.max(initial=-1)) + 1
@@ -108,10 +109,10 @@ class NetworkDynamics:
     """
 
     def __init__(
-        self, sampler: Sampler, row: Index, time: Index, issued: Float, hazard: Index, n_paths: int
+        self, sampler: Sampler, row: Index, time: Index, level: Float, hazard: Index, n_paths: int
     ) -> None:
-        self.sampler, self.hazard, self.issued = sampler, hazard, issued
-        self.edges = sampler.network.head.edges.double().numpy()
+        self.sampler, self.hazard, self.level = sampler, hazard, level
+        self.edges = sampler.edges
         self.moment_edges = sampler.model.edges
         encoded, shape = sampler.batches.encoded, (len(row), n_paths)
         with torch.inference_mode():
@@ -126,7 +127,7 @@ class NetworkDynamics:
         )
         self.moments = np.zeros((*shape, 0), np.int64)
         self.sizes = np.zeros((*shape, 0), np.int64)
-        self.offset = np.zeros((*shape, *issued.shape[1:]))
+        self.offset = np.zeros((*shape, *level.shape[1:]))
         self.events = torch.zeros(*shape, 0, sampler.network.code.embedding_dim, dtype=torch.float64)
         self.n_new = torch.zeros(shape, dtype=torch.int64)
         self.features = np.zeros((*shape, 0))
@@ -145,7 +146,7 @@ class NetworkDynamics:
         self.features = features_of(represented.numpy(), scaled.numpy(), own, self.now)
         log_hazard = log_hazard + (model.moment_level if self.started else model.level)[self.hazard]
         if not self.started:
-            self.offset = self.issued[:, None] - log_hazard
+            self.offset = self.level[:, None] - log_hazard
             self.started = True
         return log_hazard, model.log_hazard(self.features)
 
@@ -191,7 +192,6 @@ class NetworkDynamics:
         self.cache.keep(torch.from_numpy(subject), torch.from_numpy(path))
         self.state = self.state.take(*at)
         self.dated = [self.dated[s] for s in subject]
-        self.issued = self.issued[subject]
         for name in ("now", "first", "last", "birth", "count", "moments", "sizes", "offset", "features"):
             setattr(self, name, getattr(self, name)[at])
         self.events, self.n_new = (x[torch.from_numpy(at[0]), torch.from_numpy(path)] for x in (self.events, self.n_new))

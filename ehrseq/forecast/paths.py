@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ehrseq.errors import ForecastError
 from ehrseq.forecast.draw import path_keys
 from ehrseq.forecast.dynamics import NetworkDynamics, Sampler
-from ehrseq.forecast.sampling import Drawn, Rules, Start, sample
+from ehrseq.forecast.sampling import Drawn, Rules, Start, Tally, sample
 from ehrseq.model.fitted import Fitted
 from ehrseq.model.heads import HazardName
 from ehrseq.task.definition import Horizon, Task
@@ -21,13 +21,14 @@ from ehrseq.task.history import visible
 from ehrseq.timeline.schema import DEATH_CODE, TIME
 from ehrseq.timeline.store import Timelines
 from ehrseq.tokens.batch import visible_end
-from ehrseq.tokens.encode import EncodedTimelines, encode
+from ehrseq.tokens.encode import encode
 
 Float = NDArray[np.float64]
 Index = NDArray[np.int64]
 END_CODE = "PATH//end"  # the horizon: the path goes on, unseen
 ROWS = 512  # paths advanced together
 TOKENS = 2**15  # of histories held together
+PILOT = np.arange(2**32, 2**32 + 48)  # the numbers of the paths that settle the level
 KEY = ("subject_id", "prediction_time")
 PATH_SCHEMA: dict[str, Any] = {
     "subject_id": pl.Int64,
@@ -65,20 +66,28 @@ class PathSource:
         time = queries["prediction_time"].dt.epoch("us").to_numpy()
         stop = queries.select(horizon.after(pl.col("prediction_time")).dt.epoch("us")).to_series().to_numpy()
         sampler = Sampler(self.fitted, encoded, self.max_events)
-        names = list(sampler.model.emitted)
-        drawn = [name for name in names if name in self.fitted.outcomes]
+        drawn = [name for name in sampler.model.emitted if name in self.fitted.outcomes]
         hazard = np.array([self.fitted.hazards.index(HazardName(name)) for name in drawn], dtype=np.int64)
         codes = [*sampler.model.codes]
         codes += sorted({c for name in drawn for c, _ in sampler.model.emitted[name]} - set(codes))
-        rules = rules_of(self.task, drawn, sampler, codes)
-        tables = []
-        for some, paths in _batches(encoded, row, time, self.max_events, n):
-            issued = sampler.issued(row[some], time[some], self.branch)[:, hazard]
-            dynamics = NetworkDynamics(sampler, row[some], time[some], issued, hazard, len(paths))
+        rules, n_codes = rules_of(self.task, drawn, sampler, codes), len(sampler.model.codes)
+        at_risk = self._at_risk(queries, drawn)
+        issued = np.zeros((len(row), len(drawn), len(sampler.edges) - 1))
+        level = issued.copy()
+
+        def run(some: Index, paths: Index, tally: Tally | None = None) -> Drawn:
+            dynamics = NetworkDynamics(sampler, row[some], time[some], level[some], hazard, len(paths))
             key = path_keys(seed, encoded.subject_id[row[some]], time[some], paths)
-            start = Start(time[some], stop[some], key, self._at_risk(queries[some], drawn))
-            found = sample(dynamics, start, rules, len(sampler.model.codes))
-            tables.append(_table(found, queries[some], paths, codes, sampler))
+            return sample(dynamics, Start(time[some], stop[some], key, at_risk[some]), rules, n_codes, tally)
+
+        for some, pilot in _batches(sampler, row, time, PILOT):
+            issued[some] = level[some] = sampler.issued(row[some], time[some], self.branch)[:, hazard]
+            tally = Tally(len(some), len(drawn), sampler.edges)
+            run(some, pilot, tally)
+            level[some] += tally.ratio(issued[some])
+        tables = []
+        for some, paths in _batches(sampler, row, time, np.arange(n)):
+            tables.append(_table(run(some, paths), queries[some], paths, codes, sampler))
         return pl.concat(tables).sort("subject_id", "prediction_time", "path", "time", "code")
 
     def _check(self, n: int, until: str | None) -> Horizon:
@@ -139,19 +148,17 @@ def visible_history(timelines: Timelines, queries: pl.DataFrame) -> pl.DataFrame
     return joined.filter(static | visible(pl.col("known_time"), pl.col("prediction_time")))
 
 
-def _batches(
-    encoded: EncodedTimelines, row: Index, time: Index, max_events: int, n: int
-) -> Iterator[tuple[Index, Index]]:
+def _batches(sampler: Sampler, row: Index, time: Index, numbers: Index) -> Iterator[tuple[Index, Index]]:
     """Prediction times with histories of similar length, and the numbers of the paths sampled for them together."""
-    length = np.minimum(visible_end(encoded, row, time) - encoded.offset[row], max_events)
+    encoded = sampler.batches.encoded
+    length = np.minimum(visible_end(encoded, row, time) - encoded.offset[row], sampler.max_events)
     order = np.argsort(length, kind="stable")
-    for paths in np.split(np.arange(n), np.arange(ROWS, n, ROWS)):
+    for paths in np.split(numbers, np.arange(ROWS, len(numbers), ROWS)):
         most = max(1, ROWS // len(paths))
         start = 0
         while start < len(order):
             some = order[start : start + most]
-            # the longest comes last
-            while len(some) > 1 and len(some) * length[some[-1]] > TOKENS:
+            while len(some) > 1 and len(some) * length[some[-1]] > TOKENS:  # the longest comes last
                 some = some[: len(some) // 2]
             yield some, paths
             start += len(some)

@@ -16,6 +16,7 @@ Index = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 NEVER = np.iinfo(np.int64).max
 SECOND = 1_000_000
+LARGEST = 2.0  # of a correction of log hazards
 CROWDED = 0.7  # the share of a batch's paths that still run below which the others are dropped
 
 
@@ -64,13 +65,40 @@ class Start:
     at_risk: Flags
 
 
+class Tally:
+    """The mean hazard of S subjects' paths on the intervals of `edges` since the prediction time, (S, D, I)."""
+
+    def __init__(self, n_subjects: int, n_outcomes: int, edges: Float) -> None:
+        self.edges = edges
+        shape = (n_outcomes, n_subjects, len(edges) - 1)
+        self.hazard, self.days = np.zeros(shape), np.zeros(shape)
+
+    def add(self, subject: Index, cuts: Float, hazards: Float, ahead: Float, lived: Float, at_risk: Flags) -> None:
+        """N paths of `subject` (N,) lived `lived` (N,) days under `hazards` (N, D + 1, J) between `cuts` (N, J + 1)."""
+        spent = np.clip(lived[:, None] - cuts[:, :-1], 0, np.diff(cuts, axis=1))
+        middle = (cuts[:, 1:] + cuts[:, :-1]) / 2 + ahead[:, None]
+        n = len(self.edges) - 1
+        cell = (subject[:, None] * n + np.clip(np.searchsorted(self.edges, middle, side="left") - 1, 0, n - 1)).ravel()
+        for d in range(len(self.hazard)):
+            days = spent * at_risk[:, d, None]
+            for total, more in ((self.days[d], days), (self.hazard[d], days * hazards[:, d])):
+                total += np.bincount(cell, weights=more.ravel(), minlength=total.size).reshape(total.shape)
+
+    def ratio(self, issued: Float) -> Float:
+        """Log of the `issued` hazards (S, D, I) over the mean ones; 0 where nobody was at risk."""
+        days, hazard = self.days.swapaxes(0, 1), self.hazard.swapaxes(0, 1)
+        some = (days > 0) & (hazard > 0)
+        mean = np.where(some, hazard, 1) / np.where(some, days, 1)
+        return np.where(some, np.clip(issued - np.log(mean), -LARGEST, LARGEST), 0)
+
+
 Drawn = dict[str, NDArray[Any]]
 
 
-def sample(dynamics: Dynamics, start: Start, rules: Rules, n_codes: int) -> Drawn:
+def sample(dynamics: Dynamics, start: Start, rules: Rules, n_codes: int, tally: Tally | None = None) -> Drawn:
     """Everything that happens on the paths: `subject`, `path`, `time`, `code` (table; -1 the horizon), `value` (scaled).
 
-    The last event of each path is its death or the horizon.
+    The last event of each path is its death or the horizon. `tally` keeps count of the hazards met.
     """
     n_subjects, n_paths = start.key.shape
     subject, path = (x.astype(np.int64) for x in np.indices((n_subjects, n_paths)))
@@ -86,10 +114,14 @@ def sample(dynamics: Dynamics, start: Start, rules: Rules, n_codes: int) -> Draw
         later = np.where(since > now[..., None], since, NEVER).min(-1, initial=NEVER)
         limit = np.minimum(stop, later)
         log_outcome = np.where((since <= now[..., None])[..., None], log_outcome, -np.inf)
-        days, cause = _next(dynamics, log_outcome, log_moment, now - begun, limit - now, u)
+        pieces = _pieces(dynamics, log_outcome, log_moment, now - begun, limit - now)
+        days, cause = (x.reshape(now.shape) for x in first_event(*pieces, u[..., 0].ravel(), u[..., 1].ravel()))
         time = now + np.maximum(np.round(days * (DAY / SECOND)), 1).astype(np.int64) * SECOND
         time = np.where(cause >= 0, np.minimum(time, limit), limit)
         time = np.where(alive, time, now)
+        if tally is not None:
+            spent = [x.ravel() / DAY for x in (now - begun, time - now)]
+            tally.add(subject.ravel(), *pieces, *spent, (since <= now[..., None]).reshape(now.size, -1))
         codes, values = _happened(dynamics, rules, n_codes, cause, since, now, time, u)
         codes &= alive[..., None]
         at = np.nonzero(codes)
@@ -124,18 +156,15 @@ def running(alive: Flags) -> tuple[Index, Index]:
     return subject, np.argsort(~alive[subject], axis=1, kind="stable")[:, :most]
 
 
-def _next(
-    dynamics: Dynamics, log_outcome: Float, log_moment: Float, ahead: Index, limit: Index, u: Float
-) -> tuple[Float, Index]:
-    shape = limit.shape
-    n = limit.size
-    d = log_outcome.shape[2]
-    cuts, hazards = hazard_pieces(
-        log_outcome.reshape(n, d, log_outcome.shape[3]), dynamics.offset.reshape(n, d, log_outcome.shape[3]),
-        log_moment.reshape(n, -1), dynamics.edges, dynamics.moment_edges, ahead.ravel() / DAY, limit.ravel() / DAY,
+def _pieces(
+    dynamics: Dynamics, log_outcome: Float, log_moment: Float, ahead: Index, limit: Index
+) -> tuple[Float, Float]:
+    """Cuts and hazards of all paths, one after the other."""
+    flat = (limit.size, *log_outcome.shape[2:])
+    return hazard_pieces(
+        log_outcome.reshape(flat), dynamics.offset.reshape(flat), log_moment.reshape(limit.size, -1), dynamics.edges,
+        dynamics.moment_edges, ahead.ravel() / DAY, limit.ravel() / DAY,
     )  # fmt: skip
-    days, cause = first_event(cuts, hazards, u[..., 0].ravel(), u[..., 1].ravel())
-    return days.reshape(shape), cause.reshape(shape)
 
 
 def _happened(
