@@ -52,7 +52,9 @@ def rates(timelines: es.Timelines, paths: pl.DataFrame) -> pl.DataFrame:
     queries = paths.group_by(KEY).agg(stop=pl.col("time").max())
     who = timelines.subjects.select("subject_id", "follow_up_end", "death_time")
     until = pl.min_horizontal("stop", "follow_up_end", "death_time")
-    queries = queries.join(who, on="subject_id").with_columns(until=until).filter(pl.col("until") > pl.col("prediction_time"))
+    queries = (
+        queries.join(who, on="subject_id").with_columns(until=until).filter(pl.col("until") > pl.col("prediction_time"))
+    )
     seen = (queries["until"] - queries["prediction_time"]).dt.total_microseconds().sum() / YEAR
     known = pl.col("known_time").is_between("prediction_time", "until", closed="right")
     real = queries.join(timelines.events, on="subject_id").filter(known)
@@ -84,7 +86,9 @@ def main() -> None:
     report(model, unseen, options.subjects, options.paths, options.seed, options.out)
 
 
-def report(model: es.ProgressionModel, timelines: es.Timelines, n: int, paths: int, seed: int, out: Path | None) -> None:
+def report(
+    model: es.ProgressionModel, timelines: es.Timelines, n: int, paths: int, seed: int, out: Path | None
+) -> None:
     cohort = es.build_cohort(timelines, model.task_).rows.filter("at_risk").select(KEY).unique().sort(KEY)
     at = cohort.sample(min(n, cohort.height), seed=seed)
     timelines = timelines.select(at["subject_id"].unique())
@@ -92,7 +96,7 @@ def report(model: es.ProgressionModel, timelines: es.Timelines, n: int, paths: i
     begun = time.process_time()
     sampled = forecast.paths(paths, seed=seed)
     spent = time.process_time() - begun
-    print(f"{at.height} prediction times, {paths} paths each: {spent:.0f} CPU seconds, {sampled.height / spent:,.0f} events a second")
+    print(f"{at.height} prediction times, {paths} paths each: {spent:.0f} CPU seconds, {sampled.height / spent:,.0f}/s")
     tables = {"agreement": agreement(forecast, sampled), "rates": rates(timelines, sampled)}
     with pl.Config(tbl_rows=-1, tbl_cols=-1, float_precision=4, tbl_hide_dataframe_shape=True):
         for name, table in tables.items():

@@ -41,6 +41,7 @@ class Uncached:
         self.mask = batch.mask[:, None, :n, :n].expand(*shape, n, n)
 
     def advance(self, events, n_new, query):
+        """Add a moment's events, and read everything."""
         s, p, n = events.shape[:3]
         old = self.x.shape[2]
         new = torch.arange(n) < n_new[..., None]
@@ -53,6 +54,7 @@ class Uncached:
         return self.read(query)
 
     def read(self, query):
+        """What the network makes of each path at its query."""
         s, p, n = self.x.shape[:3]
         asks = torch.cat([self.real, self.real.new_ones(s, p, 1)], dim=2)[:, :, None]
         mask = torch.cat([torch.cat([self.mask, self.mask.new_zeros(s, p, n, 1)], dim=3), asks], dim=2).flatten(0, 1)
@@ -64,6 +66,7 @@ class Uncached:
         return self.network.norm(x)[:, 0].view(s, p, -1)
 
     def keep(self, subject, path) -> None:
+        """Keep some subjects and paths."""
         self.x, self.real, self.mask = (x[subject[:, None], path] for x in (self.x, self.real, self.mask))
 
 

@@ -142,7 +142,8 @@ def _check_codes(task: Task, outcome: Outcome, source: PathSource) -> None:
     if len(unmatched_codes(Timelines(events=events, subjects=source.timelines.subjects), patterns)) == len(patterns):
         raise ForecastError(
             "an outcome of codes that paths have (the model's most frequent, and those of its task)",
-            f"one of others: {', '.join(patterns[:3])}", "name the code in an outcome or lab of the task, and fit again",
+            f"one of others: {', '.join(patterns[:3])}",
+            "name the code in an outcome or lab of the task, and fit again",
         )  # fmt: skip
 
 
@@ -150,7 +151,8 @@ def _spans(paths: pl.DataFrame, task: Task, horizons: Sequence[str] | None) -> l
     """The horizons asked for; ForecastError for one beyond the end of the paths. By default, the task's before it."""
     spans = [Horizon(h) for h in horizons] if horizons is not None else list(task.horizons)
     ends = paths.filter(pl.col("code") == END_CODE)
-    within = [bool(ends.select((span.after(pl.col("prediction_time")) <= pl.col("time")).all()).item()) for span in spans]
+    at, end = pl.col("prediction_time"), pl.col("time")
+    within = [bool(ends.select((span.after(at) <= end).all()).item()) for span in spans]
     if (horizons is not None and not all(within)) or not any(within):
         raise ForecastError(
             "horizons within that of the paths", f"'{spans[within.index(False)].label}'", "sample with a later `until`"

@@ -50,8 +50,8 @@ def hazard_pieces(
     """Cuts (N, J + 1) in days from now to `limit` (N,), and hazards (N, D + 1, J) between them, the moment's last.
 
     `outcome` (N, D, I) log hazards on `edges`, counted from now; `offset` (N, D, I) is added to them on `edges` counted
-    from the prediction time, `ahead` (N,) days ago; `moment` (N, B) log hazards on `moment_edges`, counted from now. The
-    last interval of each holds beyond its last edge.
+    from the prediction time, `ahead` (N,) days ago; `moment` (N, B) log hazards on `moment_edges`, counted from now.
+    The last interval of each holds beyond its last edge.
 
     >>> cuts, hazards = hazard_pieces(np.zeros((1, 1, 2)), np.log([[[1.0, 2.0]]]), np.zeros((1, 1)),
     ...     np.array([0.0, 10.0, 20.0]), np.array([0.0, 20.0]), np.array([4.0]), np.array([15.0]))

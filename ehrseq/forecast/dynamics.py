@@ -108,9 +108,7 @@ class NetworkDynamics:
     more at the prediction time, so that paths speak of the risks that were issued.
     """
 
-    def __init__(
-        self, sampler: Sampler, row: Index, time: Index, level: Float, hazard: Index, n_paths: int
-    ) -> None:
+    def __init__(self, sampler: Sampler, row: Index, time: Index, level: Float, hazard: Index, n_paths: int) -> None:
         self.sampler, self.hazard, self.level = sampler, hazard, level
         self.edges = sampler.edges
         self.moment_edges = sampler.model.edges
@@ -194,7 +192,8 @@ class NetworkDynamics:
         self.dated = [self.dated[s] for s in subject]
         for name in ("now", "first", "last", "birth", "count", "moments", "sizes", "offset", "features"):
             setattr(self, name, getattr(self, name)[at])
-        self.events, self.n_new = (x[torch.from_numpy(at[0]), torch.from_numpy(path)] for x in (self.events, self.n_new))
+        rows, columns = torch.from_numpy(at[0]), torch.from_numpy(path)
+        self.events, self.n_new = self.events[rows, columns], self.n_new[rows, columns]
 
     def _dated(self, encoded: EncodedTimelines, row: int, time: int) -> Index:
         known = encoded.known_time[encoded.offset[row] : encoded.offset[row + 1]]
@@ -220,9 +219,11 @@ class NetworkDynamics:
     def _summary(self) -> Float:
         """(S, P, ...) as `ehrseq.features.summary.summarise` gives it."""
         n = self.sampler.batches.n_summary_codes
-        since = np.where(self.last == STATIC, UNSEEN_DAYS, (self.now - np.where(self.last == STATIC, 0, self.last)) / DAY)
+        none = self.last == STATIC
+        since = np.where(none, UNSEEN_DAYS, (self.now - np.where(none, 0, self.last)) / DAY)
         begins = self.now - round(YEAR)
-        recent = np.stack([len(d) - np.searchsorted(d, b, side="left") for d, b in zip(self.dated, begins, strict=True)])
+        old = [len(d) - np.searchsorted(d, b, side="left") for d, b in zip(self.dated, begins, strict=True)]
+        recent = np.stack(old)
         recent = recent + (self.sizes * (self.moments >= begins[..., None])).sum(-1)
         density = [np.log1p(self.count), np.log1p(recent), np.log1p(since) / 8]
         return np.concatenate([self.state.summary(self.now, n), np.stack(density, axis=-1)], axis=-1)

@@ -96,16 +96,16 @@ Drawn = dict[str, NDArray[Any]]
 
 
 def sample(dynamics: Dynamics, start: Start, rules: Rules, n_codes: int, tally: Tally | None = None) -> Drawn:
-    """Everything that happens on the paths: `subject`, `path`, `time`, `code` (table; -1 the horizon), `value` (scaled).
+    """Everything that happens on the paths: `subject`, `path`, `time`, `code` (of the table), `value` (scaled).
 
-    The last event of each path is its death or the horizon. `tally` keeps count of the hazards met.
+    The last event of each path is its death or the horizon (code -1). `tally` keeps count of the hazards met.
     """
     n_subjects, n_paths = start.key.shape
     subject, path = (x.astype(np.int64) for x in np.indices((n_subjects, n_paths)))
     now, stop = (np.broadcast_to(x[:, None], subject.shape).copy() for x in (start.time, start.stop))
     begun, key, alive = now.copy(), start.key, np.ones(subject.shape, bool)
-    since = np.broadcast_to(np.where(start.at_risk, np.iinfo(np.int64).min, NEVER)[:, None], (*subject.shape, len(rules.death)))
-    since = since.copy()  # from when on a path is at risk of each outcome
+    since = np.where(start.at_risk, np.iinfo(np.int64).min, NEVER)  # from when on a path is at risk of each outcome
+    since = np.repeat(since[:, None], n_paths, axis=1)
     found: list[Drawn] = []
     step = 0
     while alive.any():

@@ -88,9 +88,7 @@ class Cache:
         out: Tensor = x + block.down(silu(gate) * up)
         return out
 
-    def _attend(
-        self, i: int, query: Tensor, key: Tensor, value: Tensor, own_bias: Tensor, self_bias: Tensor
-    ) -> Tensor:
+    def _attend(self, i: int, query: Tensor, key: Tensor, value: Tensor, own_bias: Tensor, self_bias: Tensor) -> Tensor:
         """(S, P, heads, n, d): attention over the history, the path's own events, and the token itself."""
         s, p, heads, n, d = query.shape
         past_key, past_value = self.history[i]

@@ -35,7 +35,10 @@ class Recorder(NetworkDynamics):
         self.kept += [
             (s, p, now, hazard)
             for s, p, now, hazard in zip(
-                *(w.ravel() for w in self.who), self.now.ravel(), (log_outcome - level).reshape(-1, *level.shape), strict=True
+                *(w.ravel() for w in self.who),
+                self.now.ravel(),
+                (log_outcome - level).reshape(-1, *level.shape),
+                strict=True,
             )
         ]
         return log_outcome, log_moment
@@ -64,8 +67,8 @@ def continued(timelines, subject, at, rows, codes, sampler):
             "subject_id": subject,
             "time": pl.Series([t for t, _, _ in rows], dtype=pl.Int64).cast(pl.Datetime("us")),
             "code": [codes[c] for _, c, _ in rows],
-            "numeric_value": [sampler.middle[c] + sampler.spread[c] * v if c < len(sampler.middle) else None for _, c, v in rows],
-            "unit": [sampler.scales[c].unit if c < len(sampler.middle) and sampler.scales[c] else None for _, c, _ in rows],
+            "numeric_value": [sampler.middle[c] + sampler.spread[c] * v for _, c, v in rows],
+            "unit": [sampler.scales[c].unit if sampler.scales[c] else None for _, c, _ in rows],
         },
         schema_overrides={"code": pl.String, "unit": pl.String, "numeric_value": pl.Float64},
     )
@@ -89,9 +92,10 @@ def test_cached_hazards_are_those_of_the_whole_history(model, timelines):
     stop = time + 400 * 86_400_000_000
     key = path_keys(0, encoded.subject_id, time, np.arange(5))
     at_risk = np.ones((len(row), len(drawn)), bool)
-    found = sample(dynamics, Start(time, stop, key, at_risk), rules_of(TASK, drawn, sampler, codes), len(sampler.model.codes))
+    rules = rules_of(TASK, drawn, sampler, codes)
+    found = sample(dynamics, Start(time, stop, key, at_risk), rules, len(sampler.model.codes))
     checked = 0
-    for s, p, now, log_hazard in dynamics.kept[:: 7]:
+    for s, p, now, log_hazard in dynamics.kept[::7]:
         mine = (found["subject"] == s) & (found["path"] == p) & (found["time"] <= now) & (found["code"] >= 0)
         rows = list(zip(found["time"][mine], found["code"][mine], found["value"][mine], strict=True))
         if any(codes[c] == "MEDS_DEATH" for _, c, _ in rows):

@@ -117,7 +117,7 @@ def test_incidence_on_paths_is_that_of_the_hazards(found):
     """Hazards are evaluated anew after every moment; what happens by each horizon is as if they were not."""
     n = N
     for t in (50.0, 300.0, float(STOP)):
-        outcome, _, free = incidence(t)
+        outcome, _, _ = incidence(t)
         died = np.zeros(n, bool)
         died[found["path"][(found["code"] == 2) & (found["time"] <= t * DAY)]] = True
         ill = np.zeros(n, bool)
