@@ -23,6 +23,7 @@ from ehrseq.explain.faithfulness import measure
 from ehrseq.explain.names import display_names
 from ehrseq.explain.occlusion import KINDS, RECENT_EVENTS, Score, occlude
 from ehrseq.explain.randomise import randomised
+from ehrseq.forecast.paths import PathSource
 from ehrseq.forecast.predict import check_branch, outcome_hazards, vocabulary_for
 from ehrseq.forecast.screen import nobody_scored, screen
 from ehrseq.forecast.table import Forecast, risk_table
@@ -163,7 +164,9 @@ class ProgressionModel:
             "data_hash": self.fitted_.data_hash,
         }
         explainer = partial(self.explain, timelines, at, branch=branch)
-        return Forecast(risk_table(tables, spans), skipped, metadata, tuple(tables), seen, explainer)
+        known = replace(fitted, vocabulary=vocabulary_for(fitted, timelines))
+        source = PathSource(known, self.task_, timelines, scored, branch, self.config.network.max_events)
+        return Forecast(risk_table(tables, spans), skipped, metadata, tuple(tables), seen, explainer, source)
 
     def explain(
         self,
@@ -342,7 +345,8 @@ class ProgressionModel:
         weights = [dict(network.state_dict()) for network in fitted.networks]
         trees = [hazard.trees.arrays() for hazard in fitted.boosted]
         card = model_card(task, facts, fitted.events, refused)
-        save_artifact(folder, Artifact(parts, weights, trees, self.trained_on_, card, facts))
+        arrays = fitted.paths.arrays() if fitted.paths is not None else {}
+        save_artifact(folder, Artifact(parts, weights, trees, self.trained_on_, card, facts, arrays))
 
     @classmethod
     def load(cls, folder: str | Path) -> ProgressionModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ from ehrseq.task.definition import Horizon
 
 if TYPE_CHECKING:
     import matplotlib.figure
+
+    from ehrseq.forecast.paths import PathSource
 
 KIND, FORMAT_VERSION = "forecast", 1
 TIME = pl.Datetime("us")
@@ -146,6 +148,7 @@ class Forecast:
     hazards: tuple[Hazards, ...] = field(default=(), repr=False)
     seen: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=SEEN_SCHEMA), repr=False)
     explainer: Callable[..., Any] | None = field(default=None, repr=False, compare=False)
+    source: PathSource | None = field(default=None, repr=False, compare=False)
 
     def to_pandas(self) -> Any:
         """The risk table as a pandas frame."""
@@ -213,6 +216,40 @@ class Forecast:
         rows = self.risk.filter(mine, pl.col("outcome") == outcome)
         inside = rows.filter(~pl.col("extrapolated"))["horizon_days"]
         return float(inside.max() if len(inside) else rows["horizon_days"].min())  # type: ignore[arg-type]
+
+    def paths(self, n: int = 100, until: str | None = None, seed: int = 0) -> pl.DataFrame:
+        """`n` futures of each scored prediction time, sampled from what was known then: one row an event.
+
+        Columns `subject_id, patient, prediction_time, path` (0 to n - 1), `time, code, numeric_value, unit`. The last
+        row of each path is its death (`MEDS_DEATH`) or the horizon (`PATH//end`). `until` is a span such as "5y", the
+        task's longest horizon by default. The same seed gives the same paths, whoever else is sampled. Raises
+        ForecastError for n below 1, a horizon beyond the one fitted for, a model without a network or without death,
+        and a forecast read from a folder.
+        """
+        return self._source().sample(n, until, seed)
+
+    def path_incidence(
+        self, paths: pl.DataFrame, outcome: str | Mapping[str, Any] | pl.Expr, horizons: Sequence[str] | None = None
+    ) -> pl.DataFrame:
+        """How often an outcome happens on sampled paths: its Monte Carlo incidence by horizon, before death.
+
+        `outcome` is the name of one of the task's, a definition in the keys of a task file (`any_of`, `sequence`,
+        `measure`, ...), found on what is visible and sampled by the code that finds it on real timelines, or a polars
+        predicate on the rows of `paths`, true where it happens. `horizons` such as "2y" replace the task's. One row a
+        prediction time and horizon: `probability`, its `standard_error` by sampling alone, and `paths`, how many were
+        at risk; a prediction time at which the outcome cannot happen, as it already has, has none.
+        """
+        from ehrseq.forecast.compound import path_incidence
+
+        return path_incidence(self._source(), paths, outcome, horizons)
+
+    def _source(self) -> PathSource:
+        if self.source is None:
+            raise ForecastError(
+                "a forecast that `model.forecast` has just made", "one read from a folder",
+                "forecast again with the model and the timelines, then ask for paths",
+            )  # fmt: skip
+        return self.source
 
     def save(self, folder: str | Path, *, file_format: str = "parquet") -> None:
         """Write `risk`, `skipped`, `seen_in_training` (parquet or csv) and `manifest.json` atomically."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,15 +22,15 @@ from ehrseq.errors import ArtifactError
 from ehrseq.storage import atomic_folder, read_json, read_manifest, write_json, write_manifest
 
 T = TypeVar("T")
-KIND, FORMAT_VERSION = "model", 2
+KIND, FORMAT_VERSION = "model", 3
 TRAINED_ON_SCHEMA: dict[str, Any] = {"hashed_id": pl.String, "split": pl.String}
-JSON_PARTS = ("config", "task", "vocabulary", "baselines", "training", "calibration")
-SINCE = {"calibration": 2}  # parts that earlier format versions do not have are empty
+JSON_PARTS = ("config", "task", "vocabulary", "baselines", "training", "calibration", "paths")
+SINCE = {"calibration": 2, "paths": 3}  # parts that earlier format versions do not have are empty
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """What a model folder holds: JSON parts by name, weights by member, hashed ids and facts."""
+    """What a model folder holds: JSON parts by name, weights by member, hashed ids, facts, and the arrays of paths."""
 
     parts: dict[str, Any]
     weights: list[dict[str, Tensor]]
@@ -38,6 +38,7 @@ class Artifact:
     trained_on: pl.DataFrame
     card: str
     facts: dict[str, Any]
+    paths: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 def save_artifact(folder: str | Path, artifact: Artifact) -> None:
@@ -50,6 +51,7 @@ def save_artifact(folder: str | Path, artifact: Artifact) -> None:
             save(_flat([{k: t.contiguous() for k, t in w.items()} for w in artifact.weights]))
         )
         (scratch / "boosted.safetensors").write_bytes(save_arrays(_flat(artifact.boosted)))
+        (scratch / "paths.safetensors").write_bytes(save_arrays(artifact.paths))
         artifact.trained_on.write_parquet(scratch / "trained_on.parquet")
         (scratch / "model_card.md").write_text(artifact.card, encoding="utf-8")
         libraries = {name: version(name) for name in ("ehrseq", "torch", "polars", "numpy")}
@@ -65,13 +67,14 @@ def load_artifact(folder: str | Path) -> Artifact:
     try:
         weights = _nested(load_file(folder / "weights.safetensors"))
         boosted = _nested(load_arrays(folder / "boosted.safetensors")) if version > 1 else []
+        paths = load_arrays(folder / "paths.safetensors") if version >= SINCE["paths"] else {}
         trained_on = pl.read_parquet(folder / "trained_on.parquet")
         trained_on = trained_on.select(pl.col(name).cast(kind) for name, kind in TRAINED_ON_SCHEMA.items())
         card = (folder / "model_card.md").read_text(encoding="utf-8")
     except (OSError, ValueError, SafetensorError, pl.exceptions.PolarsError) as error:
         raise ArtifactError("a whole model folder", type(error).__name__, "copy it again") from None
     facts = {k: v for k, v in manifest.items() if k not in ("kind", "format_version", "files", "libraries")}
-    return Artifact(parts, weights, boosted, trained_on, card, facts)
+    return Artifact(parts, weights, boosted, trained_on, card, facts, paths)
 
 
 def _flat(groups: Sequence[Mapping[str, T]]) -> dict[str, T]:

@@ -19,6 +19,7 @@ from ehrseq.model.cox import CoxHazard
 from ehrseq.model.heads import HazardName
 from ehrseq.model.inference import predict_log_hazards
 from ehrseq.model.network import ProgressionNetwork
+from ehrseq.model.path_model import PathModel
 from ehrseq.model.sample import history_of
 from ehrseq.tokens.encode import MICROSECONDS_PER_DAY, EncodedTimelines
 from ehrseq.tokens.vocabulary import Vocabulary
@@ -52,6 +53,7 @@ class Fitted:
     history: list[list[float]]
     data_hash: str
     recalibrated: list[dict[str, Any]] = field(default_factory=list)
+    paths: PathModel | None = None  # of the first network; none without one, or in folders before version 3
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -110,6 +112,7 @@ class Fitted:
                 "recalibrated": self.recalibrated,
                 "boosted": [{"linear": b.linear.to_dict(), "period": b.period.tolist()} for b in self.boosted],
             },
+            "paths": {} if self.paths is None else self.paths.to_dict(),
         }  # fmt: skip
 
     @classmethod
@@ -142,6 +145,7 @@ class Fitted:
             },
             supported_days=training["supported_days"], events=training["events"], history=training["history"],
             data_hash=str(artifact.facts["data_hash"]), recalibrated=list(settings.get("recalibrated", [])),
+            paths=PathModel.from_parts(parts["paths"], artifact.paths) if parts["paths"] else None,
         )  # fmt: skip
 
 

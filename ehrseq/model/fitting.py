@@ -23,6 +23,7 @@ from ehrseq.model.fitted import HYBRID, Fitted, linear_features
 from ehrseq.model.heads import HazardName, base_log_hazard, hazard_names, interval_edges
 from ehrseq.model.landmarks import Targets
 from ehrseq.model.members import fit_member
+from ehrseq.model.path_fitting import fit_paths
 from ehrseq.model.sample import Labeller, Part, Sample, history_of
 from ehrseq.task.definition import Task
 from ehrseq.task.outcome import occurrences
@@ -79,6 +80,9 @@ def fit_model(
         _supported_days(outcomes.target, hazards, edges), events, history,
         data_hash(parts["train"].encoded) if start is None else start.data_hash,
     )  # fmt: skip
+    if networks:
+        paths = fit_paths(networks[0], parts["train"], labeller, vocabulary, config.network.max_events, config.seed)
+        fitted = replace(fitted, paths=paths)
     return _adjust(fitted, parts, labeller, config)
 
 
