@@ -50,6 +50,7 @@ class Sampler:
         self.tracked = numbers[encoded.code]
         self.n_tracked = int(numbers.max(initial=-1)) + 1
         self.token = np.array([FIRST_CODE + vocabulary.codes.index(c) for c in self.model.codes], dtype=np.int64)
+        self.above = vocabulary.ancestor_table()
         self.scales = [vocabulary.scales[s] if s >= 0 else None for s in self.model.scales]
         first = 1 + np.cumsum([0, *(len(s.knots) for s in vocabulary.scales)])
         self.first_knot = np.array([first[s] if s >= 0 else 0 for s in self.model.scales], dtype=np.int64)
@@ -234,5 +235,8 @@ class NetworkDynamics:
         below, above = network.knot(at), network.knot(at + (at > 0))
         value = below + torch.from_numpy(fraction).unsqueeze(-1) * (above - below)
         when = network.event_times(torch.from_numpy(times)).unsqueeze(2)
-        out: torch.Tensor = network.code(torch.from_numpy(token)) + value + when
+        code = network.code(torch.from_numpy(token))
+        if self.sampler.above.shape[1]:
+            code = code + network.code(torch.from_numpy(self.sampler.above[token])).sum(-2)
+        out: torch.Tensor = code + value + when
         return out

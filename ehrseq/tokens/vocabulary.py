@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from ehrseq.config import NetworkConfig, from_mapping
 from ehrseq.timeline.schema import BIRTH_CODE, DEATH_CODE
@@ -115,6 +116,14 @@ class Vocabulary:
         """The ancestors of a code that are in the vocabulary, the nearest first, at most MAX_ANCESTORS."""
         index = self.code_index
         return [c for c in self.family.ancestors(code) if c in index][:MAX_ANCESTORS]
+
+    def ancestor_table(self) -> NDArray[np.int64]:
+        """(n_codes, P) indices of each code's known ancestors, 0 for none."""
+        above = [[self.code_index[c] for c in self.known_ancestors(code)] for code in self.codes]
+        table = np.zeros((self.n_codes, max(map(len, above), default=0)), np.int64)
+        for row, indices in enumerate(above, FIRST_CODE):
+            table[row, : len(indices)] = indices
+        return table
 
     @cached_property
     def code_index(self) -> dict[str, int]:
