@@ -16,6 +16,7 @@ from ehrseq.config import ModelConfig
 from ehrseq.errors import ArtifactError, EvaluationError, ForecastError
 from ehrseq.evaluate.evaluation import Evaluation
 from ehrseq.evaluate.study import evaluate_study
+from ehrseq.forecast.labs import STANDARD, baseline_tables, check_levels, labs_table
 from ehrseq.forecast.predict import check_branch, outcome_hazards
 from ehrseq.forecast.screen import screen
 from ehrseq.forecast.table import Forecast, risk_table
@@ -23,13 +24,14 @@ from ehrseq.model.artifact import Artifact, hashed_ids, load_artifact, save_arti
 from ehrseq.model.card import model_card
 from ehrseq.model.fitted import Fitted
 from ehrseq.model.fitting import fit_model
+from ehrseq.model.labs import LEVELS
 from ehrseq.task.definition import Horizon, Task
 from ehrseq.task.label import label
 from ehrseq.task.outcome import occurrences, with_dataset_descendants
 from ehrseq.task.query import resolve_prediction_times
 from ehrseq.task.split import split_subjects
 from ehrseq.task.times import prediction_times
-from ehrseq.timeline.store import as_timelines
+from ehrseq.timeline.store import Timelines, as_timelines
 
 Float = NDArray[np.float64]
 At = str | date | datetime | pl.DataFrame | Any | None
@@ -72,7 +74,13 @@ class ProgressionModel:
         return self
 
     def forecast(
-        self, timelines: Any, at: At = None, *, horizons: Sequence[str] | None = None, branch: str | None = None
+        self,
+        timelines: Any,
+        at: At = None,
+        *,
+        horizons: Sequence[str] | None = None,
+        branch: str | None = None,
+        lab_levels: Sequence[float] = STANDARD,
     ) -> Forecast:
         """Forecasts at a prediction time, from what is known by then.
 
@@ -80,9 +88,11 @@ class ProgressionModel:
         `prediction_time`; "task" for the task's own prediction times; None for each subject's end of follow-up.
         `horizons` such as "18m" replace the task's. `branch` says who answers: "hybrid" (the default where it was
         fitted), "transformer", "boosted", "cox", or a baseline, "age_sex" or "null".
-        Raises ForecastError where nobody can be scored.
+        `lab_levels` are the quantiles of the labs table, among .05, .1, .2, .25, .3, .4 and so on to .95; () leaves the
+        labs out. Raises ForecastError where nobody can be scored.
         """
         self._check_fitted()
+        check_levels(lab_levels)
         branch = check_branch(self.fitted_, branch)
         timelines = as_timelines(timelines)
         queries = resolve_prediction_times(timelines, at, self.task_)
@@ -103,8 +113,19 @@ class ProgressionModel:
             "model": branch,
             "task": _without_patients(self.task_.to_dict()),
             "data_hash": self.fitted_.data_hash,
+            "labs_withheld": self.labs_withheld,
         }
-        return Forecast(risk_table(tables, spans), skipped, metadata, tuple(tables), seen)
+        usable = _usable(queries, skipped)
+        labs = labs_table(fitted, timelines, usable, spans, lab_levels)
+        return Forecast(risk_table(tables, spans), skipped, metadata, tuple(tables), seen, labs)
+
+    @property
+    def labs_withheld(self) -> dict[str, str]:
+        """Which labs of the task are not forecast, and why."""
+        self._check_fitted()
+        if self.fitted_.labs is None:
+            return dict.fromkeys(self.task_.labs, "not_fitted")
+        return self.fitted_.labs.withheld
 
     def evaluate(
         self, timelines: Any, task: Task | None = None, *, n_bootstrap: int = 200, seed: int = 0, by: Any = None
@@ -137,7 +158,7 @@ class ProgressionModel:
         at = queries.select("subject_id", "prediction_time")
         spans = [h.label for h in task.horizons]
         names = (*self.fitted_.branches, *self.fitted_.baselines)
-        risks = {name: self.forecast(unseen, at, horizons=spans, branch=name).risk for name in names}
+        risks = {name: self.forecast(unseen, at, horizons=spans, branch=name, lab_levels=()).risk for name in names}
         risks["null"] = _same_for_all(risks["null"])
         order = {name: i for i, name in enumerate(self.fitted_.outcomes)}
         labels = labels.filter(pl.col("outcome").is_in(list(order))).sort(
@@ -150,11 +171,20 @@ class ProgressionModel:
             "model_seed": self.config.seed,
             **({"data_source": "internal"} if seen.any() else {}),  # else it may be the same source or another
         }
+        labs = self._lab_rivals(unseen, at, task)
         result = evaluate_study(
-            risks, labels, unseen, task, n_bootstrap=n_bootstrap, seed=seed, by=by, provenance=provenance
+            risks, labels, unseen, task, n_bootstrap=n_bootstrap, seed=seed, by=by, labs=labs, provenance=provenance
         )
         result.facts.update(subjects=len(timelines), seen_in_training=int(seen.sum()), evaluated=len(unseen))
         return result
+
+    def _lab_rivals(self, timelines: Timelines, at: pl.DataFrame, task: Task) -> dict[str, pl.DataFrame]:
+        """Lab forecasts at every level beside those of the simple rivals; none where no lab is forecast."""
+        queries = at.unique().sort("subject_id", "prediction_time")
+        _, skipped = screen(timelines, queries, self.task_, self.fitted_.vocabulary.codes, self.fitted_.outcomes)
+        asked = (self.fitted_, timelines, _usable(queries, skipped), task.horizons, LEVELS)
+        rivals = baseline_tables(*asked)
+        return {"ehrseq": labs_table(*asked), **rivals} if rivals else {}
 
     def _same_outcomes(self, task: Task) -> Task:
         theirs, ours = ({o.name: o.as_written() for o in t.outcomes} for t in (task, self.task_))
@@ -186,10 +216,11 @@ class ProgressionModel:
             "task": task,
             **fitted.parts(),
         }
+        optional = {} if fitted.labs is None else {"labs": fitted.labs.arrays()}
         weights = [dict(network.state_dict()) for network in fitted.networks]
         trees = [hazard.trees.arrays() for hazard in fitted.boosted]
         card = model_card(task, facts, fitted.events, refused)
-        save_artifact(folder, Artifact(parts, weights, trees, self.trained_on_, card, facts))
+        save_artifact(folder, Artifact(parts, weights, trees, self.trained_on_, card, facts, optional))
 
     @classmethod
     def load(cls, folder: str | Path) -> ProgressionModel:
@@ -213,6 +244,13 @@ class ProgressionModel:
     def _check_fitted(self) -> None:
         if not hasattr(self, "fitted_"):
             raise ForecastError("a fitted model", "one that was not fitted", "call fit, or load_model")
+
+
+def _usable(queries: pl.DataFrame, skipped: pl.DataFrame) -> pl.DataFrame:
+    """The queries but those of which nothing can be scored: a lab is forecast for those who have every outcome, too."""
+    keys = ["subject_id", "prediction_time"]
+    unusable = skipped.filter(pl.col("outcome").is_null())
+    return queries.select(keys).join(unusable, on=keys, how="anti", maintain_order="left")
 
 
 def _same_for_all(risk: pl.DataFrame) -> pl.DataFrame:

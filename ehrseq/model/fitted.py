@@ -18,6 +18,7 @@ from ehrseq.model.boosted import BoostedHazard, Trees
 from ehrseq.model.cox import CoxHazard
 from ehrseq.model.heads import HazardName
 from ehrseq.model.inference import predict_log_hazards
+from ehrseq.model.labs import Labs
 from ehrseq.model.network import ProgressionNetwork
 from ehrseq.model.sample import history_of
 from ehrseq.tokens.encode import MICROSECONDS_PER_DAY, EncodedTimelines
@@ -33,7 +34,8 @@ class Fitted:
     """Everything that `fit` learned.
 
     A branch is a way from history to log hazards: `transformer` (the networks), `boosted`, `cox`, and `hybrid`, which
-    blends the first two with weight `blend` (H,) on the boosted. `adjustments` sets level and slope of each.
+    blends the first two with weight `blend` (H,) on the boosted. `adjustments` sets level and slope of each. `labs` are
+    None where the task names none, and in folders of format versions before 3.
     """
 
     vocabulary: Vocabulary
@@ -50,6 +52,7 @@ class Fitted:
     events: dict[str, int]
     history: list[list[float]]
     data_hash: str
+    labs: Labs | None = None
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -107,6 +110,7 @@ class Fitted:
                 "blend": self.blend.tolist(), "cox": [c.to_dict() for c in self.cox],
                 "boosted": [{"linear": b.linear.to_dict(), "period": b.period.tolist()} for b in self.boosted],
             },
+            **({} if self.labs is None else {"labs": self.labs.parts()}),
         }  # fmt: skip
 
     @classmethod
@@ -139,6 +143,7 @@ class Fitted:
             },
             supported_days=training["supported_days"], events=training["events"], history=training["history"],
             data_hash=str(artifact.facts["data_hash"]),
+            labs=Labs.from_parts(parts["labs"], artifact.optional["labs"]) if "labs" in parts else None,
         )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from ehrseq.model.boosted import BoostedHazard, Cuts, PersonPeriods, age_and_tim
 from ehrseq.model.cox import CoxHazard
 from ehrseq.model.fitted import HYBRID, Fitted, linear_features
 from ehrseq.model.heads import HazardName, base_log_hazard, hazard_names, interval_edges
+from ehrseq.model.lab_fitting import fit_labs
 from ehrseq.model.landmarks import Targets
 from ehrseq.model.members import fit_member
 from ehrseq.model.sample import Labeller, Part, Sample, history_of
@@ -73,7 +74,9 @@ def fit_model(
         _fit_baselines(parts["train"], outcomes, hazards, edges),
         _supported_days(outcomes.target, hazards, edges), events, history, _data_hash(parts["train"].encoded),
     )  # fmt: skip
-    return _adjust(fitted, parts, labeller, config)
+    fitted = _adjust(fitted, parts, labeller, config)
+    recorded = {name: some.events for name, some in split.items()}
+    return replace(fitted, labs=fit_labs(parts, recorded, vocabulary, edges, task, config))
 
 
 def _draw_learnable(

@@ -89,8 +89,8 @@ def test_a_missing_file_is_refused(folder, name):
 
 def test_an_unknown_version_is_refused(folder):
     manifest = read_json(folder / MANIFEST)
-    write_json(folder / MANIFEST, manifest | {"format_version": 3})
-    with pytest.raises(ArtifactError, match="expected model format version 1 to 2; found version 3; use a newer"):
+    write_json(folder / MANIFEST, manifest | {"format_version": 4})
+    with pytest.raises(ArtifactError, match="expected model format version 1 to 3; found version 4; use a newer"):
         load_model(folder)
 
 
