@@ -3,17 +3,17 @@
     python benchmarks/nafld_labs.py --data FOLDER_WITH_nafld_fhir --out RESULTS [--folds 0 1 2 3 4] [--model age_sex]
 
 HDL cholesterol and systolic blood pressure: the first value in (0, 1], (1, 3] and (3, 5] years after two years of
-follow-up, from what is known at two years. Values of HDL outside 5-200 and of blood pressure outside 60-300 are dropped
-beforehand; repeated ones of a day are averaged. Folds as in nafld.py. The forecasts asked for are those half a year, two
-and four years ahead, for everybody, whenever the value came. The rivals are fitted on the training subjects of the fold
-at two years, one window at a time: a linear regression on the last value, the mean, the mean drawn to the population's
-and age, with the quantiles of its residuals; gradient-boosted quantiles on all features of the lab and the summary of
-the whole history, one model a level; the last value carried forward (the training median where there is none), with the
-quantiles of its residuals. CRPS is twice the mean pinball loss at levels .05, .1, .2 to .9, .95.
+follow-up, from what is known at two years. Values of HDL outside 5-200 and of blood pressure outside 60-300 are
+dropped beforehand; repeated ones of a day are averaged. Folds as in nafld.py. The forecasts asked for are those half a
+year, two and four years ahead, for everybody, whenever the value came. The rivals are fitted on the training subjects
+of the fold at two years, one window at a time: a linear regression on the last value, the mean, the mean drawn to the
+population's and age, with the quantiles of its residuals; gradient-boosted quantiles on all features of the lab and the
+summary of the whole history, one model a level; the last value carried forward (the training mean where there is none),
+with the quantiles of its residuals. CRPS is twice the mean pinball loss at levels .05, .1, .2 to .9, .95.
 
 Lab forecasts are the same whichever kind of model is fitted (a test holds them to it), so the default kind here is the
-cheapest. Settings were chosen with buckets 90-99 as judge, training on 0-79 and tuning on 80-89, and nothing else: those
-buckets are test subjects of the last fold.
+cheapest. Settings were chosen with buckets 90-99 as judge, training on 0-79 and tuning on 80-89, and nothing else:
+those buckets are test subjects of the last fold.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from sklearn.linear_model import LinearRegression
 import ehrseq as es
 from ehrseq.evaluate.labs import STANDARD_LEVELS, judge_labs
 from ehrseq.features.labs import LAST, LEVEL, NAMES, LabEvents
-from ehrseq.features.summary import DAY
 from ehrseq.model.fitted import linear_features
 from ehrseq.model.labs import Labs
 from ehrseq.tokens.encode import encode

@@ -97,7 +97,7 @@ def fit_labs(
         training = draw("train", settings.landmarks_per_subject)
     labs = Labs(
         scales=scales, withheld=withheld, span=task.max_horizon_days, windows=windows,
-        supported=_supported(training, len(scales), least), networks=[],
+        supported=_supported(training, len(scales), edges, least), networks=[],
         correction=np.zeros((len(scales), len(windows), len(LEVELS))), edges=edges, measuring=[],
         dying=_fit_dying(training, edges),
         baselines=_fit_baselines(parts["train"], events["train"], training, scales, windows, task.max_horizon_days),
@@ -157,9 +157,12 @@ def _labs_with_few_later(drawn: Landmarks, n_labs: int, min_subjects: int) -> ND
     return np.bincount(who[:, 0], minlength=n_labs) < min_subjects
 
 
-def _supported(drawn: Landmarks, n_labs: int, min_subjects: int) -> Float:
-    """(labs,) days ahead beyond which fewer than `min_subjects` values were seen."""
-    return np.array([np.sort(drawn.days[drawn.lab == lab])[-min_subjects] for lab in range(n_labs)])
+def _supported(drawn: Landmarks, n_labs: int, edges: Float, min_subjects: int) -> Float:
+    """(labs,) the end, in days ahead, of the last interval with at least `min_subjects` values."""
+    n = len(edges) - 1
+    cell = drawn.lab * n + np.searchsorted(edges[1:], drawn.days, side="left")
+    enough = np.bincount(cell, minlength=n_labs * n).reshape(n_labs, n) >= min_subjects
+    return np.asarray((edges[1:] * enough).max(axis=1))
 
 
 def _fit_network(drawn: Landmarks, own: Float, n_labs: int, settings: LabConfig, seed: int) -> LabNetwork:
