@@ -15,13 +15,14 @@ from ehrseq.features.tabular import YEAR
 from ehrseq.forecast.incidence import cumulative_incidence
 from ehrseq.forecast.table import LAB_SCHEMA
 from ehrseq.model.fitted import Fitted, linear_features
-from ehrseq.model.labs import LEVELS, Labs, window_of
+from ehrseq.model.labs import LEVELS, Labs, window_of, with_times
 from ehrseq.task.definition import Horizon
 from ehrseq.timeline.store import Timelines
 from ehrseq.tokens.encode import encode
 
 Float = NDArray[np.float64]
 KEY = ("subject_id", "patient", "prediction_time")
+CELLS = 1_000_000  # rows of the table made at once
 STANDARD = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -51,17 +52,22 @@ def labs_table(
 ) -> pl.DataFrame:
     """The labs table of the output contract: a row a subject, prediction time, lab and horizon.
 
-    `queries` has `subject_id` and `prediction_time`, each pair once, of subjects with a birth date.
+    `queries` has `subject_id` and `prediction_time`, each pair once and in order, of subjects with a birth date.
     """
     chosen, names = check_levels(levels), quantile_columns(levels)
     schema = LAB_SCHEMA | dict.fromkeys(names, pl.Float64)
     labs = fitted.labs
-    if labs is None or not labs.scales or not queries.height or not names:
+    if labs is None or not labs.scales or not (queries.height and horizons and names):
         return pl.DataFrame(schema=schema)
-    asked = _Asked(fitted, labs, timelines, queries, horizons)
-    quantiles = labs.quantiles(asked.own, asked.context, asked.query, asked.lab, asked.days)[:, chosen]
-    measured = _measured(asked).ravel()
-    return asked.table(measured, names, quantiles, schema)
+    size = max(1, CELLS // (len(labs.scales) * len(horizons)))
+    parts = []
+    for start in range(0, queries.height, size):
+        asked = _Asked(fitted, labs, timelines, queries.slice(start, size), horizons)
+        course = asked.course()
+        own = with_times(np.repeat(course, len(horizons), axis=0), asked.days, labs.span)
+        quantiles = labs.quantiles(own, asked.context, asked.query, asked.lab, asked.days)[:, chosen]
+        parts.append(asked.table(_measured(asked, course).ravel(), names, quantiles, schema))
+    return pl.concat(parts)
 
 
 def baseline_tables(
@@ -107,8 +113,14 @@ class _Asked:
         self.query = np.repeat(np.arange(n_queries), n_labs * n_ahead)
         self.lab = np.tile(np.repeat(np.arange(n_labs), n_ahead), n_queries)
         self.days = np.tile(self.ahead[:, None], (1, n_labs, 1)).ravel()
-        self.events = LabEvents.of(timelines.events, self.subject_id, labs.scales)
-        self.own = labs.features(self.events, self.subject[self.query], self.time[self.query], self.lab, self.days)
+        self.timelines = timelines
+
+    def course(self) -> Float:
+        """(queries * labs, F) the features of each query's labs, without times ahead."""
+        n_queries, n_labs = len(self.time), len(self.labs.scales)
+        query, lab = np.repeat(np.arange(n_queries), n_labs), np.tile(np.arange(n_labs), n_queries)
+        read = LabEvents.of(self.timelines.events, self.subject_id, self.labs.scales)
+        return read.features(self.subject[query], self.time[query], lab, self.labs.span)
 
     def table(self, measured: Float, names: Sequence[str], quantiles: Float, schema: dict[str, Any]) -> pl.DataFrame:
         scales = self.labs.scales
@@ -127,9 +139,10 @@ class _Asked:
         )  # fmt: skip
 
 
-def _measured(asked: _Asked) -> Float:
+def _measured(asked: _Asked, course: Float) -> Float:
     """(queries, labs, horizons) the chance that the lab is measured by then, death coming first in some."""
-    dying, *measuring = asked.labs.log_hazards(asked.events, asked.subject, asked.time, asked.context)
+    by_lab = course.reshape(len(asked.time), len(asked.labs.scales), -1)
+    dying, *measuring = asked.labs.log_hazards(by_lab, asked.context)
     found = [
         cumulative_incidence(np.exp(hazard), np.exp(dying), asked.labs.edges, asked.ahead)[0] for hazard in measuring
     ]

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ehrseq.config import from_mapping
-from ehrseq.features.labs import LEVEL, SEEN, LabEvents, LabScale
+from ehrseq.features.labs import LEVEL, NAMES, SEEN, LabEvents, LabScale
 from ehrseq.features.summary import OVERALL
 from ehrseq.model.artifact import load_weights
 from ehrseq.model.cox import CoxHazard
@@ -22,6 +22,7 @@ Index = NDArray[np.int64]
 Float = NDArray[np.float64]
 # what evaluation compares (.05, .1 to .9, .95) and the quartiles of the output contract
 LEVELS = (0.05, 0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 0.95)
+MEASURING = [NAMES.index(name) for name in ("level", "seen", "count", "recency", "span")]
 ROWS = 65_536  # answered at once
 ENOUGH = 100  # values whose order statistics correct a quantile
 
@@ -81,12 +82,14 @@ class Labs:
         out[days > self.supported[lab]] = np.nan
         return out
 
-    def log_hazards(self, events: LabEvents, subject: Index, time: Index, context: Float) -> Iterator[Float]:
-        """(Q, I) log hazards per day at Q queries: of death, then of the next value of each lab."""
+    def log_hazards(self, course: Float, context: Float) -> Iterator[Float]:
+        """(Q, I) log hazards per day at Q queries: of death, then of the next value of each lab.
+
+        `course` (Q, labs, F) are the labs' own features, without times ahead.
+        """
         yield self.dying.log_hazard(context)
         for lab, hazard in enumerate(self.measuring):
-            own = events.features(subject, time, np.full(len(subject), lab), self.span)
-            yield hazard.log_hazard(measuring_features(own, context))
+            yield hazard.log_hazard(measuring_features(course[:, lab], context))
 
     def parts(self) -> dict[str, Any]:
         """What is stored as JSON; the networks' weights are arrays, and stored apart."""
@@ -145,8 +148,9 @@ def corrected(quantiles: Float, correction: Float) -> Float:
 
 
 def measuring_features(own: Float, context: Float) -> Float:
-    """(Q, F) what says when a lab is measured next: its own course, age, and how dense the record is.
+    """(Q, F) what says when a lab is measured next: its level and past times, age, and how dense the record is.
 
-    `context` (Q, F) is `ehrseq.model.fitted.linear_features`, which begins with age and its square.
+    `context` (Q, F) is `ehrseq.model.fitted.linear_features`, which begins with age and its square. Slopes are left
+    out: nothing bounds them, and a hazard is exponential in what it reads.
     """
-    return np.column_stack([own, context[:, :2], context[:, -OVERALL:]])
+    return np.column_stack([own[:, MEASURING], context[:, :2], context[:, -OVERALL:]])
