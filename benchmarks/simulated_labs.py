@@ -42,11 +42,17 @@ def main() -> None:
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as scratch:
             tables.append(judge(Path(scratch) / "simulation", options.subjects, seed))
-        ours = tables[-1].filter(model="ehrseq").sort("measure", "code", "horizon", maintain_order=True)
+        ours = (
+            tables[-1]
+            .filter(pl.col("model") == "ehrseq", pl.col("against").is_null())
+            .sort("measure", "code", "horizon", maintain_order=True)
+        )
         with pl.Config(tbl_rows=-1, tbl_cols=-1, float_precision=3, tbl_hide_dataframe_shape=True):
             print(ours, flush=True)
     table = pl.concat(tables)
-    covered = table.filter(model="ehrseq", measure="coverage_90").drop_nulls("value")
+    covered = table.filter(
+        pl.col("model") == "ehrseq", pl.col("against").is_null(), pl.col("measure") == "coverage_90"
+    ).drop_nulls("value")
     pooled = (covered["value"] * covered["n"]).sum() / covered["n"].sum()
     print(f"90% intervals: {covered['value'].min():.3f} to {covered['value'].max():.3f}, {pooled:.3f} of all values")
     if options.out:
