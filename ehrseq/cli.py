@@ -151,6 +151,8 @@ def fit_verb(
     for name, count in model.fitted_.events.items():
         if not count:
             say(f"outcome '{name}' has no training event and is not forecast: check its codes")
+    for code, reason in model.labs_withheld.items():
+        say(f"lab {code} is not forecast: {reason.replace('_', ' ')}")
     say(f"model: {out}")
 
 

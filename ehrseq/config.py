@@ -91,6 +91,24 @@ class BoostedConfig:
 
 
 @dataclass(frozen=True)
+class LabConfig:
+    """The forecasts of the task's labs: how their networks are fitted, after the hazards; `members` 0 fits none.
+
+    `landmarks_per_subject` prediction times are drawn once; each pass goes over at most `rows_per_pass` of the values
+    that follow them.
+    """
+
+    members: int = 2
+    hidden: int = 64
+    landmarks_per_subject: int = 4
+    passes: int = 4
+    rows_per_pass: int = 200_000
+    batch_rows: int = 512
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The configuration of a progression model; `model` says which of `MODELS` is fitted."""
 
@@ -99,6 +117,7 @@ class ModelConfig:
     boosted: BoostedConfig = BoostedConfig()
     model: str = "hybrid"
     seed: int = 0
+    labs: LabConfig = LabConfig()
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
@@ -140,7 +159,9 @@ class ModelConfig:
         network = from_mapping(NetworkConfig, content.pop("network", {}))
         training = from_mapping(TrainingConfig, content.pop("training", {}))
         boosted = from_mapping(BoostedConfig, content.pop("boosted", {}))
-        return from_mapping(cls, {**content, "network": network, "training": training, "boosted": boosted})
+        labs = from_mapping(LabConfig, content.pop("labs", {}))
+        sections = {"network": network, "training": training, "boosted": boosted, "labs": labs}
+        return from_mapping(cls, {**content, **sections})
 
 
 def from_mapping(kind: type[T], content: dict[str, Any]) -> T:

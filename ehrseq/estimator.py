@@ -23,6 +23,7 @@ from ehrseq.explain.faithfulness import measure
 from ehrseq.explain.names import display_names
 from ehrseq.explain.occlusion import KINDS, RECENT_EVENTS, Score, occlude
 from ehrseq.explain.randomise import randomised
+from ehrseq.forecast.labs import STANDARD, baseline_tables, check_levels, labs_table
 from ehrseq.forecast.paths import PathSource
 from ehrseq.forecast.predict import check_branch, outcome_hazards, vocabulary_for
 from ehrseq.forecast.screen import nobody_scored, screen
@@ -31,6 +32,7 @@ from ehrseq.model.artifact import Artifact, hashed_ids, load_artifact, save_arti
 from ehrseq.model.card import model_card
 from ehrseq.model.fitted import Fitted
 from ehrseq.model.fitting import fit_model
+from ehrseq.model.labs import LEVELS
 from ehrseq.model.pretraining import pretrain
 from ehrseq.model.recalibration import recalibrate
 from ehrseq.task.definition import Horizon, Task
@@ -140,7 +142,13 @@ class ProgressionModel:
         return model
 
     def forecast(
-        self, timelines: Any, at: At = None, *, horizons: Sequence[str] | None = None, branch: str | None = None
+        self,
+        timelines: Any,
+        at: At = None,
+        *,
+        horizons: Sequence[str] | None = None,
+        branch: str | None = None,
+        lab_levels: Sequence[float] = STANDARD,
     ) -> Forecast:
         """Forecasts at a prediction time, from what is known by then.
 
@@ -148,8 +156,10 @@ class ProgressionModel:
         `prediction_time`; "task" for the task's own prediction times; None for each subject's end of follow-up.
         `horizons` such as "18m" replace the task's. `branch` says who answers: "hybrid" (the default where it was
         fitted), "transformer", "boosted", "cox", or a baseline, "age_sex" or "null".
-        Raises ForecastError where nobody can be scored.
+        `lab_levels` are the quantiles of the labs table, among .05, .1, .2, .25, .3, .4 and so on to .95; () leaves the
+        labs out. Raises ForecastError where nobody can be scored.
         """
+        check_levels(lab_levels)
         branch = self._branch(branch)
         timelines = as_timelines(timelines)
         fitted = self.fitted_
@@ -162,11 +172,15 @@ class ProgressionModel:
             "model": branch,
             "task": _without_patients(self.task_.to_dict()),
             "data_hash": self.fitted_.data_hash,
+            "labs_withheld": self.labs_withheld,
         }
+        keys = ["subject_id", "prediction_time"]
+        usable = _usable(pl.concat([t.select(keys) for t in (scored, skipped)]).unique().sort(keys), skipped)
         explainer = partial(self.explain, timelines, at, branch=branch)
         known = replace(fitted, vocabulary=vocabulary_for(fitted, timelines))
+        labs = labs_table(known, timelines, usable, spans, lab_levels)
         source = PathSource(known, self.task_, timelines, scored, branch, self.config.network.max_events)
-        return Forecast(risk_table(tables, spans), skipped, metadata, tuple(tables), seen, explainer, source)
+        return Forecast(risk_table(tables, spans), skipped, metadata, tuple(tables), seen, labs, explainer, source)
 
     def explain(
         self,
@@ -253,6 +267,14 @@ class ProgressionModel:
         timelines = as_timelines(timelines)
         return vocabulary_for(self.fitted_, timelines).unseen_codes(timelines.events)
 
+    @property
+    def labs_withheld(self) -> dict[str, str]:
+        """Which labs of the task are not forecast, and why."""
+        self._check_fitted()
+        if self.fitted_.labs is None:
+            return dict.fromkeys(self.task_.labs, "not_fitted")
+        return self.fitted_.labs.withheld
+
     def evaluate(
         self, timelines: Any, task: Task | None = None, *, n_bootstrap: int = 200, seed: int = 0, by: Any = None
     ) -> Evaluation:
@@ -284,7 +306,7 @@ class ProgressionModel:
         at = queries.select("subject_id", "prediction_time")
         spans = [h.label for h in task.horizons]
         names = (*self.fitted_.branches, *self.fitted_.baselines)
-        risks = {name: self.forecast(unseen, at, horizons=spans, branch=name).risk for name in names}
+        risks = {name: self.forecast(unseen, at, horizons=spans, branch=name, lab_levels=()).risk for name in names}
         risks["null"] = _same_for_all(risks["null"])
         order = {name: i for i, name in enumerate(self.fitted_.outcomes)}
         labels = labels.filter(pl.col("outcome").is_in(list(order))).sort(
@@ -298,8 +320,9 @@ class ProgressionModel:
             "inputs": self._inputs(),
             **({"data_source": "internal"} if seen.any() else {}),  # else it may be the same source or another
         }
+        labs = self._lab_rivals(unseen, at, task)
         result = evaluate_study(
-            risks, labels, unseen, task, n_bootstrap=n_bootstrap, seed=seed, by=by, provenance=provenance
+            risks, labels, unseen, task, n_bootstrap=n_bootstrap, seed=seed, by=by, labs=labs, provenance=provenance
         )
         result.facts.update(subjects=len(timelines), seen_in_training=int(seen.sum()), evaluated=len(unseen))
         if self.faithfulness_ is not None:
@@ -311,6 +334,14 @@ class ProgressionModel:
         facts = self.config.network.demographics
         static = f", of demographic facts {', '.join(facts)} alone" if facts else ", no demographic facts but age"
         return f"age, and times, counts and values of {len(self.fitted_.vocabulary.codes)} codes of events{static}"
+
+    def _lab_rivals(self, timelines: Timelines, at: pl.DataFrame, task: Task) -> dict[str, pl.DataFrame]:
+        """Lab forecasts at every level beside those of the simple rivals; none where no lab is forecast."""
+        queries = at.unique().sort("subject_id", "prediction_time")
+        _, skipped = self._screen(timelines, queries)
+        asked = (self.fitted_, timelines, _usable(queries, skipped), task.horizons, LEVELS)
+        rivals = baseline_tables(*asked)
+        return {"ehrseq": labs_table(*asked), **rivals} if rivals else {}
 
     def _same_outcomes(self, task: Task) -> Task:
         theirs, ours = ({o.name: o.as_written() for o in t.outcomes} for t in (task, self.task_))
@@ -345,8 +376,10 @@ class ProgressionModel:
         weights = [dict(network.state_dict()) for network in fitted.networks]
         trees = [hazard.trees.arrays() for hazard in fitted.boosted]
         card = model_card(task, facts, fitted.events, refused)
-        arrays = fitted.paths.arrays() if fitted.paths is not None else {}
-        save_artifact(folder, Artifact(parts, weights, trees, self.trained_on_, card, facts, arrays))
+        optional = {} if fitted.labs is None else {"labs": fitted.labs.arrays()}
+        if fitted.paths is not None:
+            optional["paths"] = [fitted.paths.arrays()]
+        save_artifact(folder, Artifact(parts, weights, trees, self.trained_on_, card, facts, optional))
 
     @classmethod
     def load(cls, folder: str | Path) -> ProgressionModel:
@@ -450,6 +483,13 @@ def _trained_on(splits: pl.DataFrame, key: str) -> pl.DataFrame:
 
 def _together(first: pl.DataFrame, more: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([first, more]).unique("hashed_id", keep="first").sort("hashed_id")
+
+
+def _usable(queries: pl.DataFrame, skipped: pl.DataFrame) -> pl.DataFrame:
+    """The queries but those of which nothing can be scored: a lab is forecast for those who have every outcome, too."""
+    keys = ["subject_id", "prediction_time"]
+    unusable = skipped.filter(pl.col("outcome").is_null())
+    return queries.select(keys).join(unusable, on=keys, how="anti", maintain_order="left")
 
 
 def _same_for_all(risk: pl.DataFrame) -> pl.DataFrame:

@@ -191,8 +191,10 @@ def _evaluate_tables(
     risks = {name: risk.join(judged, on="subject_id", how="semi") for name, risk in risks.items()}
     files = (p if p.is_file() else p / MANIFEST for p in paths)
     hashes = {f"sha256 of {name}": sha256_file(file) for name, file in zip(risks, files, strict=True)}
+    labs = {name: forecasts[path].labs for name, path in zip(risks, paths, strict=True) if path in forecasts}
+    labs = {name: table.join(judged, on="subject_id", how="semi") for name, table in labs.items() if table.height}
     result = evaluate_study(
-        risks, labels, timelines, task, n_bootstrap=n_bootstrap, seed=seed, by=by, provenance=hashes
+        risks, labels, timelines, task, n_bootstrap=n_bootstrap, seed=seed, by=by, labs=labs, provenance=hashes
     )
     result.facts.update(
         subjects=queries["subject_id"].n_unique(),
@@ -265,6 +267,7 @@ def inspect(folder: str | Path) -> dict[str, Any]:
             "codes": len(model.fitted_.vocabulary.codes),
             "parameters": sum(p.numel() for n in model.fitted_.networks[:1] for p in n.parameters()),
             "members": len(model.fitted_.networks),
+            "labs": [] if model.fitted_.labs is None else [s.code for s in model.fitted_.labs.scales],
             "trained_on": dict(model.trained_on_["split"].value_counts().sort("split").iter_rows()),
             "tuning_loss": [min(losses) for losses in model.fitted_.history],
         }
@@ -275,6 +278,7 @@ def inspect(folder: str | Path) -> dict[str, Any]:
             "rows": forecast.risk.height,
             "subjects": forecast.risk["subject_id"].n_unique(),
             "mean_probability": _means(forecast.risk),
+            "labs": forecast.labs["code"].unique().sort().to_list(),
             "skipped": dict(forecast.skipped["reason"].value_counts().sort("reason").iter_rows()),
         }
     raise UserError(

@@ -257,3 +257,13 @@ def test_outcomes_that_never_occur(work, tmp_path):
 
 def test_read_fhir_and_ingest_agree(work):
     assert read_fhir(work / "simulation" / "export").events.equals(Timelines.load(work / "timelines").events)
+
+
+def test_a_forecast_folders_labs_are_judged(work):
+    forecast = Forecast.load(work / "forecasts")
+    assert set(forecast.labs["code"]) == set(inspect(work / "forecasts")["labs"]) > set()
+    result = evaluate_export(work / "forecasts", work / "timelines", n_bootstrap=0)
+    scored = pl.DataFrame(result.study["labs"], infer_schema_length=None)
+    assert set(scored["code"]) == set(forecast.labs["code"])
+    seen = forecast.seen["subject_id"].n_unique()
+    assert scored["subjects"].max() <= forecast.labs["subject_id"].n_unique() - seen

@@ -43,7 +43,8 @@ def judge_lab_tables(
 
     `labs` maps a model to its table: `subject_id`, `prediction_time`, `code`, `horizon_days` and quantile columns such
     as `q05`, `q25`, `q50`, `q75`, `q95`. Judged are the quantiles that all models have, against the value measured
-    nearest to the horizon, at most a quarter of it and half a year away; whoever has none does not count.
+    nearest to the horizon, at most a quarter of it and half a year away; whoever has none does not count. Where all
+    tables have a `unit`, values in another unit do not count.
     Raises EvaluationError for tables that cannot be used.
     """
     frames = {model: _typed(to_polars(table)) for model, table in labs.items()}
@@ -53,7 +54,8 @@ def judge_lab_tables(
     if not columns:
         raise EvaluationError("quantile columns such as q05, q50, q95", "none that all models have", "add them")
     levels = [int(c[1:]) / 100 for c in columns]
-    asked = pl.concat([f.select(KEY) for f in frames.values()]).unique(maintain_order=True)
+    with_unit = [*KEY, "unit"] if all("unit" in f.columns for f in frames.values()) else [*KEY]
+    asked = pl.concat([f.select(with_unit) for f in frames.values()]).unique(maintain_order=True)
     nominal = np.array(list(horizons.values()))
     nearest = np.abs(asked["horizon_days"].to_numpy()[:, None] - nominal).argmin(1)
     names = list(horizons)
@@ -85,6 +87,8 @@ def judge_lab_tables(
 def measured(asked: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
     """The rows of `asked` (its KEY columns) with the `value` measured nearest to the horizon, where there is one.
 
+    Values are in the `unit` of the row where `asked` has that column.
+
     >>> from datetime import datetime
     >>> events = pl.DataFrame({"subject_id": [1, 1], "code": ["a", "a"], "numeric_value": [5.0, 9.0],
     ...                        "time": [datetime(2020, 12, 1), datetime(2021, 3, 1)]})
@@ -93,17 +97,20 @@ def measured(asked: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
     >>> measured(asked, events)["value"].to_list()
     [5.0]
     """
+    same = ["subject_id", "code", *(c for c in ("unit",) if c in asked.columns)]
+    filled = [pl.col(c).fill_null("") for c in same[2:]]
     values = (
-        events.filter(pl.col("numeric_value").is_not_null() & pl.col("time").is_not_null())
-        .group_by("subject_id", "code", "time")
+        events.with_columns(filled)
+        .filter(pl.col("numeric_value").is_not_null() & pl.col("time").is_not_null())
+        .group_by(*same, "time")
         .agg(value=pl.col("numeric_value").cast(pl.Float64).mean())
         .filter(pl.col("value").is_finite())
         .sort("time")
     )
     due = pl.col("prediction_time") + pl.duration(microseconds=(pl.col("horizon_days") * 86_400_000_000).cast(pl.Int64))
-    wanted = asked.with_row_index("_row").with_columns(_due=due.cast(TIME)).sort("_due")
+    wanted = asked.with_row_index("_row").with_columns(*filled, _due=due.cast(TIME)).sort("_due")
     joined = wanted.join_asof(
-        values.with_columns(pl.col("time").cast(TIME)), left_on="_due", right_on="time", by=["subject_id", "code"],
+        values.with_columns(pl.col("time").cast(TIME)), left_on="_due", right_on="time", by=same,
         strategy="nearest", coalesce=False, check_sortedness=False,
     )  # fmt: skip
     away = (pl.col("time") - pl.col("_due")).dt.total_microseconds().abs() / 86_400_000_000
@@ -119,7 +126,8 @@ def _typed(frame: pl.DataFrame) -> pl.DataFrame:
     quantiles = [c for c in frame.columns if QUANTILE.fullmatch(c)]
     try:
         typed = frame.select(
-            pl.col("subject_id").cast(pl.Int64), pl.col("prediction_time").cast(TIME), pl.col("code").cast(pl.String),
+            pl.col("subject_id").cast(pl.Int64), pl.col("prediction_time").cast(TIME),
+            *(pl.col(c).cast(pl.String) for c in ("code", "unit") if c in frame.columns),
             *(pl.col(c).cast(pl.Float64) for c in ("horizon_days", *quantiles)),
         )  # fmt: skip
     except pl.exceptions.PolarsError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,6 +38,15 @@ RISK_SCHEMA: dict[str, Any] = {
     "upper": pl.Float64,
     "extrapolated": pl.Boolean,
 }
+LAB_SCHEMA: dict[str, Any] = {  # and a column a quantile, such as q05
+    "subject_id": pl.Int64,
+    "patient": pl.String,
+    "prediction_time": TIME,
+    "code": pl.String,
+    "unit": pl.String,
+    "horizon_days": pl.Float64,
+    "measured": pl.Float64,
+}
 SEEN_SCHEMA: dict[str, Any] = {"subject_id": pl.Int64}
 SKIPPED_SCHEMA: dict[str, Any] = {
     "subject_id": pl.Int64,
@@ -48,6 +58,7 @@ SKIPPED_SCHEMA: dict[str, Any] = {
 CURVE_KEY = ("outcome", "prediction_time")
 CURVE_SCHEMA: dict[str, Any] = dict.fromkeys(("days", "probability", "competing", "lower", "upper"), pl.Float64)
 FORMATS = ("parquet", "csv")
+QUANTILE = re.compile(r"q\d\d")
 HAZARD_KEY = ("subject_id", "patient", "prediction_time")
 
 
@@ -140,6 +151,11 @@ class Forecast:
     disagreement, not a confidence interval), null for one member. `skipped` says who was not scored, for which
     outcome (null: for all), and why. `seen` lists the scored subjects that the model was fitted on (`subject_id`): do
     not judge it on them.
+
+    `labs` has one row a subject, prediction time, lab of the task and horizon: quantiles (`q05` to `q95`, in `unit`) of
+    the value given that it is measured about then, and `measured`, the chance that the lab is measured by then, death
+    coming first in some. Whichever branch answers for the risks, these are the same. `metadata["labs_withheld"]` says
+    which labs of the task have no forecast, and why.
     """
 
     risk: pl.DataFrame
@@ -147,12 +163,15 @@ class Forecast:
     metadata: dict[str, Any] = field(default_factory=dict)
     hazards: tuple[Hazards, ...] = field(default=(), repr=False)
     seen: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=SEEN_SCHEMA), repr=False)
+    labs: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=LAB_SCHEMA), repr=False)
     explainer: Callable[..., Any] | None = field(default=None, repr=False, compare=False)
     source: PathSource | None = field(default=None, repr=False, compare=False)
 
-    def to_pandas(self) -> Any:
-        """The risk table as a pandas frame."""
-        return to_pandas(self.risk)
+    def to_pandas(self, table: str = "risk") -> Any:
+        """The risk table, or the one named ("labs", "skipped", "seen"), as a pandas frame."""
+        if table not in ("risk", "labs", "skipped", "seen"):
+            raise ForecastError("the table risk, labs, skipped or seen", f"'{table}'", "choose one of these")
+        return to_pandas(getattr(self, table))
 
     def __repr__(self) -> str:
         scored = self.risk.select("subject_id", "prediction_time").n_unique()
@@ -252,10 +271,11 @@ class Forecast:
         return self.source
 
     def save(self, folder: str | Path, *, file_format: str = "parquet") -> None:
-        """Write `risk`, `skipped`, `seen_in_training` (parquet or csv) and `manifest.json` atomically."""
+        """Write `risk`, `labs`, `skipped`, `seen_in_training` (parquet or csv) and `manifest.json` atomically."""
         check_format(file_format)
+        tables = {"risk": self.risk, "labs": self.labs, "skipped": self.skipped, "seen_in_training": self.seen}
         with atomic_folder(folder, KIND) as scratch:
-            for name, table in (("risk", self.risk), ("skipped", self.skipped), ("seen_in_training", self.seen)):
+            for name, table in tables.items():
                 if file_format == "csv":
                     table.write_csv(scratch / f"{name}.csv")
                 else:
@@ -270,12 +290,15 @@ class Forecast:
         suffix = manifest.get("format", "parquet")
         try:
             tables = [_read(folder / f"{name}.{suffix}", s) for name, s in _TABLES.items()]
+            # folders written before labs were forecast have no such table
+            has_labs = f"labs.{suffix}" in manifest["files"]
+            labs = _read_labs(folder / f"labs.{suffix}") if has_labs else pl.DataFrame(schema=LAB_SCHEMA)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise ArtifactError(
                 "readable risk, skipped and seen_in_training tables", type(error).__name__, "score the export again"
             ) from None
         facts = {k: v for k, v in manifest.items() if k not in ("kind", "format_version", "files", "format")}
-        return cls(tables[0], tables[1], facts, seen=tables[2])
+        return cls(tables[0], tables[1], facts, seen=tables[2], labs=labs)
 
 
 def check_format(file_format: str) -> None:
@@ -291,3 +314,9 @@ def _read(path: Path, schema: dict[str, Any]) -> pl.DataFrame:
     if path.suffix == ".csv":
         return pl.read_csv(path, schema=schema, try_parse_dates=True)
     return pl.read_parquet(path).select(pl.col(c).cast(t) for c, t in schema.items())
+
+
+def _read_labs(path: Path) -> pl.DataFrame:
+    """The labs table with the quantiles that it has."""
+    names = (pl.read_csv(path, n_rows=0) if path.suffix == ".csv" else pl.read_parquet(path, n_rows=0)).columns
+    return _read(path, LAB_SCHEMA | {name: pl.Float64 for name in names if QUANTILE.fullmatch(name)})

@@ -24,13 +24,17 @@ from ehrseq.storage import atomic_folder, read_json, read_manifest, write_json, 
 T = TypeVar("T")
 KIND, FORMAT_VERSION = "model", 3
 TRAINED_ON_SCHEMA: dict[str, Any] = {"hashed_id": pl.String, "split": pl.String}
-JSON_PARTS = ("config", "task", "vocabulary", "baselines", "training", "calibration", "paths")
-SINCE = {"calibration": 2, "paths": 3}  # parts that earlier format versions do not have are empty
+JSON_PARTS = ("config", "task", "vocabulary", "baselines", "training", "calibration")
+SINCE = {"calibration": 2}  # parts that earlier format versions do not have are empty
+OPTIONAL = ("labs", "paths")  # each a JSON part and arrays of the same name, since version 3, where the model has it
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """What a model folder holds: JSON parts by name, weights by member, hashed ids, facts, and the arrays of paths."""
+    """What a model folder holds: JSON parts by name, weights by member, hashed ids and facts.
+
+    `optional` holds the arrays of the parts in OPTIONAL that the model has.
+    """
 
     parts: dict[str, Any]
     weights: list[dict[str, Tensor]]
@@ -38,20 +42,20 @@ class Artifact:
     trained_on: pl.DataFrame
     card: str
     facts: dict[str, Any]
-    paths: dict[str, NDArray[Any]] = field(default_factory=dict)
+    optional: dict[str, list[dict[str, NDArray[Any]]]] = field(default_factory=dict)
 
 
 def save_artifact(folder: str | Path, artifact: Artifact) -> None:
     """Write a model folder atomically, its manifest last."""
     with atomic_folder(folder, KIND) as scratch:
-        for name in JSON_PARTS:
+        for name in (*JSON_PARTS, *artifact.optional):
             write_json(scratch / f"{name}.json", artifact.parts[name], sort_keys=False)  # outcomes have an order
         # `save_file` would make the files readable by their owner alone, unlike their neighbours
         (scratch / "weights.safetensors").write_bytes(
             save(_flat([{k: t.contiguous() for k, t in w.items()} for w in artifact.weights]))
         )
-        (scratch / "boosted.safetensors").write_bytes(save_arrays(_flat(artifact.boosted)))
-        (scratch / "paths.safetensors").write_bytes(save_arrays(artifact.paths))
+        for name, arrays in {"boosted": artifact.boosted, **artifact.optional}.items():
+            (scratch / f"{name}.safetensors").write_bytes(save_arrays(_flat(arrays)))
         artifact.trained_on.write_parquet(scratch / "trained_on.parquet")
         (scratch / "model_card.md").write_text(artifact.card, encoding="utf-8")
         libraries = {name: version(name) for name in ("ehrseq", "torch", "polars", "numpy")}
@@ -64,17 +68,19 @@ def load_artifact(folder: str | Path) -> Artifact:
     manifest = read_manifest(folder, KIND, FORMAT_VERSION)
     version = int(manifest["format_version"])
     parts = {name: read_json(folder / f"{name}.json") if SINCE.get(name, 1) <= version else {} for name in JSON_PARTS}
+    present = [name for name in OPTIONAL if f"{name}.json" in manifest["files"]]
+    parts |= {name: read_json(folder / f"{name}.json") for name in present}
     try:
         weights = _nested(load_file(folder / "weights.safetensors"))
         boosted = _nested(load_arrays(folder / "boosted.safetensors")) if version > 1 else []
-        paths = load_arrays(folder / "paths.safetensors") if version >= SINCE["paths"] else {}
+        optional = {name: _nested(load_arrays(folder / f"{name}.safetensors")) for name in present}
         trained_on = pl.read_parquet(folder / "trained_on.parquet")
         trained_on = trained_on.select(pl.col(name).cast(kind) for name, kind in TRAINED_ON_SCHEMA.items())
         card = (folder / "model_card.md").read_text(encoding="utf-8")
     except (OSError, ValueError, SafetensorError, pl.exceptions.PolarsError) as error:
         raise ArtifactError("a whole model folder", type(error).__name__, "copy it again") from None
     facts = {k: v for k, v in manifest.items() if k not in ("kind", "format_version", "files", "libraries")}
-    return Artifact(parts, weights, boosted, trained_on, card, facts, paths)
+    return Artifact(parts, weights, boosted, trained_on, card, facts, optional)
 
 
 def _flat(groups: Sequence[Mapping[str, T]]) -> dict[str, T]:

@@ -31,6 +31,7 @@ def model_card(
             "",
             "## Forecasts",
             f"Horizons: {', '.join(task['horizons'])}.",
+            *([f"Labs: {', '.join(labs)}."] if (labs := task.get("labs", {}).get("codes")) else []),
             "",
             "| outcome | training subjects with it |",
             "|---|---|",

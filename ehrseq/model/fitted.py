@@ -18,6 +18,7 @@ from ehrseq.model.boosted import BoostedHazard, Trees
 from ehrseq.model.cox import CoxHazard
 from ehrseq.model.heads import HazardName
 from ehrseq.model.inference import predict_log_hazards
+from ehrseq.model.labs import Labs
 from ehrseq.model.network import ProgressionNetwork
 from ehrseq.model.path_model import PathModel
 from ehrseq.model.sample import history_of
@@ -36,6 +37,7 @@ class Fitted:
     A branch is a way from history to log hazards: `transformer` (the networks), `boosted`, `cox`, and `hybrid`, which
     blends the first two with weight `blend` (H,) on the boosted. `adjustments` sets level and slope of each.
     `recalibrated` has what setting them again for another site gave. `data_hash` is that of the data first fitted on.
+    `labs` are None where the task names none, and in folders of format versions before 3, which have no `paths` either.
     """
 
     vocabulary: Vocabulary
@@ -53,7 +55,8 @@ class Fitted:
     history: list[list[float]]
     data_hash: str
     recalibrated: list[dict[str, Any]] = field(default_factory=list)
-    paths: PathModel | None = None  # of the first network; none without one, or in folders before version 3
+    paths: PathModel | None = None  # of the first network; none without one
+    labs: Labs | None = None
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -112,7 +115,8 @@ class Fitted:
                 "recalibrated": self.recalibrated,
                 "boosted": [{"linear": b.linear.to_dict(), "period": b.period.tolist()} for b in self.boosted],
             },
-            "paths": {} if self.paths is None else self.paths.to_dict(),
+            **({} if self.paths is None else {"paths": self.paths.to_dict()}),
+            **({} if self.labs is None else {"labs": self.labs.parts()}),
         }  # fmt: skip
 
     @classmethod
@@ -145,7 +149,8 @@ class Fitted:
             },
             supported_days=training["supported_days"], events=training["events"], history=training["history"],
             data_hash=str(artifact.facts["data_hash"]), recalibrated=list(settings.get("recalibrated", [])),
-            paths=PathModel.from_parts(parts["paths"], artifact.paths) if parts["paths"] else None,
+            paths=PathModel.from_parts(parts["paths"], artifact.optional["paths"][0]) if "paths" in parts else None,
+            labs=Labs.from_parts(parts["labs"], artifact.optional["labs"]) if "labs" in parts else None,
         )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from ehrseq.model.checkpoint import Checkpoint
 from ehrseq.model.cox import CoxHazard
 from ehrseq.model.fitted import HYBRID, Fitted, linear_features
 from ehrseq.model.heads import HazardName, base_log_hazard, hazard_names, interval_edges
+from ehrseq.model.lab_fitting import fit_labs
 from ehrseq.model.landmarks import Targets
 from ehrseq.model.members import fit_member
 from ehrseq.model.path_fitting import fit_paths
@@ -83,7 +84,9 @@ def fit_model(
     if networks:
         paths = fit_paths(networks[0], parts["train"], labeller, vocabulary, config.network.max_events, config.seed)
         fitted = replace(fitted, paths=paths)
-    return _adjust(fitted, parts, labeller, config)
+    fitted = _adjust(fitted, parts, labeller, config)
+    recorded = {name: timelines.select(_members(splits, name)).events for name in parts}
+    return replace(fitted, labs=fit_labs(parts, recorded, vocabulary, edges, task, config))
 
 
 def learn_vocabulary(timelines: Timelines, splits: pl.DataFrame, config: ModelConfig) -> Vocabulary:

@@ -65,3 +65,15 @@ def test_tables_that_cannot_be_used():
     ]:
         with pytest.raises(EvaluationError, match=expected):
             judge_lab_tables({"a": table}, timelines, HORIZONS)
+
+
+def test_values_in_another_unit_do_not_count_where_the_table_names_one():
+    timelines, good, _ = world()
+    mixed = timelines.events.with_columns(unit=pl.when(pl.col("subject_id") % 2 == 0).then(pl.lit("g")))
+    timelines = Timelines(events=mixed, subjects=timelines.subjects)
+    rows, _ = judge_lab_tables({"good": good}, timelines, HORIZONS, n_bootstrap=0)
+    assert set(rows["n"]) == {120}
+    for unit in ("g", None):
+        told = good.with_columns(unit=pl.lit(unit, pl.String))
+        rows, _ = judge_lab_tables({"good": told}, timelines, HORIZONS, n_bootstrap=0)
+        assert set(rows["n"]) == {60}

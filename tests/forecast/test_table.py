@@ -122,7 +122,8 @@ def test_save_then_load(tmp_path, file_format, members):
     made = forecast(members)
     made.save(tmp_path / "out", file_format=file_format)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        MANIFEST, f"risk.{file_format}", f"seen_in_training.{file_format}", f"skipped.{file_format}",
+        f"labs.{file_format}", MANIFEST, f"risk.{file_format}", f"seen_in_training.{file_format}",
+        f"skipped.{file_format}",
     ]  # fmt: skip
     again = Forecast.load(tmp_path / "out")
     assert again.risk.equals(made.risk)

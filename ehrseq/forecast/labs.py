@@ -1,0 +1,149 @@
+"""The table of lab forecasts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from ehrseq.errors import ForecastError
+from ehrseq.features.labs import LabEvents
+from ehrseq.features.tabular import YEAR
+from ehrseq.forecast.incidence import cumulative_incidence
+from ehrseq.forecast.table import LAB_SCHEMA
+from ehrseq.model.fitted import Fitted, linear_features
+from ehrseq.model.labs import LEVELS, Labs, window_of, with_times
+from ehrseq.task.definition import Horizon
+from ehrseq.timeline.store import Timelines
+from ehrseq.tokens.encode import encode
+
+Float = NDArray[np.float64]
+KEY = ("subject_id", "patient", "prediction_time")
+CELLS = 1_000_000  # rows of the table made at once
+STANDARD = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def check_levels(levels: Sequence[float]) -> list[int]:
+    """The number of each level among the fitted ones; ForecastError for another, or for a disorder.
+
+    >>> check_levels([0.05, 0.5])
+    [0, 6]
+    """
+    if list(levels) != sorted(set(levels)) or not set(levels) <= set(LEVELS):
+        known = ", ".join(f"{level:g}" for level in LEVELS)
+        raise ForecastError(f"levels of quantiles, rising, among {known}", "others", "choose some of these")
+    return [LEVELS.index(level) for level in levels]
+
+
+def quantile_columns(levels: Sequence[float]) -> list[str]:
+    """The column of each level.
+
+    >>> quantile_columns([0.05, 0.5])
+    ['q05', 'q50']
+    """
+    return [f"q{round(100 * level):02d}" for level in levels]
+
+
+def labs_table(
+    fitted: Fitted, timelines: Timelines, queries: pl.DataFrame, horizons: Sequence[Horizon], levels: Sequence[float]
+) -> pl.DataFrame:
+    """The labs table of the output contract: a row a subject, prediction time, lab and horizon.
+
+    `queries` has `subject_id` and `prediction_time`, each pair once and in order, of subjects with a birth date.
+    """
+    chosen, names = check_levels(levels), quantile_columns(levels)
+    schema = LAB_SCHEMA | dict.fromkeys(names, pl.Float64)
+    labs = fitted.labs
+    if labs is None or not labs.scales or not (queries.height and horizons and names):
+        return pl.DataFrame(schema=schema)
+    size = max(1, CELLS // (len(labs.scales) * len(horizons)))
+    parts = []
+    for start in range(0, queries.height, size):
+        asked = _Asked(fitted, labs, timelines, queries.slice(start, size), horizons)
+        course = asked.course()
+        own = with_times(np.repeat(course, len(horizons), axis=0), asked.days, labs.span)
+        quantiles = labs.quantiles(own, asked.context, asked.query, asked.lab, asked.days)[:, chosen]
+        parts.append(asked.table(_measured(asked, course).ravel(), names, quantiles, schema))
+    return pl.concat(parts)
+
+
+def baseline_tables(
+    fitted: Fitted, timelines: Timelines, queries: pl.DataFrame, horizons: Sequence[Horizon], levels: Sequence[float]
+) -> dict[str, pl.DataFrame]:
+    """The same table from each of the simple rivals, without `measured`."""
+    chosen, names = check_levels(levels), quantile_columns(levels)
+    labs = fitted.labs
+    if labs is None or labs.baselines is None or not queries.height:
+        return {}
+    asked = _Asked(fitted, labs, timelines, queries, horizons)
+    out = {}
+    for kind in labs.baselines.rest:
+        quantiles = labs.baselines.quantiles(
+            kind, timelines.events, asked.subject_id, asked.subject[asked.query], asked.time[asked.query], asked.lab,
+            asked.age[asked.query], window_of(asked.days, labs.windows), labs.span,
+        )  # fmt: skip
+        schema = LAB_SCHEMA | dict.fromkeys(names, pl.Float64)
+        out[kind] = asked.table(np.full(len(asked.lab), np.nan), names, quantiles[:, chosen], schema)
+    return out
+
+
+class _Asked:
+    """Everything that is read of the queries, and of each query, lab and horizon (n rows, in this order)."""
+
+    def __init__(
+        self, fitted: Fitted, labs: Labs, timelines: Timelines, queries: pl.DataFrame, horizons: Sequence[Horizon]
+    ) -> None:
+        self.labs = labs
+        subjects = timelines.subjects.join(queries, on="subject_id", how="semi").sort("subject_id")
+        self.rows = queries.join(subjects.select("subject_id", "patient"), on="subject_id", maintain_order="left")
+        encoded = encode(timelines.events, subjects, fitted.vocabulary)
+        self.subject_id = encoded.subject_id
+        self.subject = encoded.position(self.rows["subject_id"].to_numpy())
+        self.time = self.rows["prediction_time"].dt.epoch("us").to_numpy()
+        self.age = (self.time - encoded.birth[self.subject]) / YEAR
+        self.context = linear_features(encoded, fitted.vocabulary, self.subject, self.time)
+        ahead = self.rows.select(
+            horizon.days_after(pl.col("prediction_time")).cast(pl.Float64).alias(horizon.label) for horizon in horizons
+        )
+        self.ahead = ahead.to_numpy()
+        n_queries, n_labs, n_ahead = len(self.rows), len(labs.scales), len(horizons)
+        self.query = np.repeat(np.arange(n_queries), n_labs * n_ahead)
+        self.lab = np.tile(np.repeat(np.arange(n_labs), n_ahead), n_queries)
+        self.days = np.tile(self.ahead[:, None], (1, n_labs, 1)).ravel()
+        self.timelines = timelines
+
+    def course(self) -> Float:
+        """(queries * labs, F) the features of each query's labs, without times ahead."""
+        n_queries, n_labs = len(self.time), len(self.labs.scales)
+        query, lab = np.repeat(np.arange(n_queries), n_labs), np.tile(np.arange(n_labs), n_queries)
+        read = LabEvents.of(self.timelines.events, self.subject_id, self.labs.scales)
+        return read.features(self.subject[query], self.time[query], lab, self.labs.span)
+
+    def table(self, measured: Float, names: Sequence[str], quantiles: Float, schema: dict[str, Any]) -> pl.DataFrame:
+        scales = self.labs.scales
+        columns = dict(zip(names, quantiles.T, strict=True))
+        rows = self.rows[self.query].select(KEY)
+        code, unit = (np.array([getattr(s, name) for s in scales])[self.lab] for name in ("code", "unit"))
+        numbers = {"horizon_days": self.days, "measured": measured, **columns}
+        return (
+            rows.with_columns(
+                code=pl.Series(code, dtype=pl.String), unit=pl.Series(unit, dtype=pl.String),
+                **{name: pl.Series(x, dtype=pl.Float64).fill_nan(None) for name, x in numbers.items()},
+            )
+            .with_columns(unit=pl.when(pl.col("unit") != "").then("unit"))
+            .select(pl.col(c).cast(t) for c, t in schema.items())
+            .sort("subject_id", "prediction_time", "code", "horizon_days")
+        )  # fmt: skip
+
+
+def _measured(asked: _Asked, course: Float) -> Float:
+    """(queries, labs, horizons) the chance that the lab is measured by then, death coming first in some."""
+    by_lab = course.reshape(len(asked.time), len(asked.labs.scales), -1)
+    dying, *measuring = asked.labs.log_hazards(by_lab, asked.context)
+    found = [
+        cumulative_incidence(np.exp(hazard), np.exp(dying), asked.labs.edges, asked.ahead)[0] for hazard in measuring
+    ]
+    return np.stack(found, axis=1)
