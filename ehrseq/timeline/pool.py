@@ -31,7 +31,7 @@ _FRUGAL = {
 
 
 class Pool:
-    """Runs jobs in `workers` processes, or in this one where there is one worker or little to do."""
+    """Runs jobs in `workers` processes, this one among them; in this one alone where there is little to do."""
 
     def __init__(self, workers: int, held: int | None = None) -> None:
         """`held` is an open file that the processes share: a lock on it lasts until the last of them has ended."""
@@ -50,6 +50,7 @@ class Pool:
 
     def stop(self) -> None:
         """End the processes, and so give their memory back; the next jobs start new ones."""
+        self.loaded = {}
         for process in self._started:
             process.kill()
             process.wait()
@@ -68,12 +69,18 @@ class Pool:
         for job in jobs:
             waiting.put(job)
         answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        while len(self._started) < min(self.workers, len(jobs)):
+        # this process is one of the workers: it need not import first
+        while len(self._started) < min(self.workers, len(jobs)) - 1:
             self._started.append(_start(self.workers, self._held))
         for process in self._started:
             threading.Thread(target=_feed, args=(process, waiting, answers), daemon=True).start()
         done = 0
         while done < len(jobs):
+            if answers.empty() and (own := _next(waiting)) is not None:
+                result = do(own, self.loaded, advance)
+                done += 1
+                yield result
+                continue
             answer = answers.get()
             if "advance" in answer:
                 if advance is not None:
@@ -87,6 +94,13 @@ class Pool:
                     answer.get("error", "one that ended early"),
                     "run again with fewer workers: what is done is kept",
                 )
+
+
+def _next(waiting: queue.SimpleQueue[Job]) -> Job | None:
+    try:
+        return waiting.get_nowait()
+    except queue.Empty:
+        return None
 
 
 def _start(workers: int, held: tuple[int, ...]) -> subprocess.Popen[str]:

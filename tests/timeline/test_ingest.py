@@ -165,8 +165,8 @@ def test_strict_stops_at_the_first_that_cannot_be_read(
         ingest(export, tmp_path / "out", strict=True, workers=workers)
     assert not list(tmp_path.glob("*out*"))
     assert not list(tmp_path.glob(".*"))
-    # of the tasks of this process, the first is the last
-    assert len(read) == (1 if workers == 1 else 0)
+    if workers == 1:  # else others may be under way
+        assert len(read) == 1
 
 
 def test_strict_does_not_take_over_what_a_tolerant_run_has_read(
