@@ -19,7 +19,7 @@ from ehrseq.audit.checks import (
 )
 from ehrseq.audit.material import Audit, Material, NotPossible
 from ehrseq.audit.refits import ascertainment_only, kinds_of_model, shuffled_labels
-from ehrseq.errors import ArtifactError, EvaluationError
+from ehrseq.errors import ArtifactError, EvaluationError, UserError
 from ehrseq.estimator import ProgressionModel, load_model
 from ehrseq.evaluate.evaluation import Evaluation
 from ehrseq.score import evaluate_export
@@ -109,7 +109,7 @@ def run_audits(
                 report(name)
             try:
                 done = audit(material)
-            except NotPossible as reason:
+            except (NotPossible, UserError) as reason:  # too few events for a refit, and the like
                 done = Audit(name, f"Not run: {reason}.")
             if file is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)

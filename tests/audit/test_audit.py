@@ -12,7 +12,7 @@ import pytest
 from ehrseq.audit import audit_export, checks, refits, run, run_audits
 from ehrseq.audit.checks import after_gap, extended, truncated
 from ehrseq.audit.material import Audit, Material, NotPossible
-from ehrseq.errors import EvaluationError
+from ehrseq.errors import EvaluationError, TaskError
 from ehrseq.estimator import ProgressionModel
 from ehrseq.task.history import visible
 from ehrseq.task.outcome import occurrences
@@ -231,6 +231,16 @@ def test_a_run_cut_short_goes_on(model, timelines, tmp_path, monkeypatch):
     (tmp_path / "0.json").write_text('{"mark": "m", "aud')
     run_audits(found, model, timelines, kept=tmp_path, mark="other")
     assert calls[4:] == ["a", "b", "c"]  # another evaluation, or a damaged file
+
+
+def test_an_audit_that_the_data_refuse_says_so_and_the_others_go_on(model, timelines, monkeypatch):
+    def refuse(_):
+        raise TaskError("an event", "none", "use more subjects")
+
+    monkeypatch.setattr(run, "AUDITS", {"a": refuse, "b": lambda _: Audit("b", "done", passed=True)})
+    first, second = run_audits(model.evaluate(timelines, n_bootstrap=0), model, timelines)
+    assert first == Audit("a", "Not run: expected an event; found none; use more subjects.")
+    assert second.passed is True
 
 
 def test_what_cannot_be_audited(model, timelines, folder, tmp_path):
