@@ -198,7 +198,7 @@ class NetworkDynamics:
 
     def _dated(self, encoded: EncodedTimelines, row: int, time: int) -> Index:
         known = encoded.known_time[encoded.offset[row] : encoded.offset[row + 1]]
-        return known[visible(known, time) & (known != STATIC)]
+        return np.asarray(known[visible(known, time) & (known != STATIC)])
 
     def _times(self, time: Index, gap: Index, first: Index) -> Float:
         """(S, P, 6) as `token_features` and `query_features` have them, for what is known when it happens."""

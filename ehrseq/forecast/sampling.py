@@ -115,13 +115,14 @@ def sample(dynamics: Dynamics, start: Start, rules: Rules, n_codes: int, tally: 
         limit = np.minimum(stop, later)
         log_outcome = np.where((since <= now[..., None])[..., None], log_outcome, -np.inf)
         pieces = _pieces(dynamics, log_outcome, log_moment, now - begun, limit - now)
-        days, cause = (x.reshape(now.shape) for x in first_event(*pieces, u[..., 0].ravel(), u[..., 1].ravel()))
+        first, which = first_event(*pieces, u[..., 0].ravel(), u[..., 1].ravel())
+        days, cause = first.reshape(now.shape), which.reshape(now.shape)
         time = now + np.maximum(np.round(days * (DAY / SECOND)), 1).astype(np.int64) * SECOND
         time = np.where(cause >= 0, np.minimum(time, limit), limit)
         time = np.where(alive, time, now)
         if tally is not None:
-            spent = [x.ravel() / DAY for x in (now - begun, time - now)]
-            tally.add(subject.ravel(), *pieces, *spent, (since <= now[..., None]).reshape(now.size, -1))
+            ahead, lived = (now - begun).ravel() / DAY, (time - now).ravel() / DAY
+            tally.add(subject.ravel(), *pieces, ahead, lived, (since <= now[..., None]).reshape(now.size, -1))
         codes, values = _happened(dynamics, rules, n_codes, cause, since, now, time, u)
         codes &= alive[..., None]
         at = np.nonzero(codes)
@@ -138,10 +139,9 @@ def sample(dynamics: Dynamics, start: Start, rules: Rules, n_codes: int, tally: 
         if alive.mean() < CROWDED:
             rows, columns = running(alive)
             dynamics.keep(rows, columns)
-            at2 = (rows[:, None], columns)
-            subject, path, now, stop, begun, key, alive, since = (
-                x[at2] for x in (subject, path, now, stop, begun, key, alive, since)
-            )
+            rest = (rows[:, None], columns)
+            subject, path, now, stop, begun, since = (x[rest] for x in (subject, path, now, stop, begun, since))
+            key, alive = key[rest], alive[rest]
     return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,8 +57,8 @@ class CodeState:
         self.total += np.where(has, value, 0.0)
         self.valued += has
 
-    def take(self, *index: Index) -> CodeState:
-        """The state at some rows, by advanced indices of the leading axes."""
+    def take(self, *index: Any) -> CodeState:
+        """The state at some rows or of some codes, by advanced indices."""
         return CodeState(*(getattr(self, f.name)[index] for f in fields(self)))
 
     def years(self, time: Index) -> Float:

@@ -221,7 +221,7 @@ def _ends(part: Part) -> Index:
     if "death_time" not in part.subjects.columns:
         return part.end
     died = part.subjects["death_time"].cast(pl.Datetime("us")).dt.epoch("us").fill_null(np.iinfo(np.int64).max)
-    return np.minimum(part.end, died.to_numpy())
+    return np.asarray(np.minimum(part.end, died.to_numpy()))
 
 
 def _anywhere(start: Index, end: Index, rng: np.random.Generator) -> tuple[Index, Index, Float]:
@@ -355,7 +355,7 @@ def _minimise(loss: Callable[[list[Tensor]], Tensor], start: list[Float], n: int
         torch.autograd.backward(value)
         return value
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     return [w.detach().numpy().copy() for w in weights]
 
 

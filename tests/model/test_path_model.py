@@ -1,0 +1,89 @@
+"""Head B: the state of codes, the moments that follow a query, and what is learned of them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ehrseq.features.summary import PER_CODE, summarise
+from ehrseq.model.code_state import CodeState
+from ehrseq.model.path_fitting import _fit_codes, _fit_hazard, next_moments
+from ehrseq.tokens.encode import STATIC
+
+DAY = 86_400_000_000
+
+
+def encoded(known, number, value, offset):
+    return SimpleNamespace(
+        offset=np.array(offset), known_time=np.array(known), value=np.array(value, np.float32),
+        code=np.array(number), subject_id=np.arange(len(offset) - 1),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def events():
+    """Two subjects and two codes; a static fact, a tie, and an event of no code."""
+    known = [STATIC, 1 * DAY, 5 * DAY, 5 * DAY, 9 * DAY, 2 * DAY, 8 * DAY]
+    return encoded(known, [0, 1, 0, 1, -1, 1, 1], [np.nan, 2.0, 1.5, np.nan, 9.0, np.nan, -1.0], [0, 5, 7])
+
+
+def test_the_summary_of_the_state_is_that_of_the_features(events):
+    row, time = np.array([0, 0, 1, 1]), np.array([4, 6, 1, 9]) * DAY
+    state = CodeState.at(events, events.code, 2, row, time)
+    expected = summarise(events.offset, events.known_time, events.code, events.value, row, time, 2)
+    np.testing.assert_allclose(state.summary(time, 2), expected[:, : 2 * PER_CODE], atol=1e-7)
+
+
+def test_adding_events_gives_the_state_of_having_had_them(events):
+    before = CodeState.at(events, events.code, 2, np.array([0]), np.array([4 * DAY]))
+    before.add(np.array([[True, True]]), np.array([5 * DAY]), np.array([[1.5, np.nan]]))
+    after = CodeState.at(events, events.code, 2, np.array([0]), np.array([6 * DAY]))
+    for name in ("count", "last", "value", "total", "valued"):
+        np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
+
+
+def test_the_next_moment_has_all_that_becomes_known_at_once(events):
+    part = SimpleNamespace(encoded=events)
+    row, time = np.array([0, 0, 0, 1, 1]), np.array([0, 1, 5, 2, 8]) * DAY
+    days, happened, codes, values = next_moments(part, events.code, 2, row, time, np.array([10, 7]) * DAY)
+    assert days.tolist() == [1, 4, 5, 5, -1]
+    assert happened.tolist() == [True, True, False, False, False]
+    assert codes[:2].tolist() == [[False, True], [True, True]]
+    assert not codes[2:].any()
+    np.testing.assert_array_equal(values[:2], [[np.nan, 2.0], [1.5, np.nan]])
+
+
+def state_of(n, codes):
+    zero = np.zeros((n, codes))
+    return CodeState(zero, zero.astype(np.int64), zero, zero, zero)
+
+
+def test_waits_that_are_always_the_same_are_learned():
+    """Half of the people come back after exactly ten days, the others after two hundred: their features tell."""
+    n = 2000
+    kind = np.arange(n) % 2
+    features = np.column_stack([kind, np.ones(n)]).astype(np.float64)
+    edges = np.array([0.0, 5.0, 10.0, 50.0, 300.0])
+    asked = SimpleNamespace(days=np.where(kind == 1, 10.0, 200.0), happened=np.ones(n, bool))
+    hazard = np.exp(features[:2] @ _fit_hazard(features, [asked], edges))
+    within = 1 - np.exp(-(hazard * np.diff(edges)))
+    assert within[1, 1] > 0.95
+    assert within[0, 1] < 0.05
+    np.testing.assert_allclose(hazard[0, 3], 1 / 150, rtol=0.05)
+
+
+def test_codes_that_come_together_are_drawn_together():
+    n = 3000
+    rng = np.random.default_rng(0)
+    panel = rng.random(n) < 0.4
+    codes = np.column_stack([panel, panel, ~panel & (rng.random(n) < 0.5)])
+    asked = SimpleNamespace(
+        days=np.ones(n), happened=np.ones(n, bool), codes=codes, state=state_of(n, 3), time=np.zeros(n, np.int64)
+    )
+    marks, _, chain = _fit_codes(np.ones((n, 1)), [asked])
+    assert marks.shape == (3, 3)
+    assert chain[0, 1] > 4
+    assert chain[0, 2] < -1
+    assert (np.tril(chain) == 0).all()
