@@ -35,6 +35,9 @@ if TYPE_CHECKING:
         inspect as inspect,
     )
     from ehrseq.score import (
+        recalibrate_model as recalibrate_model,
+    )
+    from ehrseq.score import (
         score_export as score_export,
     )
     from ehrseq.synthetic import (
@@ -75,6 +78,7 @@ _HOME = {
     "inspect": "ehrseq.score",
     "load_model": "ehrseq.estimator",
     "read_fhir": "ehrseq.timeline.build",
+    "recalibrate_model": "ehrseq.score",
     "run_demo": "ehrseq.demo",
     "score_export": "ehrseq.score",
     "simulate": "ehrseq.synthetic",

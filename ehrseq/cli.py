@@ -124,18 +124,28 @@ def cohort_verb(
 @app.command("fit")
 def fit_verb(
     timelines: Timelines,
-    task: TaskFile,
     out: Out,
+    task: Annotated[Path | None, typer.Option("--task", help="The task file (TOML).")] = None,
+    pretrain: Annotated[
+        bool, typer.Option("--pretrain", help="Without a task: networks that learn to read histories, for --start.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="The seed of everything random.")] = 0,
     model_kind: Annotated[str, typer.Option("--model", help="hybrid, transformer, boosted, cox or agesex.")] = "hybrid",
+    size: Annotated[str, typer.Option(help="small, base or large: the latter two for GPUs and much data.")] = "small",
+    start: Annotated[
+        Path | None, typer.Option("--start", help="A model folder whose networks go on from where they are.")
+    ] = None,
 ) -> None:
-    """Fit a progression model and write its folder."""
+    """Fit a progression model and write its folder. Interrupted, the same command goes on from the last epoch."""
     from ehrseq.config import ModelConfig
     from ehrseq.score import fit_model
 
-    config = ModelConfig(seed=seed, model={"agesex": "age_sex"}.get(model_kind, model_kind))
-    with epochs(config.training.max_epochs * config.training.members) as report:
-        model = fit_model(timelines, task, out, config=config, report=report)
+    if (task is None) != pretrain:
+        raise typer.BadParameter("give either --task or --pretrain")
+    kind = {"agesex": "age_sex"}.get(model_kind, model_kind)
+    config = ModelConfig.of_size(size, seed=seed, model="transformer" if task is None else kind)
+    with epochs(config.training.max_epochs * config.training.members if config.has_networks else 0) as report:
+        model = fit_model(timelines, task, out, config=config, start=start, report=report)
     splits = dict(model.trained_on_["split"].value_counts().iter_rows())
     say(f"fitted on {splits.get('train', 0):,} training and {splits.get('tuning', 0):,} tuning subjects")
     for name, count in model.fitted_.events.items():
@@ -144,10 +154,25 @@ def fit_verb(
     say(f"model: {out}")
 
 
+@app.command("recalibrate")
+def recalibrate_verb(
+    model: Annotated[Path, typer.Argument(help="A model folder.")], timelines: Timelines, out: Out
+) -> None:
+    """Set the level of a model's forecasts on another site's subjects, and write the new model's folder."""
+    from ehrseq.score import recalibrate_model
+
+    done = recalibrate_model(model, timelines, out)
+    branch = done.fitted_.branches[0]
+    say(f"{'outcome':<24}{'observed':>10}{'expected before':>17}{'after':>9}   (events; after: set by other subjects)")
+    for row in (r for r in done.fitted_.recalibrated if r["branch"] == branch):
+        say(f"{row['outcome']:<24}{row['observed']:>10.1f}{row['expected_before']:>17.1f}{row['expected_after']:>9.1f}")
+    say(f"model: {out}")
+
+
 @contextmanager
 def epochs(total: int) -> Iterator[Callable[[int, float], None]]:
     """Report epochs: a bar on a terminal, a line each elsewhere."""
-    if not sys.stdout.isatty():
+    if not total or not sys.stdout.isatty():
         yield lambda epoch, loss: say(f"epoch {epoch}: tuning loss {loss:.4f}")
         return
     columns = (TextColumn("fitting"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
@@ -166,11 +191,16 @@ def score_verb(
         str | None, typer.Option(help="Prediction time: a date (its end). Default: each end of follow-up.")
     ] = None,
     file_format: Annotated[str, typer.Option("--format", help="parquet or csv.")] = "parquet",
+    branch: Annotated[
+        str | None, typer.Option("--branch", help="Who answers: hybrid, transformer, boosted, cox, age_sex or null.")
+    ] = None,
 ) -> None:
     """Forecast everyone in an export or a timelines folder."""
     from ehrseq.score import score_export
 
-    forecast = score_export(source, model, out, at=at, file_format=file_format, progress=sys.stdout.isatty())
+    forecast = score_export(
+        source, model, out, at=at, branch=branch, file_format=file_format, progress=sys.stdout.isatty()
+    )
     scored = forecast.risk.select("subject_id", "prediction_time").unique()
     say(f"scored: {scored.height:,} prediction times of {scored['subject_id'].n_unique():,} subjects")
     if forecast.skipped.height:

@@ -8,6 +8,17 @@ from typing import Any, TypeVar
 from ehrseq.errors import UserError, nearest
 
 T = TypeVar("T")
+SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "small": ({}, {}),
+    "base": (
+        {"width": 512, "layers": 8, "heads": 8, "max_events": 1024},
+        {"learning_rate": 3e-4, "warmup_steps": 500, "tokens_per_batch": 16384, "members": 1, "bfloat16": True},
+    ),
+    "large": (
+        {"width": 1024, "layers": 9, "heads": 16, "max_events": 2048},
+        {"learning_rate": 2e-4, "warmup_steps": 1000, "tokens_per_batch": 32768, "members": 1, "bfloat16": True},
+    ),
+}
 MODELS = ("hybrid", "transformer", "boosted", "cox", "age_sex")
 
 
@@ -40,7 +51,7 @@ class TrainingConfig:
     `landmarks_per_subject` prediction times are drawn anew each epoch, uniformly over the subject's follow-up.
     Training stops after `patience` epochs without a better tuning likelihood, and keeps the best weights. The next
     occurrence of each of the `auxiliary_codes` most frequent codes is learned beside the outcomes, all of them together
-    with `auxiliary_weight` times the weight of one outcome.
+    with `auxiliary_weight` times the weight of one outcome. `bfloat16` halves the precision of products on a GPU.
     """
 
     max_epochs: int = 10
@@ -55,6 +66,7 @@ class TrainingConfig:
     members: int = 3
     auxiliary_codes: int = 32
     auxiliary_weight: float = 2.0
+    bfloat16: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +104,24 @@ class ModelConfig:
         if self.model not in MODELS:
             raise UserError(f"a model: {', '.join(MODELS)}", f"'{self.model}'", nearest(self.model, MODELS))
 
+    @classmethod
+    def of_size(cls, size: str, **settings: Any) -> ModelConfig:
+        """The settings of one of `SIZES`: `small` is the default; `base` (25 million parameters beside the codes) and
+        `large` (113 million) are for GPUs and much data, and have not been tuned.
+
+        >>> ModelConfig.of_size("base", seed=1).network.width
+        512
+        """
+        if size not in SIZES:
+            raise UserError(f"a size: {', '.join(SIZES)}", f"'{size}'", nearest(size, SIZES))
+        network, training = SIZES[size]
+        return cls(NetworkConfig(**network), TrainingConfig(**training), **settings)
+
+    @property
+    def has_networks(self) -> bool:
+        """Whether networks are fitted."""
+        return self.model in ("hybrid", "transformer")
+
     def to_dict(self) -> dict[str, Any]:
         """Every setting, written out."""
         return asdict(self)
@@ -119,4 +149,4 @@ def from_mapping(kind: type[T], content: dict[str, Any]) -> T:
     for key in content:
         if key not in known:
             raise UserError(f"a setting of {kind.__name__}", f"'{key}'", nearest(key, known))
-    return kind(**content)
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})  # JSON has lists alone

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date, datetime
 from functools import partial
@@ -14,35 +14,31 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ehrseq.config import ModelConfig
-from ehrseq.errors import ArtifactError, EvaluationError, ForecastError, nearest
+from ehrseq.errors import ArtifactError, EvaluationError, ForecastError, UserError
 from ehrseq.evaluate.evaluation import Evaluation
 from ehrseq.evaluate.study import evaluate_study
-from ehrseq.explain.edits import WhatIf, Without, describe_edits, edit_history, what_if_table
-from ehrseq.explain.explanation import Explanation
-from ehrseq.explain.faithfulness import measure
-from ehrseq.explain.names import display_names
-from ehrseq.explain.occlusion import KINDS, RECENT_EVENTS, Score, occlude
-from ehrseq.explain.randomise import randomised
-from ehrseq.forecast.predict import check_branch, outcome_hazards
-from ehrseq.forecast.screen import nobody_scored, screen
+from ehrseq.explaining import Explaining
+from ehrseq.forecast.predict import outcome_hazards
 from ehrseq.forecast.table import Forecast, risk_table
 from ehrseq.model.artifact import Artifact, hashed_ids, load_artifact, save_artifact
 from ehrseq.model.card import model_card
 from ehrseq.model.fitted import Fitted
 from ehrseq.model.fitting import fit_model
+from ehrseq.model.pretraining import pretrain
+from ehrseq.model.recalibration import recalibrate
 from ehrseq.task.definition import Horizon, Task
 from ehrseq.task.label import label
 from ehrseq.task.outcome import occurrences, with_dataset_descendants
-from ehrseq.task.query import resolve_prediction_times
 from ehrseq.task.split import split_subjects
 from ehrseq.task.times import prediction_times
+from ehrseq.timeline.hierarchy import code_parents
 from ehrseq.timeline.store import Timelines, as_timelines
 
 Float = NDArray[np.float64]
 At = str | date | datetime | pl.DataFrame | Any | None
 
 
-class ProgressionModel:
+class ProgressionModel(Explaining):
     """A transformer over event timelines that forecasts competing risks.
 
     Parameters are kept, nothing is computed. After `fit`: `task_`; `fitted_`, with the vocabulary, the networks (one a
@@ -53,33 +49,86 @@ class ProgressionModel:
     1
     """
 
-    faithfulness_: dict[str, Any] | None
-
     def __init__(self, config: ModelConfig | None = None, *, seed: int | None = None) -> None:
         config = config or ModelConfig()
         self.config = config if seed is None else replace(config, seed=seed)
 
     def fit(
-        self, timelines: Any, task: Task | str | Path, *, report: Callable[[int, float], None] | None = None
-    ) -> ProgressionModel:
+        self, timelines: Any, task: Task | str | Path | None = None, *,
+        report: Callable[[int, float], None] | None = None, checkpoint: str | Path | None = None,
+    ) -> ProgressionModel:  # fmt: skip
         """Fit on the `train` split, stopping early on `tuning`; `held_out` subjects are not looked at.
 
         `timelines` is a Timelines, a folder or an event frame; the split is the dataset's own where it has one,
-        else a seeded hash of the subject. `report(epoch, tuning_loss)` is called after each epoch. Returns self.
+        else a seeded hash of the subject. `report(epoch, tuning_loss)` is called after each epoch. `checkpoint`
+        is a folder for the state of training after each epoch: an interrupted fit of the same data, task and
+        configuration goes on from it, and gives the same model. Without a task the networks learn to read histories
+        alone (pretraining), for `adapt`. Returns self.
         """
         timelines = as_timelines(timelines)
+        self.faithfulness_ = None  # what was measured was another fit
+        splits = split_subjects(timelines, seed=self.config.seed)
+        if task is None:
+            self.__dict__.pop("task_", None)
+            self.fitted_ = pretrain(timelines, splits, self.config, report, checkpoint)
+            self.trained_on_ = _trained_on(splits, self.fitted_.data_hash)
+            return self
         # descendants are settled now: an export scored later need not bring the hierarchy along
         self.task_ = with_dataset_descendants(timelines, task if isinstance(task, Task) else Task.from_toml(task))
         self.times_withheld_ = False
-        self.faithfulness_ = None
-        splits = split_subjects(timelines, seed=self.config.seed)
-        self.fitted_ = fit_model(timelines, self.task_, splits, self.config, report)
-        used = splits.filter(pl.col("split").is_in(["train", "tuning"])).sort("subject_id")
-        self.trained_on_ = used.select(
-            hashed_id=pl.Series(hashed_ids(used["subject_id"].to_numpy(), self.fitted_.data_hash), dtype=pl.String),
-            split="split",
-        ).sort("hashed_id")
+        self.fitted_ = fit_model(timelines, self.task_, splits, self.config, report, checkpoint)
+        self.trained_on_ = _trained_on(splits, self.fitted_.data_hash)
         return self
+
+    def adapt(
+        self, timelines: Any, task: Task | str | Path, *, config: ModelConfig | None = None,
+        report: Callable[[int, float], None] | None = None, checkpoint: str | Path | None = None,
+    ) -> ProgressionModel:  # fmt: skip
+        """A new model for another task, whose networks go on from this one's: for outcomes with few labels.
+
+        `config` is as for a new model, with the network of this one (the default: this model's own settings, a hybrid).
+        Takes and gives what `fit` does; whom this model was fitted on is remembered. ForecastError where it has no
+        networks, UserError for a network of another shape.
+        """
+        origin = self._check_fitted(task=False)
+        if not origin.networks:
+            raise ForecastError("a model with networks to go on from", "none", "fit a transformer or a hybrid first")
+        config = replace(self.config, model="hybrid") if config is None else config
+        if config.network != self.config.network:
+            raise UserError("the network settings of the model to go on from", "others", "leave `network` as it was")
+        timelines = as_timelines(timelines)
+        model = ProgressionModel(config)
+        model.task_ = with_dataset_descendants(timelines, task if isinstance(task, Task) else Task.from_toml(task))
+        model.times_withheld_ = False
+        splits = split_subjects(timelines, seed=config.seed)
+        model.fitted_ = fit_model(timelines, model.task_, splits, config, report, checkpoint, origin)
+        model.trained_on_ = _together(_trained_on(splits, origin.data_hash), self.trained_on_)
+        return model
+
+    def recalibrate(self, timelines: Any) -> ProgressionModel:
+        """A new model whose level and slope suit the subjects of another site; what it learned otherwise stays.
+
+        Subjects that the model was fitted on are left out. `fitted_.recalibrated` has observed and expected events
+        and the likelihood before and after, the latter for subjects who did not set what they are judged with.
+        """
+        fitted = self._check_fitted()
+        if not fitted.branches:
+            raise ForecastError("a branch whose level can be set", "baselines alone", "fit another kind of model")
+        timelines = as_timelines(timelines)
+        seen = self.seen_in_training(timelines.subjects["subject_id"].to_numpy())
+        unseen = timelines.select(timelines.subjects["subject_id"].filter(~pl.Series(seen)))
+        if not len(unseen):
+            raise ForecastError(
+                "subjects that the model was not fitted on", "none", "recalibrate on data of another site"
+            )
+        model = ProgressionModel(self.config)
+        model.task_, model.times_withheld_ = self.task_, self.times_withheld_
+        model.fitted_ = recalibrate(
+            fitted, unseen, self.task_, max_events=self.config.network.max_events, seed=self.config.seed
+        )
+        used = unseen.subjects.select("subject_id", split=pl.lit("tuning"))
+        model.trained_on_ = _together(_trained_on(used, fitted.data_hash), self.trained_on_)
+        return model
 
     def forecast(
         self, timelines: Any, at: At = None, *, horizons: Sequence[str] | None = None, branch: str | None = None
@@ -94,8 +143,7 @@ class ProgressionModel:
         """
         branch = self._branch(branch)
         timelines = as_timelines(timelines)
-        fitted = self.fitted_
-        scored, skipped = self._screened(timelines, at)
+        fitted, scored, skipped = self._screened(timelines, at)
         spans = tuple(Horizon(h) for h in horizons) if horizons is not None else self.task_.horizons
         tables = outcome_hazards(fitted, timelines, scored, branch, self.config.network.max_events)
         who = scored.select(pl.col("subject_id").unique().sort())
@@ -108,80 +156,22 @@ class ProgressionModel:
         explainer = partial(self.explain, timelines, at, branch=branch)
         return Forecast(risk_table(tables, spans), skipped, metadata, tuple(tables), seen, explainer)
 
-    def explain(
-        self,
-        timelines: Any,
-        at: At = None,
-        *,
-        patient: str | Sequence[str] | None = None,
-        outcome: str | None = None,
-        horizon: str | None = None,
-        branch: str | None = None,
-        kinds: Sequence[str] = KINDS,
-        recent_events: int = RECENT_EVENTS,
-    ) -> Explanation:
-        """Which past events moved the forecasts that are issued: each is forecast again without them.
+    def unseen_codes(self, timelines: Any) -> pl.DataFrame:
+        """The codes that the model does not know, the most frequent first.
 
-        `at` and `branch` as in `forecast`; `patient` (one or several), `outcome` and `horizon` (such as "18m"; default
-        the task's) narrow it down. `kinds` are what is taken out: each "event" of the `recent_events` that became known
-        last, all events of a "code", all of a "window" of time. Raises ForecastError where nobody can be scored for it,
-        and for an unknown outcome; TimelineError for an unknown patient.
+        Columns: `code`; `events` and `subjects`, how many have it; `backs_off_to`, the nearest known ancestor that
+        stands for it in the networks (by the parents of codes that training or these timelines bring), null for none.
         """
-        branch = self._branch(branch)
+        self._check_fitted(task=False)
         timelines = as_timelines(timelines)
-        if patient is not None:
-            timelines = timelines.select(timelines.subject_ids([patient] if isinstance(patient, str) else patient))
-        fitted = self.fitted_
-        if outcome is not None and outcome not in fitted.outcomes:
-            raise ForecastError("an outcome that is forecast", f"'{outcome}'", nearest(outcome, fitted.outcomes))
-        scored, skipped = self._screened(timelines, at)
-        if outcome is not None:
-            scored = scored.filter(pl.col("outcome") == outcome)
-            if not scored.height:
-                raise nobody_scored(skipped.filter(pl.col("outcome").fill_null(outcome) == outcome))
-        spans = self.task_.horizons if horizon is None else (Horizon(horizon),)
-        reads = {"age_sex": ("sex",), "null": ()}.get(branch, self.config.network.demographics)
-        contributions, scope = occlude(
-            timelines, scored, self._scorer(branch, spans), kinds=kinds, recent_events=recent_events, demographics=reads
-        )
-        return Explanation(contributions, scope, branch, display_names(timelines), self.faithfulness_)
+        return self._for_codes_of(timelines).vocabulary.unseen_codes(timelines.events)
 
-    def what_if(
-        self,
-        timelines: Any,
-        patient: str,
-        at: At = None,
-        *,
-        without: Sequence[Without] = (),
-        values: Mapping[str, float] | None = None,
-        horizons: Sequence[str] | None = None,
-        branch: str | None = None,
-    ) -> WhatIf:
-        """The forecast of a patient, and of the same history edited: model sensitivity, not effect.
-
-        `without` names codes, or (code, date or time) pairs, whose visible events are left out; `values` gives the last
-        visible value of a code another number, in the unit it is in. All edits are made together. Both forecasts go the
-        whole way, including who cannot be forecast. Raises ForecastError for what is not there to be edited.
-        """
-        timelines = as_timelines(timelines)
-        mine = timelines.select(timelines.subject_ids([patient]))
-        issued = self.forecast(mine, at, horizons=horizons, branch=branch)
-        times = issued.risk["prediction_time"].unique()
-        if len(times) != 1 or not (without or values):
-            found = f"{len(times)} prediction times" if len(times) != 1 else "no edit"
-            raise ForecastError(
-                "one prediction time and something to edit", found, "give `at`, and `without` or `values`"
-            )
-        edited_history = edit_history(mine, times[0], without, values or {})
-        at = pl.DataFrame({"subject_id": mine.subjects["subject_id"], "prediction_time": times})
-        try:
-            edited = self.forecast(edited_history, at, horizons=horizons, branch=branch)
-            risk, skipped = edited.risk, edited.skipped
-        except ForecastError:  # nobody is left to be scored: say why
-            skipped = self._screen(edited_history, at)[1]
-            risk = issued.risk.clear()
-        edits = describe_edits(without, values or {}, display_names(mine))
-        return WhatIf(what_if_table(issued.risk, risk, skipped, edits))
+    def _for_codes_of(self, timelines: Timelines) -> Fitted:
+        """What was fitted, with the parents of codes that these timelines bring."""
+        parents = code_parents(timelines)
+        if not parents.height:
+            return self.fitted_
+        return replace(self.fitted_, vocabulary=self.fitted_.vocabulary.with_parents(parents))
 
     def evaluate(
         self, timelines: Any, task: Task | None = None, *, n_bootstrap: int = 200, seed: int = 0, by: Any = None
@@ -250,16 +240,15 @@ class ProgressionModel:
 
     def save(self, folder: str | Path) -> None:
         """Write the model folder atomically: JSON and safetensors, no code."""
-        self._check_fitted()
+        fitted = self._check_fitted(task=False)
         counts = dict(self.trained_on_["split"].value_counts().iter_rows())
         facts = {
             "model": self.config.model,
             "seed": self.config.seed, "data_hash": self.fitted_.data_hash, "n_train": counts.get("train", 0),
             "n_tuning": counts.get("tuning", 0),
         }  # fmt: skip
-        task = _without_patients(self.task_.to_dict())
-        fitted = self.fitted_
-        refused = [o.name for o in self.task_.outcomes if o.name not in fitted.outcomes]
+        task = _without_patients(self.task_.to_dict()) if hasattr(self, "task_") else None
+        refused = [o.name for o in self.task_.outcomes if o.name not in fitted.outcomes] if task else []
         parts = {
             "config": self.config.to_dict(),
             "task": task,
@@ -278,8 +267,9 @@ class ProgressionModel:
         parts = artifact.parts
         try:
             model = cls(ModelConfig.from_dict(parts["config"]))
-            model.task_ = Task.from_dict({**parts["task"], "prediction_times": _placeholder(parts["task"])})
-            model.times_withheld_ = parts["task"]["prediction_times"] is None
+            if parts["task"] is not None:
+                model.task_ = Task.from_dict({**parts["task"], "prediction_times": _placeholder(parts["task"])})
+                model.times_withheld_ = parts["task"]["prediction_times"] is None
             model.fitted_ = Fitted.from_parts(artifact, model.config.network)
             model.faithfulness_ = parts["training"].get("faithfulness")
         except ArtifactError:
@@ -291,72 +281,23 @@ class ProgressionModel:
         model.trained_on_ = artifact.trained_on
         return model
 
-    def check_faithfulness(
-        self, timelines: Any, at: At = "task", *, horizon: str | None = None, n: int = 200, seed: int = 0
-    ) -> dict[str, Any]:
-        """Measure whether explanations say what this model does, on people whom it was not fitted on.
-
-        Of `n` prediction times, one a person: deletion and insertion curves beside random orders, and the rank
-        correlation with the explanations of the same model with random weights; `horizon` by default the task's longest
-        that is not extrapolated. The figures and gates are kept in `faithfulness_`, travel with the model folder, and
-        are told with every explanation. Raises ForecastError where nobody is left.
-        """
-        branch = self._branch(None)
-        timelines = as_timelines(timelines)
-        seen = pl.Series(self.seen_in_training(timelines.subjects["subject_id"].to_numpy()))
-        scored, _ = self._screened(timelines.select(timelines.subjects["subject_id"].filter(~seen)), at)
-        first = scored.filter(pl.col("prediction_time") == pl.col("prediction_time").min().over("subject_id"))
-        drawn = first["subject_id"].unique().sort().sample(min(n, first["subject_id"].n_unique()), seed=seed)
-        first = first.filter(pl.col("subject_id").is_in(drawn.implode()))
-        spans = self._longest_supported() if horizon is None else (Horizon(horizon),)
-        control = randomised(self.fitted_, seed)
-        self.faithfulness_ = measure(
-            timelines, first, self._scorer(branch, spans), self._scorer(branch, spans, control),
-            demographics=self.config.network.demographics, seed=seed,
-        )  # fmt: skip
-        return self.faithfulness_
-
-    def _longest_supported(self) -> tuple[Horizon]:
-        """The task's longest horizon that no outcome is extrapolated at, else the shortest."""
-        supported = [h for h in self.task_.horizons if h.days <= min(self.fitted_.supported_days.values())]
-        return ((supported or self.task_.horizons[:1])[-1],)
-
-    def _screen(self, timelines: Timelines, at: At) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Rows that can be scored, and the `skipped` table."""
-        queries = resolve_prediction_times(timelines, at, self.task_)
-        return screen(timelines, queries, self.task_, self.fitted_.vocabulary.codes, self.fitted_.outcomes)
-
-    def _screened(self, timelines: Timelines, at: At) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """The same; ForecastError where nobody can be scored."""
-        scored, skipped = self._screen(timelines, at)
-        if not scored.height and skipped.height:
-            raise nobody_scored(skipped)
-        return scored, skipped
-
-    def _scorer(self, branch: str, spans: Sequence[Horizon], fitted: Fitted | None = None) -> Score:
-        """The path of `forecast` from timelines and scored rows to risks, with the horizons' labels."""
-        answering = self.fitted_ if fitted is None else fitted
-
-        def score(timelines: Timelines, rows: pl.DataFrame) -> pl.DataFrame:
-            hazards = outcome_hazards(answering, timelines, rows, branch, self.config.network.max_events)
-            time = pl.col("prediction_time")
-            labels = pl.concat(
-                rows.select(time.unique()).select(
-                    time, horizon_days=h.days_after(time).cast(pl.Float64), horizon=pl.lit(h.label)
-                )
-                for h in spans
-            ).unique(["prediction_time", "horizon_days"], keep="first", maintain_order=True)
-            return risk_table(hazards, spans).join(labels, on=["prediction_time", "horizon_days"])
-
-        return score
-
-    def _branch(self, branch: str | None) -> str:
-        self._check_fitted()
-        return check_branch(self.fitted_, branch)
-
-    def _check_fitted(self) -> None:
+    def _check_fitted(self, *, task: bool = True) -> Fitted:
         if not hasattr(self, "fitted_"):
             raise ForecastError("a fitted model", "one that was not fitted", "call fit, or load_model")
+        if task and not hasattr(self, "task_"):
+            raise ForecastError("a model of a task's outcomes", "one that was fitted without", "call its `adapt` first")
+        return self.fitted_
+
+
+def _trained_on(splits: pl.DataFrame, key: str) -> pl.DataFrame:
+    """Hashed ids of the subjects who were used, with their split."""
+    used = splits.filter(pl.col("split").is_in(["train", "tuning"]))
+    hashes = pl.Series(hashed_ids(used["subject_id"].to_numpy(), key), dtype=pl.String)
+    return used.select(hashed_id=hashes, split="split").sort("hashed_id")
+
+
+def _together(first: pl.DataFrame, more: pl.DataFrame) -> pl.DataFrame:
+    return pl.concat([first, more]).unique("hashed_id", keep="first").sort("hashed_id")
 
 
 def _same_for_all(risk: pl.DataFrame) -> pl.DataFrame:

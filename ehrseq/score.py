@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,22 +33,44 @@ if TYPE_CHECKING:
 
 def fit_model(
     timelines: Any,
-    task: Task | str | Path,
+    task: Task | str | Path | None,
     out: str | Path,
     *,
     config: ModelConfig | None = None,
+    start: ProgressionModel | str | Path | None = None,
     report: Callable[[int, float], None] | None = None,
 ) -> ProgressionModel:
-    """Fit a progression model and save it to the folder `out`.
+    """Fit a progression model and save it to the folder `out`; without a task, its networks alone (pretraining).
 
-    `report(epoch, tuning_loss)` is called after each epoch. Raises UserError, before fitting, where `out` is taken.
+    With `start`, a model or its folder, that model is adapted to the task (`ProgressionModel.adapt`).
+    `report(epoch, tuning_loss)` is called after each epoch. Interrupted, the same call goes on from the last epoch,
+    which is kept beside `out` until the model is written. Raises UserError, before fitting, where `out` is taken.
     """
     from ehrseq.estimator import ProgressionModel
 
     check_target(out, "model")
-    model = ProgressionModel(config).fit(timelines, task, report=report)
-    model.save(out)
+    training = Path(out).with_name(f".{Path(out).name}.training")
+    if start is None:
+        model = ProgressionModel(config).fit(timelines, task, report=report, checkpoint=training)
+    elif task is None:
+        raise UserError("a task to adapt the model to", "none", "give the task file")
+    else:
+        model = _loaded(start).adapt(timelines, task, config=config, report=report, checkpoint=training)
+    if os.environ.get("RANK", "0") == "0":  # processes that trained together have the same model
+        model.save(out)
+        shutil.rmtree(training, ignore_errors=True)
     return model
+
+
+def recalibrate_model(model: ProgressionModel | str | Path, timelines: Any, out: str | Path) -> ProgressionModel:
+    """Set the level and slope of a model on another site's subjects and save it to the folder `out`.
+
+    See `ProgressionModel.recalibrate`. Raises UserError, before anything else, where `out` is taken.
+    """
+    check_target(out, "model")
+    recalibrated = _loaded(model).recalibrate(timelines)
+    recalibrated.save(out)
+    return recalibrated
 
 
 def score_export(
@@ -55,18 +79,19 @@ def score_export(
     out: str | Path | None = None,
     *,
     at: Any = None,
+    branch: str | None = None,
     file_format: str = "parquet",
     progress: bool = False,
 ) -> Forecast:
     """Forecast everyone in a FHIR export or a timelines folder, and write the forecast folder `out`.
 
-    `source` is what `read_fhir` reads, a timelines folder, a Timelines or an event frame; `at` as in
+    `source` is what `read_fhir` reads, a timelines folder, a Timelines or an event frame; `at` and `branch` as in
     `ProgressionModel.forecast`; `file_format` "parquet" or "csv". Returns the Forecast. Raises UserError.
     """
     check_format(file_format)
     if out is not None:
         check_target(out, "forecast")
-    forecast = _loaded(model).forecast(open_timelines(source, progress=progress), at)
+    forecast = _loaded(model).forecast(open_timelines(source, progress=progress), at, branch=branch)
     if out is not None:
         forecast.save(out, file_format=file_format)
     return forecast
@@ -231,11 +256,12 @@ def inspect(folder: str | Path) -> dict[str, Any]:
         return {"kind": kind, **Timelines.load(folder).summary()}
     if kind == "model":
         model = _loaded(folder)
+        task = getattr(model, "task_", None)
         return {
             "kind": kind,
-            "model": next(iter((*model.fitted_.branches, "age_sex"))),
+            "model": next(iter((*model.fitted_.branches, "age_sex"))) if task is not None else "pretrained",
             "outcomes": model.fitted_.events,
-            "horizons": [h.label for h in model.task_.horizons],
+            "horizons": [h.label for h in task.horizons] if task is not None else [],
             "codes": len(model.fitted_.vocabulary.codes),
             "parameters": sum(p.numel() for n in model.fitted_.networks[:1] for p in n.parameters()),
             "members": len(model.fitted_.networks),

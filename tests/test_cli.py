@@ -17,6 +17,7 @@ import pytest
 import ehrseq.config
 import ehrseq.demo
 from ehrseq.cli import main
+from ehrseq.config import ModelConfig
 from ehrseq.errors import EhrseqError
 from ehrseq.forecast.table import Forecast
 from ehrseq.timeline.store import Timelines
@@ -27,12 +28,25 @@ CANARY = "zzcanary"
 SUBJECTS = 120
 
 
+class Small:
+    """In the place of ModelConfig: a network of this size is fitted in a second."""
+
+    from_dict = ModelConfig.from_dict
+
+    def __new__(cls, seed, model="hybrid"):
+        return replace(CONFIG, seed=seed, model=model)
+
+    @staticmethod
+    def of_size(size, **settings):
+        return replace(CONFIG, **settings)
+
+
 def call(*arguments):
     """Run a verb in this process; the exit status."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["ehrseq", *map(str, arguments)])
-        for room in (ehrseq.config, ehrseq.demo):  # a network of this size is fitted in a second
-            patch.setattr(room, "ModelConfig", lambda seed, model="hybrid": replace(CONFIG, seed=seed, model=model))
+        for room in (ehrseq.config, ehrseq.demo):
+            patch.setattr(room, "ModelConfig", Small)
         try:
             main()
         except SystemExit as end:
@@ -201,6 +215,40 @@ def test_score_an_export_and_its_timelines(run, work, tmp_path, file_format):
     assert re.search(r"^  already_present: \d+$", out, re.MULTILINE)
     assert "do not judge it on them" in out
     assert out.endswith(f"forecasts: {tmp_path / 'stored'}\n")
+
+
+def test_score_by_one_branch(run, refused, work, tmp_path):
+    status, _, err = run("score", work / "model", work / "timelines", "--branch", "boosted", "--out", tmp_path / "f")
+    assert (status, err) == (0, "")
+    assert Forecast.load(tmp_path / "f").metadata["model"] == "boosted"
+    assert "'cox'" in refused("score", work / "model", work / "timelines", "--branch", "cox", "--out", tmp_path / "g")
+
+
+def test_pretrain_adapt_and_recalibrate(run, refused, work, tmp_path):
+    start, timelines = tmp_path / "start", work / "timelines"
+    assert run("fit", timelines, "--pretrain", "--out", start)[0] == 0
+    assert "pretrained" in run("inspect", start)[1]
+    assert "adapt" in refused("score", start, timelines, "--out", tmp_path / "none")
+    status, out, err = run(
+        "fit",
+        timelines,
+        "--task",
+        work / "simulation" / "task.toml",
+        "--start",
+        start,
+        "--model",
+        "transformer",
+        "--out",
+        tmp_path / "m",
+    )
+    assert (status, err) == (0, "")
+    assert "training" in out
+    assert not list(tmp_path.glob(".*"))  # nothing is left of the training state
+    status, out, err = run("recalibrate", tmp_path / "m", timelines, "--out", tmp_path / "r")
+    assert (status, err) == (0, "")
+    assert re.search(r"^death +\d+\.\d +\d+\.\d +\d+\.\d$", out, re.MULTILINE)
+    assert "not fitted on" in refused("recalibrate", tmp_path / "r", timelines, "--out", tmp_path / "again")
+    assert "task" in refused("fit", timelines, "--pretrain", "--start", start, "--out", tmp_path / "x")
 
 
 def test_evaluate_a_model_and_a_forecast_folder(run, work, tmp_path):

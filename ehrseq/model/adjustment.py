@@ -89,17 +89,20 @@ class Adjustment:
         return cls(np.ones(n_hazards), np.zeros((n_hazards, n_intervals)))
 
 
-def fit_level(samples: Sequence[tuple[Float, Outcomes]]) -> Adjustment:
+def fit_level(samples: Sequence[tuple[Float, Outcomes]], prior_events: float = 0.0) -> Adjustment:
     """Expected events equal to the observed ones over all samples of (log hazards (Q, H, I), outcomes).
 
-    The shift of a hazard is its maximum-likelihood intercept, and that of each interval, drawn to the former.
+    The shift of a hazard is its maximum-likelihood intercept (drawn to none by `prior_events` subjects with an event),
+    and that of each interval, drawn to the former.
     """
     pairs = [(np.array(o.counts(log_hazard)), o) for log_hazard, o in samples]
     # in units of landmarks: the samples' subjects count alike, however many landmarks each has in a sample
     observed, expected = np.sum([counts / o.landmarks_per_subject for counts, o in pairs], axis=0)
     prior = LEVEL_PRIOR / max(o.landmarks_per_subject for _, o in pairs)
     some = observed.sum(1, keepdims=True) > 0
-    level = np.where(some, observed.sum(1, keepdims=True), 1) / np.where(some, expected.sum(1, keepdims=True), 1)
+    some = some | (prior_events > 0)
+    seen, awaited = (x.sum(1, keepdims=True) + prior_events for x in (observed, expected))
+    level = np.where(some, seen, 1) / np.where(some, awaited, 1)
     shift = np.log(level) + np.where(some, np.log((observed + prior) / (level * expected + prior)), 0)
     return Adjustment(np.ones(len(shift)), shift)
 

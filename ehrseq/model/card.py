@@ -15,25 +15,32 @@ KINDS = {
 
 
 def model_card(
-    task: Mapping[str, Any], facts: Mapping[str, Any], events: Mapping[str, int], refused: Sequence[str]
+    task: Mapping[str, Any] | None, facts: Mapping[str, Any], events: Mapping[str, int], refused: Sequence[str]
 ) -> str:
     """Markdown: what the model forecasts, what it was fitted on, and what it must not be used for.
 
     >>> print(model_card({"horizons": ["1y"]}, {"n_train": 9, "n_tuning": 2}, {"t2d": 3}, []).splitlines()[0])
     # Model card
     """
+    forecasts = (
+        ["Transformers over event timelines, fitted without outcomes: it forecasts nothing until it is adapted."]
+        if task is None
+        else [
+            f"{KINDS[str(facts.get('model', 'hybrid'))]}.",
+            "Forecasts the cumulative incidence of each outcome, competing risks respected. Fitted by ehrseq.",
+            "",
+            "## Forecasts",
+            f"Horizons: {', '.join(task['horizons'])}.",
+            "",
+            "| outcome | training subjects with it |",
+            "|---|---|",
+            *(f"| {name} | {count} |" for name, count in events.items()),
+        ]
+    )
     lines = [
         "# Model card",
         "",
-        f"{KINDS[str(facts.get('model', 'hybrid'))]}.",
-        "Forecasts the cumulative incidence of each outcome, competing risks respected. Fitted by ehrseq.",
-        "",
-        "## Forecasts",
-        f"Horizons: {', '.join(task['horizons'])}.",
-        "",
-        "| outcome | training subjects with it |",
-        "|---|---|",
-        *(f"| {name} | {count} |" for name, count in events.items()),
+        *forecasts,
         "",
         *(["Not fitted, for want of training events: " + ", ".join(refused) + ".", ""] if refused else []),
         "## Fitted on",

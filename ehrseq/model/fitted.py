@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ class Fitted:
 
     A branch is a way from history to log hazards: `transformer` (the networks), `boosted`, `cox`, and `hybrid`, which
     blends the first two with weight `blend` (H,) on the boosted. `adjustments` sets level and slope of each.
+    `recalibrated` has what setting them again for another site gave. `data_hash` is that of the data first fitted on.
     """
 
     vocabulary: Vocabulary
@@ -50,6 +51,7 @@ class Fitted:
     events: dict[str, int]
     history: list[list[float]]
     data_hash: str
+    recalibrated: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -105,6 +107,7 @@ class Fitted:
             "calibration": {
                 "adjustments": {name: a.to_dict() for name, a in self.adjustments.items()},
                 "blend": self.blend.tolist(), "cox": [c.to_dict() for c in self.cox],
+                "recalibrated": self.recalibrated,
                 "boosted": [{"linear": b.linear.to_dict(), "period": b.period.tolist()} for b in self.boosted],
             },
         }  # fmt: skip
@@ -138,7 +141,7 @@ class Fitted:
                 k: {o: HazardBaseline.from_dict(b) for o, b in v.items()} for k, v in parts["baselines"].items()
             },
             supported_days=training["supported_days"], events=training["events"], history=training["history"],
-            data_hash=str(artifact.facts["data_hash"]),
+            data_hash=str(artifact.facts["data_hash"]), recalibrated=list(settings.get("recalibrated", [])),
         )  # fmt: skip
 
 

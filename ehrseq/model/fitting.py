@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -16,6 +17,7 @@ from ehrseq.features.tabular import Tabulator
 from ehrseq.model.adjustment import Adjustment, Outcomes, blend_weight, fit_level, fit_slope
 from ehrseq.model.baselines import HazardBaseline
 from ehrseq.model.boosted import BoostedHazard, Cuts, PersonPeriods, age_and_times, periods, person_periods
+from ehrseq.model.checkpoint import Checkpoint
 from ehrseq.model.cox import CoxHazard
 from ehrseq.model.fitted import HYBRID, Fitted, linear_features
 from ehrseq.model.heads import HazardName, base_log_hazard, hazard_names, interval_edges
@@ -24,6 +26,7 @@ from ehrseq.model.members import fit_member
 from ehrseq.model.sample import Labeller, Part, Sample, history_of
 from ehrseq.task.definition import Task
 from ehrseq.task.outcome import occurrences
+from ehrseq.timeline.hierarchy import code_parents
 from ehrseq.timeline.store import Timelines
 from ehrseq.tokens.encode import EncodedTimelines
 from ehrseq.tokens.vocabulary import FIRST_CODE, Vocabulary, is_static_fact
@@ -35,33 +38,34 @@ LEVEL_LANDMARKS = {"train": 3, "tuning": 8}
 
 
 def fit_model(
-    timelines: Timelines, task: Task, splits: pl.DataFrame, config: ModelConfig, report: Report | None = None
-) -> Fitted:
-    """Fit on the `train` split; `tuning` stops early, blends and adjusts. Other subjects are not looked at."""
-    split = {name: timelines.select(_members(splits, name)) for name in ("train", "tuning")}
-    vocabulary = Vocabulary.fit(split["train"].events, config.network, split["train"].subjects)
-    if not vocabulary.codes:
-        raise TimelineError(
-            f"codes that at least {config.network.min_subjects} training subjects have",
-            "none",
-            "fit on more subjects, or lower min_subjects",
-        )
-    parts = {name: Part.prepare(some, vocabulary, name) for name, some in split.items()}
+    timelines: Timelines, task: Task, splits: pl.DataFrame, config: ModelConfig, report: Report | None = None,
+    checkpoint: str | Path | None = None, start: Fitted | None = None,
+) -> Fitted:  # fmt: skip
+    """Fit on the `train` split; `tuning` stops early, blends and adjusts. Other subjects are not looked at.
+
+    `checkpoint` is a folder that keeps the state of the networks' training after each epoch. With `start`, the
+    vocabulary is that of an earlier model, and the networks go on from its own.
+    """
+    vocabulary = learn_vocabulary(timelines, splits, config) if start is None else start.vocabulary
+    parts = split_parts(timelines, splits, vocabulary)
     happened = occurrences(timelines, task)
     events = _count_events(happened, parts["train"].subjects, task)
     edges = interval_edges(task.max_horizon_days + 2, config.network.intervals)
-    changing = [c for c in vocabulary.summary_codes if not is_static_fact(c)]
-    auxiliary = tuple(changing[: config.training.auxiliary_codes])
-    index = np.array([FIRST_CODE + vocabulary.codes.index(c) for c in auxiliary], dtype=np.int64)
+    auxiliary = auxiliary_codes(vocabulary, config.training.auxiliary_codes) if start is None else start.auxiliary
+    index = code_indices(vocabulary, auxiliary)
     labeller = Labeller(happened, timelines.subjects, task, hazard_names(task.outcomes), index)
-    labeller, sample = _draw_learnable(parts["train"], labeller, events, config)
+    labeller, sample = _draw_learnable(parts["train"], labeller, task, events, config)
     hazards = labeller.hazards
     networks, history, boosted = [], [], []
-    if config.model in ("transformer", "hybrid"):
+    if config.has_networks:
+        origin = "" if start is None else start.data_hash
+        run = (config.to_dict(), task.to_dict(), origin, [data_hash(part.encoded) for part in parts.values()])
+        kept = None if checkpoint is None else Checkpoint.open(checkpoint, *run)
         for member in range(config.training.members):
             network, losses = fit_member(
-                parts["train"], parts["tuning"], labeller, vocabulary, edges, sample, config, member, report
-            )
+                parts["train"], parts["tuning"], labeller, vocabulary, edges, sample, config, member, report, kept,
+                None if start is None else start.networks[member % len(start.networks)],
+            )  # fmt: skip
             networks.append(network)
             history.append(losses)
     outcomes = Sample(sample.row, sample.time, sample.target.select(slice(len(hazards))))
@@ -71,13 +75,45 @@ def fit_model(
     fitted = Fitted(
         vocabulary, edges, hazards, auxiliary, networks, boosted, cox, {}, np.zeros(len(hazards)),
         _fit_baselines(parts["train"], outcomes, hazards, edges),
-        _supported_days(outcomes.target, hazards, edges), events, history, _data_hash(parts["train"].encoded),
+        _supported_days(outcomes.target, hazards, edges), events, history,
+        data_hash(parts["train"].encoded) if start is None else start.data_hash,
     )  # fmt: skip
     return _adjust(fitted, parts, labeller, config)
 
 
+def learn_vocabulary(timelines: Timelines, splits: pl.DataFrame, config: ModelConfig) -> Vocabulary:
+    """The codes and values of the training subjects; TimelineError where there are none."""
+    train = timelines.select(_members(splits, "train"))
+    vocabulary = Vocabulary.fit(train.events, config.network, train.subjects, code_parents(timelines))
+    if not vocabulary.codes:
+        raise TimelineError(
+            f"codes that at least {config.network.min_subjects} training subjects have",
+            "none",
+            "fit on more subjects, or lower min_subjects",
+        )
+    return vocabulary
+
+
+def split_parts(timelines: Timelines, splits: pl.DataFrame, vocabulary: Vocabulary) -> dict[str, Part]:
+    """The training and the tuning subjects."""
+    return {
+        name: Part.prepare(timelines.select(_members(splits, name)), vocabulary, name) for name in ("train", "tuning")
+    }
+
+
+def auxiliary_codes(vocabulary: Vocabulary, at_most: int) -> tuple[str, ...]:
+    """Codes that come again, the most frequent first as far as the vocabulary says."""
+    ordered = dict.fromkeys((*vocabulary.summary_codes, *vocabulary.codes))
+    return tuple(c for c in ordered if not is_static_fact(c))[:at_most]
+
+
+def code_indices(vocabulary: Vocabulary, codes: Sequence[str]) -> Index:
+    """Where the codes are in the vocabulary."""
+    return np.array([FIRST_CODE + vocabulary.codes.index(c) for c in codes], dtype=np.int64)
+
+
 def _draw_learnable(
-    part: Part, labeller: Labeller, events: dict[str, int], config: ModelConfig
+    part: Part, labeller: Labeller, task: Task, events: dict[str, int], config: ModelConfig
 ) -> tuple[Labeller, Sample]:
     """Landmarks of the training subjects, and the labeller of the outcomes that happen after one of them.
 
@@ -92,13 +128,13 @@ def _draw_learnable(
     for h, hazard in enumerate(labeller.hazards):
         if not hazard.competing and not sample.target.event[:, h].any():
             events[hazard.outcome] = 0
-    learnable = [outcome for outcome in labeller.task.outcomes if events[outcome.name]]
+    learnable = [outcome for outcome in task.outcomes if events[outcome.name]]
     if not learnable:
         raise TaskError(
             "at least one outcome that occurs among the training subjects while they are followed", "none",
             "check the task's codes",
         )  # fmt: skip
-    if len(learnable) < len(labeller.task.outcomes):
+    if len(learnable) < len(task.outcomes):
         labeller = replace(labeller, hazards=hazard_names(learnable))
         sample = draw(labeller)
     return labeller, sample
@@ -238,7 +274,8 @@ def _supported_days(target: Targets, hazards: list[HazardName], edges: Float) ->
     return supported
 
 
-def _data_hash(encoded: EncodedTimelines) -> str:
+def data_hash(encoded: EncodedTimelines) -> str:
+    """SHA-256 of the encoded timelines."""
     digest = hashlib.sha256()
     for column in (encoded.subject_id, encoded.known_time, encoded.code, encoded.value):
         digest.update(np.ascontiguousarray(column).tobytes())

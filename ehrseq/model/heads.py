@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,10 +52,13 @@ class HazardHead(nn.Module):
         self.register_buffer("edges", torch.tensor(edges, dtype=torch.float32), persistent=False)
         self.register_buffer("base", torch.zeros(n_hazards, len(u)))
         self.offset = nn.Parameter(torch.zeros(n_hazards, len(u)))
-        self.linear = nn.Linear(width, n_hazards * SHAPE_TERMS)
-        self.direct = nn.Linear(n_times, n_hazards * SHAPE_TERMS, bias=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Initializing zero-element")  # pretraining has no outcomes
+            self.linear = nn.Linear(width, n_hazards * SHAPE_TERMS)
+            self.direct = nn.Linear(n_times, n_hazards * SHAPE_TERMS, bias=False)
         for parameter in (self.linear.weight, self.linear.bias, self.direct.weight):
-            nn.init.zeros_(parameter)
+            with torch.no_grad():
+                parameter.zero_()
 
     def forward(self, x: Tensor, times: Tensor) -> Tensor:
         """Log hazards (..., H, I) from features (..., width) and times (..., n_times)."""

@@ -103,6 +103,9 @@ def next_known(encoded: EncodedTimelines, code: Index, row: Index, time: Index, 
     left = np.maximum(end - time, 0)
     for c, one in enumerate(code):
         mine = np.flatnonzero(encoded.code == one)
+        if not len(mine):  # a small split may have none of a code
+            days[:, c] = left / MICROSECONDS_PER_DAY
+            continue
         at = np.searchsorted(key[mine], asked)
         found = at < len(mine)
         following = mine[np.minimum(at, len(mine) - 1)]

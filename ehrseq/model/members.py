@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ehrseq.config import ModelConfig
+from ehrseq.model.checkpoint import Checkpoint
 from ehrseq.model.heads import HazardHead, base_log_hazard
 from ehrseq.model.module import LandmarkBatches, ProgressionModule, train
 from ehrseq.model.network import ProgressionNetwork
@@ -22,14 +25,21 @@ Float = NDArray[np.float64]
 Report = Callable[[int, float], None]
 MIN_BATCHES = 24  # an epoch of a small data set still takes this many optimiser steps
 SCALE_TOKENS = 8192
+ADAPTING = 0.5  # of the learning rate, for networks that were pretrained
 
 
 def fit_member(
     training: Part, tuning: Part, labeller: Labeller, vocabulary: Vocabulary, edges: Float, sample: Sample,
-    config: ModelConfig, member: int, report: Report | None,
+    config: ModelConfig, member: int, report: Report | None = None, checkpoint: Checkpoint | None = None,
+    origin: ProgressionNetwork | None = None,
 ) -> tuple[ProgressionNetwork, list[float]]:  # fmt: skip
-    """One network and its tuning loss by epoch; `sample` gives base rates and scales (auxiliary targets last)."""
+    """One network and its tuning loss by epoch; `sample` gives base rates and scales (auxiliary targets last).
+
+    With an `origin` the network starts as that one, but for the hazards of the outcomes.
+    """
     settings, seed = config.training, config.seed + 1000 * member
+    if origin is not None:
+        settings = replace(settings, learning_rate=ADAPTING * settings.learning_rate)
     n_summary = len(vocabulary.summary_codes)
     tokens = len(training.encoded.code) + len(training.start) * settings.landmarks_per_subject
     tokens_per_batch = int(np.clip(tokens / MIN_BATCHES, 256, settings.tokens_per_batch))
@@ -48,11 +58,28 @@ def fit_member(
         _set_base_rates(network.head, sample, edges, 0)
         if network.auxiliary is not None:
             _set_base_rates(network.auxiliary, sample, edges, n_hazards)
-        _set_scales(network, passes[0].batches, sample)
+        if origin is None:
+            _set_scales(network, passes[0].batches, sample)
+        else:
+            _go_on_from(network, origin)
         n_batches = max(1.0, tokens / tokens_per_batch)
         module = ProgressionModule(network, settings, training.years / n_batches, n_batches)
-        train(module, passes[0], passes[1], report)
+        start = None if checkpoint is None else checkpoint.load(member)
+        first = os.environ.get("RANK", "0") == "0"  # of processes that train together one keeps the state of all
+        keep = partial(checkpoint.save, member) if checkpoint is not None and first else None
+        train(module, passes[0], passes[1], report, start, keep)
     return network, module.history
+
+
+def _go_on_from(network: ProgressionNetwork, origin: ProgressionNetwork) -> None:
+    """Take over everything but the hazards of outcomes and the base rates, which belong to other intervals."""
+    keep = {
+        name: tensor
+        for name, tensor in origin.state_dict().items()
+        if not name.startswith("head.") and name not in ("auxiliary.base", "auxiliary.terms", "auxiliary.offset")
+    }
+    mine = network.state_dict()
+    network.load_state_dict(mine | {k: t for k, t in keep.items() if k in mine and t.shape == mine[k].shape})
 
 
 def _set_scales(network: ProgressionNetwork, batches: Batches, sample: Sample) -> None:

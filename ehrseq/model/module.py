@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ehrseq.config import TrainingConfig
 from ehrseq.errors import TrainingError
+from ehrseq.model.checkpoint import KeepState, State, under
 from ehrseq.model.landmarks import Targets
 from ehrseq.model.loss import exposure_and_event, poisson_negative_log_likelihood
 from ehrseq.model.network import ProgressionNetwork
@@ -53,11 +55,19 @@ class LandmarkBatches:
         self.fixed = None if redraw else draw(self.rng)
 
     def __iter__(self) -> Iterator[TrainingBatch]:
-        """One pass over the subjects."""
+        """One pass over the subjects; processes that train together share it, and take equally many steps."""
         sample = self.fixed or self.draw(self.rng)
         shuffle = None if self.fixed else self.rng
-        for batch in self.batches.over(sample.row, sample.time, self.tokens_per_batch, shuffle):
+        share = (int(os.environ.get("RANK", "0")), world_size())
+        for batch in self.batches.over(
+            sample.row, sample.time, self.tokens_per_batch, shuffle, share, even=self.fixed is None
+        ):
             yield with_targets(batch, sample.target)
+
+
+def world_size() -> int:
+    """How many processes train together, as `torchrun` says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def with_targets(batch: Batch, target: Targets) -> TrainingBatch:
@@ -116,8 +126,11 @@ class ProgressionModule(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Keep the best weights."""
-        outcomes, auxiliary, weight = torch.stack(self._sums).sum(0).tolist()
+        sums = torch.stack(self._sums).sum(0) if self._sums else torch.zeros(3, dtype=torch.float64, device=self.device)
         self._sums.clear()
+        if world_size() > 1:
+            torch.distributed.all_reduce(sums)
+        outcomes, auxiliary, weight = sums.tolist()
         # without outcomes (pretraining) the auxiliary hazards are what is learned
         mean = (outcomes if len(self.network.head.base) else auxiliary) / max(weight, 1e-12)
         self.history.append(mean)
@@ -143,7 +156,7 @@ class ProgressionModule(lightning.LightningModule):
             lr=c.learning_rate,
             betas=(0.9, 0.98),
         )
-        steps = max(1.0, c.max_epochs * self.batches_per_epoch)
+        steps = max(1.0, c.max_epochs * self.batches_per_epoch / world_size())
 
         def rate(step: int) -> float:
             return min(1.0, (step + 1) / c.warmup_steps) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
@@ -161,20 +174,41 @@ def train(
     training: LandmarkBatches,
     tuning: LandmarkBatches,
     report: Callable[[int, float], None] | None = None,
+    start: State | None = None,
+    keep: Callable[[State], None] | None = None,
 ) -> None:
     """Fit until the tuning likelihood stops improving; the network ends with its best weights.
 
-    `report(epoch, tuning_loss)` is called after each epoch.
+    `report(epoch, tuning_loss)` is called after each epoch, and `keep` with the state then; training that goes on from
+    such a `start` gives the weights that it would have given.
     """
     module.report = report
+    if start is not None:
+        module.history, module.best_loss = list(start.facts["history"]), start.facts["best_loss"]
+        module.best_weights = under("best.", start.tensors)
+    left = module.config.max_epochs - len(module.history)
+    if left > 0 and not (start is not None and start.facts["stopped"]):
+        _run(module, training, tuning, left, keep, start)
+    module.network.load_state_dict(module.best_weights)
+    module.network.eval()
+
+
+def _run(
+    module: ProgressionModule, training: LandmarkBatches, tuning: LandmarkBatches, epochs: int,
+    keep: Callable[[State], None] | None, start: State | None,
+) -> None:  # fmt: skip
     stop = lightning.callbacks.EarlyStopping("tuning_loss", patience=module.config.patience, mode="min")
     with _quiet():
+        on_gpu = torch.cuda.is_available()
         trainer = lightning.Trainer(
-            max_epochs=module.config.max_epochs,
+            max_epochs=epochs,
             accelerator="auto",
-            devices=1,
+            devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+            num_nodes=max(1, world_size() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
+            strategy="ddp" if world_size() > 1 else "auto",
+            precision="bf16-mixed" if on_gpu and module.config.bfloat16 else "32-true",  # slower on a CPU
             gradient_clip_val=module.config.gradient_clip,
-            callbacks=[stop],
+            callbacks=[stop] if keep is None else [stop, KeepState(module, training.rng, stop, keep, start)],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -182,8 +216,6 @@ def train(
             num_sanity_val_steps=0,
         )
         trainer.fit(module, training, tuning)
-    module.network.load_state_dict(module.best_weights)
-    module.network.eval()
 
 
 @contextmanager

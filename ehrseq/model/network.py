@@ -90,8 +90,9 @@ class Standardised(nn.Module):
 class ProgressionNetwork(nn.Module):
     """One token an event, one query token a prediction time; hazards are read at the queries.
 
-    An event's embedding is the sum of its code, its coded value, its numeric value interpolated between quantile
-    knots, and its times. The query's embedding is the sum of its times and of the summary of what is visible.
+    An event's embedding is the sum of its code and its known ancestors, its coded value, its numeric value interpolated
+    between quantile knots, and its times. The query's embedding is the sum of its times and of the summary of what is
+    visible.
     """
 
     def __init__(
@@ -153,6 +154,8 @@ class ProgressionNetwork(nn.Module):
         below, above = self.knot(batch.knot), self.knot(batch.knot + (batch.knot > 0))
         value = below + batch.fraction.unsqueeze(-1) * (above - below)
         code, times = self.code(batch.code), self.event_times(batch.event_features)
+        if batch.ancestors.shape[-1]:
+            code = code + self.code(batch.ancestors).sum(-2)
         out: Tensor = code + self.coded_value(batch.coded_value) + value + times
         return out
 

@@ -24,12 +24,12 @@ Index = NDArray[np.int64]
 class Labeller:
     """What is to be learned: the hazards of the task's outcomes, and the next occurrence of auxiliary codes.
 
-    `auxiliary` are indices of the vocabulary's codes.
+    `auxiliary` are indices of the vocabulary's codes. Without a task there are no hazards of outcomes.
     """
 
-    occurrences: pl.DataFrame
+    occurrences: pl.DataFrame | None
     subjects: pl.DataFrame
-    task: Task
+    task: Task | None
     hazards: list[HazardName]
     auxiliary: Index
 
@@ -77,10 +77,13 @@ class Part:
     ) -> Sample:
         """Landmarks uniform over each subject's follow-up with their targets, auxiliary ones last."""
         row, time, weight = draw_landmarks(self.start, self.end, per_subject, rng)
-        found = targets(
-            self.encoded.subject_id[row], time, weight, occurrences=labeller.occurrences,
-            subjects=labeller.subjects, task=labeller.task, hazards=labeller.hazards,
-        )  # fmt: skip
+        if labeller.task is None or labeller.occurrences is None:
+            found = Targets(np.zeros((len(row), 0), np.float32), np.zeros((len(row), 0), bool), weight)
+        else:
+            found = targets(
+                self.encoded.subject_id[row], time, weight, occurrences=labeller.occurrences,
+                subjects=labeller.subjects, task=labeller.task, hazards=labeller.hazards,
+            )  # fmt: skip
         if auxiliary and len(labeller.auxiliary):
             more = next_known(self.encoded, labeller.auxiliary, row, time, self.end[row])
             found = Targets(

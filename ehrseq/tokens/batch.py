@@ -28,9 +28,9 @@ Index = NDArray[np.int64]
 class Batch:
     """One padded batch: B sequences of E events and K queries, T = E + K.
 
-    code, coded_value, knot (B, E) int64; fraction (B, E); event_features (B, E, 6); query_features (B, K, 6);
-    summary (B, K, S); mask (B, T, T) bool, True where the row may read the column; query (B, K) int64 row in the
-    query table, -1 for padding.
+    code, coded_value, knot (B, E) int64; ancestors (B, E, P) int64, 0 for none; fraction (B, E); event_features
+    (B, E, 6); query_features (B, K, 6); summary (B, K, S); mask (B, T, T) bool, True where the row may read the column;
+    query (B, K) int64 row in the query table, -1 for padding.
     """
 
     code: Tensor
@@ -42,6 +42,7 @@ class Batch:
     summary: Tensor
     mask: Tensor
     query: Tensor
+    ancestors: Tensor
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,18 @@ class Batches:
         self.n_static = np.bincount(rows[static], minlength=len(encoded.subject_id))
 
     def over(
-        self, subject: Index, time: Index, tokens_per_batch: int, rng: np.random.Generator | None = None
-    ) -> Iterator[Batch]:
-        """Batches that hold every query once; `subject` are rows of the encoded timelines."""
+        self, subject: Index, time: Index, tokens_per_batch: int, rng: np.random.Generator | None = None,
+        share: tuple[int, int] = (0, 1), *, even: bool = False,
+    ) -> Iterator[Batch]:  # fmt: skip
+        """Batches that hold every query once; `subject` are rows of the encoded timelines.
+
+        With a `share` (i, n), the i-th of n processes gets every n-th; `even` leaves out the last few, so that all get
+        equally many.
+        """
         sequences = plan_sequences(self.encoded, subject, time, self.max_events)
-        for rows in pack(sequences, tokens_per_batch, rng):
+        packed = pack(sequences, tokens_per_batch, rng)
+        mine, world = share
+        for rows in packed[mine : len(packed) - len(packed) % world if even else None : world]:
             yield self.collate(sequences, rows, subject, time)
 
     def collate(self, sequences: Sequences, rows: Index, subject: Index, time: Index) -> Batch:
@@ -148,6 +156,7 @@ class Batches:
             summary=torch.from_numpy(summary),
             mask=torch.from_numpy(attention_mask(known, at)),
             query=torch.from_numpy(query),
+            ancestors=torch.from_numpy(np.where(real[..., None], encoded.ancestors[encoded.lineage[index]], 0)),
         )
 
     def query_features(self, subject: Index, at: Index, known: Index) -> NDArray[np.float32]:

@@ -30,7 +30,8 @@ class EncodedTimelines:
 
     subject_id, birth (S,); enrolled (S,) when observation began, UNKNOWN_START where nothing says; offset (S+1,); code,
     coded_value, knot (N,) indices; fraction (N,) weight of the knot above; value (N,) scaled, NaN for none;
-    summary_code (N,) -1 for none; time, known_time (N,) microseconds.
+    summary_code (N,) -1 for none; time, known_time (N,) microseconds; lineage (N,) row of ancestors (L, P), the indices
+    of the codes above it (0 for none).
     """
 
     subject_id: NDArray[np.int64]
@@ -45,6 +46,8 @@ class EncodedTimelines:
     summary_code: NDArray[np.int64]
     time: NDArray[np.int64]
     known_time: NDArray[np.int64]
+    lineage: NDArray[np.int64]
+    ancestors: NDArray[np.int64]
 
     def position(self, subject_ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """The row of each subject."""
@@ -55,7 +58,8 @@ def encode(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Vocabulary)
     """Tokens of the subjects in `subjects` (all with a birth time), sorted by subject_id.
 
     Repeated measurements of one code at one moment become one token with their mean. Codes outside the vocabulary
-    become the unknown token; values in a unit the vocabulary does not know are left out, never mixed.
+    become the unknown token, beside their known ancestors if they have any; values in a unit the vocabulary does not
+    know are left out, never mixed.
     """
     facts = static_facts(subjects, DEMOGRAPHICS).filter(pl.col("code").is_in(vocabulary.codes))
     if "observation_start" not in subjects.columns:
@@ -78,6 +82,7 @@ def encode(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Vocabulary)
         .sort("subject_id", "known", "at", "code", "text_value", "unit")
     )
     tokens = _look_up(tokens, vocabulary)
+    lineage, ancestors = _lineages(tokens["code"], vocabulary)
     knot, fraction, value = _encode_values(tokens, vocabulary)
     subject_id = subjects["subject_id"].to_numpy()
     counts = np.bincount(np.searchsorted(subject_id, tokens["subject_id"].to_numpy()), minlength=len(subject_id))
@@ -94,6 +99,8 @@ def encode(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Vocabulary)
         summary_code=tokens["summary_index"].to_numpy(),
         time=tokens["at"].to_numpy(),
         known_time=tokens["known"].to_numpy(),
+        lineage=lineage,
+        ancestors=ancestors,
     )
 
 
@@ -108,6 +115,19 @@ def _look_up(tokens: pl.DataFrame, vocabulary: Vocabulary) -> pl.DataFrame:
         coded_index=index(pl.col("code") + "=" + pl.col("text_value"), vocabulary.coded_values, 1, 0),
         summary_index=index(pl.col("code"), vocabulary.summary_codes, 0, -1),
     )
+
+
+def _lineages(codes: pl.Series, vocabulary: Vocabulary) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each code its row in a table of ancestors; row 0 has none."""
+    if not vocabulary.parents:
+        return np.zeros(len(codes), np.int64), np.zeros((1, 0), np.int64)
+    some = codes.unique().sort().to_list()
+    above = [[vocabulary.code_index[c] for c in vocabulary.known_ancestors(code)] for code in some]
+    table = np.zeros((1 + len(some), max(map(len, above), default=0)), np.int64)
+    for row, indices in enumerate(above, 1):
+        table[row, : len(indices)] = indices
+    rows = codes.replace_strict(some, list(range(1, 1 + len(some))), return_dtype=pl.Int64)
+    return rows.to_numpy(), table
 
 
 def _encode_values(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ import polars as pl
 
 from ehrseq.config import NetworkConfig, from_mapping
 from ehrseq.timeline.schema import BIRTH_CODE, DEATH_CODE
+from ehrseq.tokens.family import Family
 
 PADDING, UNKNOWN, FIRST_CODE = 0, 1, 2
 DEMOGRAPHICS = ("sex", "race", "ethnicity")
+MAX_ANCESTORS = 8  # a token takes the nearest ones
 CODED_TEXT = r"^\S+//\S+$"  # a coded value such as SNOMED//8392000; free text never enters a vocabulary
 
 
@@ -32,13 +35,15 @@ class ValueScale:
 class Vocabulary:
     """Codes (index FIRST_CODE on), coded values (index 1 on) and value scales known to the model.
 
-    `summary_codes` are what the per-query summaries cover: the most frequent codes, and the static facts.
+    `summary_codes` are what the per-query summaries cover: the most frequent codes, and the static facts. `parents`
+    are (code, parent) pairs that lead from any code to one of `codes`, which hold the ancestors of recorded codes too.
     """
 
     codes: tuple[str, ...]
     coded_values: tuple[str, ...]
     scales: tuple[ValueScale, ...]
     summary_codes: tuple[str, ...]
+    parents: tuple[tuple[str, str], ...] = ()
 
     @property
     def n_codes(self) -> int:
@@ -56,8 +61,13 @@ class Vocabulary:
         return 1 + sum(len(s.knots) for s in self.scales)
 
     @classmethod
-    def fit(cls, events: pl.DataFrame, config: NetworkConfig, subjects: pl.DataFrame | None = None) -> Vocabulary:
+    def fit(
+        cls, events: pl.DataFrame, config: NetworkConfig, subjects: pl.DataFrame | None = None,
+        parents: pl.DataFrame | None = None,
+    ) -> Vocabulary:  # fmt: skip
         """Learn the vocabulary from the events, and the demographics, of the training subjects.
+
+        `parents` (optional) has `code` and `parent`: ancestors that enough subjects have a descendant of are codes too.
 
         >>> events = pl.DataFrame({"subject_id": [1, 2], "code": ["A//1", "A//1"], "text_value": [None, None],
         ...     "numeric_value": [1.0, 3.0], "unit": ["kg", "kg"]}, schema_overrides={"text_value": pl.String})
@@ -73,6 +83,9 @@ class Vocabulary:
         )
         summary_codes = (*codes[: config.summary_codes], *(f for f in facts if f not in codes[: config.summary_codes]))
         codes += facts
+        family = Family.of(() if parents is None else parents.select("code", "parent").rows())
+        above = _frequent(family.ancestor_events(events), pl.col("code"), config.min_subjects)
+        codes += [code for code in above if code not in set(codes)]
         known = events.filter(pl.col("code").is_in(codes))
         coded = known.filter(pl.col("text_value").str.contains(CODED_TEXT))
         values = _frequent(coded, pl.col("code") + "=" + pl.col("text_value"), config.min_subjects)
@@ -84,7 +97,49 @@ class Vocabulary:
             )
             if group["subject_id"].n_unique() >= config.min_subjects
         )
-        return cls(tuple(sorted(set(codes))), tuple(sorted(values)), scales, summary_codes)
+        return cls(
+            tuple(sorted(set(codes))), tuple(sorted(values)), scales, summary_codes, family.leading_to(set(codes))
+        )
+
+    def with_parents(self, parents: pl.DataFrame) -> Vocabulary:
+        """The same codes, with further (code, parent) pairs: those of the data to be scored."""
+        family = Family.of([*self.parents, *parents.select("code", "parent").iter_rows()])
+        return replace(self, parents=family.leading_to(set(self.codes)))
+
+    @cached_property
+    def family(self) -> Family:
+        """Who is above whom."""
+        return Family.of(self.parents)
+
+    def known_ancestors(self, code: str) -> list[str]:
+        """The ancestors of a code that are in the vocabulary, the nearest first, at most MAX_ANCESTORS."""
+        index = self.code_index
+        return [c for c in self.family.ancestors(code) if c in index][:MAX_ANCESTORS]
+
+    @cached_property
+    def code_index(self) -> dict[str, int]:
+        """Row of the code embedding by code."""
+        return {code: FIRST_CODE + i for i, code in enumerate(self.codes)}
+
+    def understood(self, codes: pl.Series) -> list[str]:
+        """The vocabulary's codes, and those of `codes` that have a known ancestor."""
+        if not self.parents:
+            return list(self.codes)
+        others = codes.unique().drop_nulls().sort().to_list()
+        return [*self.codes, *(c for c in others if c not in self.code_index and self.known_ancestors(c))]
+
+    def unseen_codes(self, events: pl.DataFrame) -> pl.DataFrame:
+        """The codes of these events that are not in the vocabulary, the most frequent first.
+
+        Columns: `code`; `events` and `subjects`, how many; `backs_off_to`, the nearest known ancestor, or null.
+        """
+        other = model_events(events).filter(~pl.col("code").is_in(self.codes))
+        counts = other.group_by("code").agg(events=pl.len(), subjects=pl.col("subject_id").n_unique())
+        nearest = {c: next(iter(self.known_ancestors(c)), None) for c in counts["code"].to_list()}
+        return counts.with_columns(
+            pl.col("events", "subjects").cast(pl.Int64),
+            backs_off_to=pl.Series([nearest[c] for c in counts["code"].to_list()], dtype=pl.String),
+        ).sort("events", "code", descending=[True, False])
 
     def to_dict(self) -> dict[str, Any]:
         """The vocabulary as JSON-safe content."""
@@ -96,13 +151,17 @@ class Vocabulary:
                 for s in self.scales
             ],
             "summary_codes": list(self.summary_codes),
+            "parents": [list(pair) for pair in self.parents],
         }
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Vocabulary:
         """The vocabulary that `to_dict` wrote."""
         scales = tuple(from_mapping(ValueScale, {**s, "knots": tuple(s["knots"])}) for s in content["scales"])
-        return cls(tuple(content["codes"]), tuple(content["coded_values"]), scales, tuple(content["summary_codes"]))
+        parents = tuple((str(code), str(parent)) for code, parent in content.get("parents", ()))
+        return cls(
+            tuple(content["codes"]), tuple(content["coded_values"]), scales, tuple(content["summary_codes"]), parents
+        )
 
 
 def model_events(events: pl.DataFrame) -> pl.DataFrame:

@@ -33,3 +33,12 @@ def test_the_next_time_that_a_code_becomes_known():
             days = (later.min() - time[q] if happened else left) / MICROSECONDS_PER_DAY
             assert np.isclose(found.days[q, c], days, rtol=1e-6)
     assert found.event.any(0).all()
+
+
+def test_a_code_that_a_split_does_not_have_is_never_next():
+    timelines = cohort(20)
+    vocabulary = Vocabulary.fit(timelines.events, NetworkConfig(min_subjects=3), timelines.subjects)
+    encoded = encode(timelines.events, timelines.subjects.sort("subject_id"), vocabulary)
+    found = next_known(encoded, np.array([999]), np.array([3]), np.array([0]), np.array([5 * MICROSECONDS_PER_DAY]))
+    assert not found.event.any()
+    assert found.days.tolist() == [[5.0]]

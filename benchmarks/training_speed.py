@@ -1,0 +1,160 @@
+"""How fast the networks train on one core: tokens a second, and the share of the core's matrix-multiply rate.
+
+    python benchmarks/training_speed.py [--data FOLDER_WITH_nafld_fhir] [--width 64 256] [--batches 60] [--repeat 3]
+
+Trains a network of each width (three layers; other settings are the defaults) for some batches of real steps - drawing
+landmarks, collating, forward, backward, clipping, optimiser - in one thread, on NAFLD or, without data, on 2,000
+simulated people. Prints one JSON object a width: tokens a second (events and queries, padding not counted),
+floating-point operations a second (as counted by torch over forward and backward, padding included as it is computed),
+the rate of a 1,024-square matrix product in the same run, before and after, their ratio, and where the time goes. CPU
+time of the process, which other work on the machine disturbs less than wall time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import ehrseq as es
+from ehrseq.model import fitting
+from ehrseq.model.heads import hazard_names, interval_edges
+from ehrseq.model.members import _set_base_rates, _set_scales
+from ehrseq.model.module import LandmarkBatches, ProgressionModule, TrainingBatch
+from ehrseq.model.network import ProgressionNetwork
+from ehrseq.model.sample import Labeller
+from ehrseq.task.outcome import occurrences
+from ehrseq.task.split import split_subjects
+from ehrseq.tokens.batch import Batches
+
+
+def matmul_rate(seconds: float = 1.0) -> float:
+    """Floating-point operations a CPU second of a square matrix product."""
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    start, n = time.process_time(), 0
+    while time.process_time() - start < seconds:
+        a @ b
+        n += 1
+    return n * 2 * 1024**3 / (time.process_time() - start)
+
+
+def prepare(
+    timelines: es.Timelines, task: es.Task, config: es.ModelConfig
+) -> tuple[ProgressionModule, LandmarkBatches]:
+    """The training plan of one network, as `fit` makes it."""
+    splits = split_subjects(timelines, seed=config.seed)
+    vocabulary = fitting.learn_vocabulary(timelines, splits, config)
+    part = fitting.split_parts(timelines, splits, vocabulary)["train"]
+    edges = interval_edges(task.max_horizon_days + 2, config.network.intervals)
+    auxiliary = fitting.auxiliary_codes(vocabulary, config.training.auxiliary_codes)
+    index = fitting.code_indices(vocabulary, auxiliary)
+    labeller = Labeller(occurrences(timelines, task), timelines.subjects, task, hazard_names(task.outcomes), index)
+
+    def draw(rng: Any) -> Any:
+        return part.draw(rng, config.training.landmarks_per_subject, labeller, auxiliary=True)
+
+    batches = Batches(part.encoded, len(vocabulary.summary_codes), config.network.max_events)
+    passes = LandmarkBatches(batches, draw, config.training.tokens_per_batch, config.seed, redraw=True)
+    torch.manual_seed(config.seed)
+    network = ProgressionNetwork(vocabulary, config.network, len(labeller.hazards), edges, len(auxiliary))
+    sample = draw(passes.rng)
+    _set_base_rates(network.head, sample, edges, 0)
+    _set_scales(network, batches, sample)
+    n_batches = max(1.0, (len(part.encoded.code) + len(sample.row)) / config.training.tokens_per_batch)
+    return ProgressionModule(network, config.training, part.years / n_batches, n_batches), passes
+
+
+def endless(passes: LandmarkBatches) -> Iterator[TrainingBatch]:
+    """Batches of one epoch after the other."""
+    while True:
+        yield from passes
+
+
+def measure(module: ProgressionModule, passes: LandmarkBatches, n_batches: int, repeat: int) -> dict[str, Any]:
+    """Figures of `n_batches` optimiser steps, the median of `repeat` runs."""
+    optimizer = module.configure_optimizers()["optimizer"]
+    module.network.train()
+    stream = endless(passes)
+    for _ in range(5):  # warm up
+        step(module, next(stream), optimizer, {})
+    runs = []
+    for _ in range(repeat):
+        rate = [matmul_rate()]
+        spent: dict[str, float] = {}
+        tokens, batches, start = 0, [], time.process_time()
+        for _ in range(n_batches):
+            began = time.process_time()
+            batch = next(stream)
+            spent["draw and collate"] = spent.get("draw and collate", 0.0) + time.process_time() - began
+            tokens += int((batch.inputs.code > 0).sum() + (batch.inputs.query >= 0).sum())
+            batches.append(batch)
+            step(module, batch, optimizer, spent)
+        seconds = time.process_time() - start
+        rate.append(matmul_rate())
+        with FlopCounterMode(display=False) as counter:
+            for batch in batches:
+                module.training_step(batch, 0).backward()
+        share = counter.get_total_flops() / seconds / statistics.mean(rate)
+        runs.append((share, tokens / seconds, counter.get_total_flops() / seconds, rate, spent, seconds))
+    share, per_second, flops, rate, spent, seconds = sorted(runs, key=lambda run: run[0])[len(runs) // 2]
+    return {
+        "share_of_matmul_rate": round(share, 3),
+        "all_runs": [round(run[0], 3) for run in runs],
+        "tokens_per_second": round(per_second),
+        "gigaflops": round(flops / 1e9, 2),
+        "matmul_gigaflops": [round(r / 1e9, 1) for r in rate],
+        "stage_share": {name: round(value / seconds, 3) for name, value in spent.items()},
+    }
+
+
+def step(module: ProgressionModule, batch: TrainingBatch, optimizer: Any, spent: dict[str, float]) -> None:
+    """One optimiser step; adds the CPU seconds of its stages to `spent`."""
+    moments = [time.process_time()]
+    loss = module.training_step(batch, 0)
+    moments.append(time.process_time())
+    loss.backward()
+    moments.append(time.process_time())
+    torch.nn.utils.clip_grad_norm_(module.network.parameters(), module.config.gradient_clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    moments.append(time.process_time())
+    for name, begin, end in zip(("forward", "backward", "optimiser"), moments, moments[1:], strict=False):
+        spent[name] = spent.get(name, 0.0) + end - begin
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--width", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--tokens", type=int, default=es.TrainingConfig().tokens_per_batch, help="tokens a batch")
+    parser.add_argument("--batches", type=int, default=60)
+    parser.add_argument("--repeat", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        if options.data is None:
+            es.write_simulation(Path(folder) / "simulation", 2000, seed=0)
+            source, task = Path(folder) / "simulation" / "export", Path(folder) / "simulation" / "task.toml"
+        else:
+            source, task = options.data / "nafld_fhir", Path(__file__).parents[1] / "examples" / "nafld.toml"
+        timelines, task = es.read_fhir(source), es.Task.from_toml(task)
+    for width in options.width:
+        config = es.ModelConfig()
+        training = replace(config.training, tokens_per_batch=options.tokens)
+        config = replace(config, network=replace(config.network, width=width), training=training)
+        module, passes = prepare(timelines, task, config)
+        found = measure(module, passes, options.batches, options.repeat)
+        print(json.dumps({"width": width, "tokens_a_batch": config.training.tokens_per_batch, **found}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""An interrupted fit goes on to the model it would have given; a loss that is not finite leaves the last good state."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import polars as pl
+import pytest
+import torch
+
+from ehrseq.errors import TrainingError, UserError
+from ehrseq.estimator import ProgressionModel
+from ehrseq.model.checkpoint import Checkpoint, State
+from ehrseq.model.module import ProgressionModule
+from tests.toy import CONFIG, TASK, cohort, day
+
+NETWORKS = replace(CONFIG, model="transformer", training=replace(CONFIG.training, max_epochs=4, members=2, patience=2))
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def timelines():
+    return cohort(120)
+
+
+@pytest.fixture(scope="module")
+def whole(timelines):
+    return ProgressionModel(NETWORKS).fit(timelines, TASK)
+
+
+def stop_after(calls):
+    """A report that interrupts the fit at the given call."""
+    left = [calls]
+
+    def report(epoch, loss):
+        left[0] -= 1
+        if left[0] < 0:
+            raise Interrupted
+
+    return report
+
+
+def same(a: ProgressionModel, b: ProgressionModel, timelines) -> None:
+    assert a.fitted_.history == b.fitted_.history
+    risk = [model.forecast(timelines, day(1000)).risk for model in (a, b)]
+    assert risk[0].equals(risk[1])
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 5])
+def test_an_interrupted_fit_goes_on_to_the_same_model(timelines, whole, tmp_path, epochs):
+    folder = tmp_path / "training"
+    with pytest.raises(Interrupted):
+        ProgressionModel(NETWORKS).fit(timelines, TASK, report=stop_after(epochs), checkpoint=folder)
+    seen = []
+    again = ProgressionModel(NETWORKS).fit(
+        timelines, TASK, report=lambda epoch, _: seen.append(epoch), checkpoint=folder
+    )
+    same(whole, again, timelines)
+    assert len(seen) == sum(map(len, whole.fitted_.history)) - epochs  # and no epoch twice
+
+
+def test_a_finished_fit_is_not_run_again(timelines, whole, tmp_path):
+    ProgressionModel(NETWORKS).fit(timelines, TASK, checkpoint=tmp_path / "training")
+    again = ProgressionModel(NETWORKS).fit(timelines, TASK, report=stop_after(0), checkpoint=tmp_path / "training")
+    same(whole, again, timelines)
+
+
+def test_the_state_of_another_run_or_a_damaged_one_is_not_used(timelines, tmp_path):
+    folder = tmp_path / "training"
+    ProgressionModel(NETWORKS).fit(timelines, TASK, checkpoint=folder)
+    with pytest.raises(Interrupted):
+        ProgressionModel(NETWORKS, seed=1).fit(timelines, TASK, report=stop_after(0), checkpoint=folder)
+    with pytest.raises(Interrupted):
+        ProgressionModel(NETWORKS).fit(cohort(121), TASK, report=stop_after(0), checkpoint=folder)
+    file = folder / "member-0.safetensors"
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(Interrupted):
+        ProgressionModel(NETWORKS).fit(timelines, TASK, report=stop_after(0), checkpoint=folder)
+
+
+def test_a_checkpoint_is_not_written_over_other_files(timelines, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="an output folder"):
+        ProgressionModel(NETWORKS).fit(timelines, TASK, checkpoint=tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_good_state(timelines, whole, tmp_path, monkeypatch):
+    folder = tmp_path / "training"
+    losses = ProgressionModule.losses
+
+    def broken(self, batch):
+        return losses(self, batch) * (torch.nan if len(self.history) == 2 else 1)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ProgressionModule, "losses", broken)
+        with pytest.raises(TrainingError, match="not finite"):
+            ProgressionModel(NETWORKS).fit(timelines, TASK, checkpoint=folder)
+    again = ProgressionModel(NETWORKS).fit(timelines, TASK, checkpoint=folder)
+    assert again.fitted_.history[0][:2] == whole.fitted_.history[0][:2]
+    same(whole, again, timelines)
+
+
+def test_a_state_comes_back_as_it_was(tmp_path):
+    checkpoint = Checkpoint.open(tmp_path / "training", {"a": 1})
+    assert checkpoint.load(0) is None
+    checkpoint.save(0, State({"x": torch.arange(3)}, {"n": [0.1, 2**80]}))
+    kept = Checkpoint.open(tmp_path / "training", {"a": 1}).load(0)
+    assert kept is not None
+    assert kept.tensors["x"].tolist() == [0, 1, 2]
+    assert kept.facts == {"n": [0.1, 2**80]}
+    assert Checkpoint.open(tmp_path / "training", {"a": 2}).load(0) is None
+    assert pl.Series([p.name for p in (tmp_path / "training").iterdir()]).sort().to_list() == [
+        "manifest.json",
+        "member-0.safetensors",
+    ]
