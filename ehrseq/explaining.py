@@ -26,6 +26,8 @@ from ehrseq.task.definition import Horizon, Task
 from ehrseq.task.query import resolve_prediction_times
 from ehrseq.timeline.store import Timelines, as_timelines
 
+SHUFFLES = 3  # models of random weights that an explanation is held against
+
 
 class Explaining:
     """Explanations of a fitted model's forecasts; `ProgressionModel` brings what is declared first."""
@@ -134,6 +136,8 @@ class Explaining:
         are told with every explanation. Raises ForecastError where nobody is left.
         """
         branch = self._branch(None)
+        if branch not in self.fitted_.branches:
+            raise ForecastError("a model that reads events", f"the branch '{branch}'", "there is nothing to measure")
         timelines = as_timelines(timelines)
         seen = pl.Series(self.seen_in_training(timelines.subjects["subject_id"].to_numpy()))
         timelines = timelines.select(timelines.subjects["subject_id"].filter(~seen))
@@ -142,9 +146,9 @@ class Explaining:
         drawn = first["subject_id"].unique().sort().sample(min(n, first["subject_id"].n_unique()), seed=seed)
         first = first.filter(pl.col("subject_id").is_in(drawn.implode()))
         spans = self._longest_supported() if horizon is None else (Horizon(horizon),)
-        issued, control = (self._scorer(f, branch, spans) for f in (fitted, randomised(fitted, seed)))
+        controls = [self._scorer(randomised(fitted, seed + i), branch, spans) for i in range(SHUFFLES)]
         self.faithfulness_ = measure(
-            timelines, first, issued, control,
+            timelines, first, self._scorer(fitted, branch, spans), controls,
             demographics=self.config.network.demographics, seed=seed,
         )  # fmt: skip
         return self.faithfulness_
