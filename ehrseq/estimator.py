@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date, datetime
 from functools import partial
@@ -14,19 +14,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ehrseq.config import ModelConfig
-from ehrseq.errors import ArtifactError, EvaluationError, ForecastError, UserError, nearest
+from ehrseq.errors import ArtifactError, EvaluationError, ForecastError, UserError
 from ehrseq.evaluate.evaluation import Evaluation
 from ehrseq.evaluate.study import evaluate_study
-from ehrseq.explain.edits import WhatIf, Without, describe_edits, edit_history, what_if_table
-from ehrseq.explain.explanation import Explanation
-from ehrseq.explain.faithfulness import measure
-from ehrseq.explain.names import display_names
-from ehrseq.explain.occlusion import KINDS, RECENT_EVENTS, Score, occlude
-from ehrseq.explain.randomise import randomised
+from ehrseq.explaining import Explaining
 from ehrseq.forecast.labs import STANDARD, baseline_tables, check_levels, labs_table
 from ehrseq.forecast.paths import PathSource
-from ehrseq.forecast.predict import check_branch, outcome_hazards, vocabulary_for
-from ehrseq.forecast.screen import nobody_scored, screen
+from ehrseq.forecast.predict import outcome_hazards
 from ehrseq.forecast.table import Forecast, risk_table
 from ehrseq.model.artifact import Artifact, hashed_ids, load_artifact, save_artifact
 from ehrseq.model.card import model_card
@@ -38,16 +32,16 @@ from ehrseq.model.recalibration import recalibrate
 from ehrseq.task.definition import Horizon, Task
 from ehrseq.task.label import label
 from ehrseq.task.outcome import occurrences, with_dataset_descendants
-from ehrseq.task.query import resolve_prediction_times
 from ehrseq.task.split import split_subjects
 from ehrseq.task.times import prediction_times
+from ehrseq.timeline.hierarchy import code_parents
 from ehrseq.timeline.store import Timelines, as_timelines
 
 Float = NDArray[np.float64]
 At = str | date | datetime | pl.DataFrame | Any | None
 
 
-class ProgressionModel:
+class ProgressionModel(Explaining):
     """A transformer over event timelines that forecasts competing risks.
 
     Parameters are kept, nothing is computed. After `fit`: `task_`; `fitted_`, with the vocabulary, the networks (one a
@@ -57,8 +51,6 @@ class ProgressionModel:
     >>> ProgressionModel(seed=1).config.seed
     1
     """
-
-    faithfulness_: dict[str, Any] | None = None
 
     def __init__(self, config: ModelConfig | None = None, *, seed: int | None = None) -> None:
         config = config or ModelConfig()
@@ -77,6 +69,7 @@ class ProgressionModel:
         alone (pretraining), for `adapt`. Returns self.
         """
         timelines = as_timelines(timelines)
+        self.faithfulness_ = None  # what was measured was another fit
         splits = split_subjects(timelines, seed=self.config.seed)
         if task is None:
             self.__dict__.pop("task_", None)
@@ -86,7 +79,6 @@ class ProgressionModel:
         # descendants are settled now: an export scored later need not bring the hierarchy along
         self.task_ = with_dataset_descendants(timelines, task if isinstance(task, Task) else Task.from_toml(task))
         self.times_withheld_ = False
-        self.faithfulness_ = None
         self.fitted_ = fit_model(timelines, self.task_, splits, self.config, report, checkpoint)
         self.trained_on_ = _trained_on(splits, self.fitted_.data_hash)
         return self
@@ -162,8 +154,7 @@ class ProgressionModel:
         check_levels(lab_levels)
         branch = self._branch(branch)
         timelines = as_timelines(timelines)
-        fitted = self.fitted_
-        scored, skipped = self._screened(timelines, at)
+        fitted, scored, skipped = self._screened(timelines, at)
         spans = tuple(Horizon(h) for h in horizons) if horizons is not None else self.task_.horizons
         tables = outcome_hazards(fitted, timelines, scored, branch, self.config.network.max_events)
         who = scored.select(pl.col("subject_id").unique().sort())
@@ -177,85 +168,9 @@ class ProgressionModel:
         keys = ["subject_id", "prediction_time"]
         usable = _usable(pl.concat([t.select(keys) for t in (scored, skipped)]).unique().sort(keys), skipped)
         explainer = partial(self.explain, timelines, at, branch=branch)
-        known = replace(fitted, vocabulary=vocabulary_for(fitted, timelines))
-        labs = labs_table(known, timelines, usable, spans, lab_levels)
-        source = PathSource(known, self.task_, timelines, scored, branch, self.config.network.max_events)
+        labs = labs_table(fitted, timelines, usable, spans, lab_levels)
+        source = PathSource(fitted, self.task_, timelines, scored, branch, self.config.network.max_events)
         return Forecast(risk_table(tables, spans), skipped, metadata, tuple(tables), seen, labs, explainer, source)
-
-    def explain(
-        self,
-        timelines: Any,
-        at: At = None,
-        *,
-        patient: str | Sequence[str] | None = None,
-        outcome: str | None = None,
-        horizon: str | None = None,
-        branch: str | None = None,
-        kinds: Sequence[str] = KINDS,
-        recent_events: int = RECENT_EVENTS,
-    ) -> Explanation:
-        """Which past events moved the forecasts that are issued: each is forecast again without them.
-
-        `at` and `branch` as in `forecast`; `patient` (one or several), `outcome` and `horizon` (such as "18m"; default
-        the task's) narrow it down. `kinds` are what is taken out: each "event" of the `recent_events` that became known
-        last, all events of a "code", all of a "window" of time. Raises ForecastError where nobody can be scored for it,
-        and for an unknown outcome; TimelineError for an unknown patient.
-        """
-        branch = self._branch(branch)
-        timelines = as_timelines(timelines)
-        if patient is not None:
-            timelines = timelines.select(timelines.subject_ids([patient] if isinstance(patient, str) else patient))
-        fitted = self.fitted_
-        if outcome is not None and outcome not in fitted.outcomes:
-            raise ForecastError("an outcome that is forecast", f"'{outcome}'", nearest(outcome, fitted.outcomes))
-        scored, skipped = self._screened(timelines, at)
-        if outcome is not None:
-            scored = scored.filter(pl.col("outcome") == outcome)
-            if not scored.height:
-                raise nobody_scored(skipped.filter(pl.col("outcome").fill_null(outcome) == outcome))
-        spans = self.task_.horizons if horizon is None else (Horizon(horizon),)
-        reads = {"age_sex": ("sex",), "null": ()}.get(branch, self.config.network.demographics)
-        contributions, scope = occlude(
-            timelines, scored, self._scorer(branch, spans), kinds=kinds, recent_events=recent_events, demographics=reads
-        )
-        return Explanation(contributions, scope, branch, display_names(timelines), self.faithfulness_)
-
-    def what_if(
-        self,
-        timelines: Any,
-        patient: str,
-        at: At = None,
-        *,
-        without: Sequence[Without] = (),
-        values: Mapping[str, float] | None = None,
-        horizons: Sequence[str] | None = None,
-        branch: str | None = None,
-    ) -> WhatIf:
-        """The forecast of a patient, and of the same history edited: model sensitivity, not effect.
-
-        `without` names codes, or (code, date or time) pairs, whose visible events are left out; `values` gives the last
-        visible value of a code another number, in the unit it is in. All edits are made together. Both forecasts go the
-        whole way, including who cannot be forecast. Raises ForecastError for what is not there to be edited.
-        """
-        timelines = as_timelines(timelines)
-        mine = timelines.select(timelines.subject_ids([patient]))
-        issued = self.forecast(mine, at, horizons=horizons, branch=branch)
-        times = issued.risk["prediction_time"].unique()
-        if len(times) != 1 or not (without or values):
-            found = f"{len(times)} prediction times" if len(times) != 1 else "no edit"
-            raise ForecastError(
-                "one prediction time and something to edit", found, "give `at`, and `without` or `values`"
-            )
-        edited_history = edit_history(mine, times[0], without, values or {})
-        at = pl.DataFrame({"subject_id": mine.subjects["subject_id"], "prediction_time": times})
-        try:
-            edited = self.forecast(edited_history, at, horizons=horizons, branch=branch)
-            risk, skipped = edited.risk, edited.skipped
-        except ForecastError:  # nobody is left to be scored: say why
-            skipped = self._screen(edited_history, at)[1]
-            risk = issued.risk.clear()
-        edits = describe_edits(without, values or {}, display_names(mine))
-        return WhatIf(what_if_table(issued.risk, risk, skipped, edits))
 
     def unseen_codes(self, timelines: Any) -> pl.DataFrame:
         """The codes that the model does not know, the most frequent first.
@@ -265,7 +180,14 @@ class ProgressionModel:
         """
         self._check_fitted(task=False)
         timelines = as_timelines(timelines)
-        return vocabulary_for(self.fitted_, timelines).unseen_codes(timelines.events)
+        return self._for_codes_of(timelines).vocabulary.unseen_codes(timelines.events)
+
+    def _for_codes_of(self, timelines: Timelines) -> Fitted:
+        """What was fitted, with the parents of codes that these timelines bring."""
+        parents = code_parents(timelines)
+        if not parents.height:
+            return self.fitted_
+        return replace(self.fitted_, vocabulary=self.fitted_.vocabulary.with_parents(parents))
 
     @property
     def labs_withheld(self) -> dict[str, str]:
@@ -338,8 +260,8 @@ class ProgressionModel:
     def _lab_rivals(self, timelines: Timelines, at: pl.DataFrame, task: Task) -> dict[str, pl.DataFrame]:
         """Lab forecasts at every level beside those of the simple rivals; none where no lab is forecast."""
         queries = at.unique().sort("subject_id", "prediction_time")
-        _, skipped = self._screen(timelines, queries)
-        asked = (self.fitted_, timelines, _usable(queries, skipped), task.horizons, LEVELS)
+        fitted, _, skipped = self._screen(timelines, queries)
+        asked = (fitted, timelines, _usable(queries, skipped), task.horizons, LEVELS)
         rivals = baseline_tables(*asked)
         return {"ehrseq": labs_table(*asked), **rivals} if rivals else {}
 
@@ -401,70 +323,6 @@ class ProgressionModel:
             ) from None
         model.trained_on_ = artifact.trained_on
         return model
-
-    def check_faithfulness(
-        self, timelines: Any, at: At = "task", *, horizon: str | None = None, n: int = 200, seed: int = 0
-    ) -> dict[str, Any]:
-        """Measure whether explanations say what this model does, on people whom it was not fitted on.
-
-        Of `n` prediction times, one a person: deletion and insertion curves beside random orders, and the rank
-        correlation with the explanations of the same model with random weights; `horizon` by default the task's longest
-        that is not extrapolated. The figures and gates are kept in `faithfulness_`, travel with the model folder, and
-        are told with every explanation. Raises ForecastError where nobody is left.
-        """
-        branch = self._branch(None)
-        timelines = as_timelines(timelines)
-        seen = pl.Series(self.seen_in_training(timelines.subjects["subject_id"].to_numpy()))
-        scored, _ = self._screened(timelines.select(timelines.subjects["subject_id"].filter(~seen)), at)
-        first = scored.filter(pl.col("prediction_time") == pl.col("prediction_time").min().over("subject_id"))
-        drawn = first["subject_id"].unique().sort().sample(min(n, first["subject_id"].n_unique()), seed=seed)
-        first = first.filter(pl.col("subject_id").is_in(drawn.implode()))
-        spans = self._longest_supported() if horizon is None else (Horizon(horizon),)
-        control = randomised(self.fitted_, seed)
-        self.faithfulness_ = measure(
-            timelines, first, self._scorer(branch, spans), self._scorer(branch, spans, control),
-            demographics=self.config.network.demographics, seed=seed,
-        )  # fmt: skip
-        return self.faithfulness_
-
-    def _longest_supported(self) -> tuple[Horizon]:
-        """The task's longest horizon that no outcome is extrapolated at, else the shortest."""
-        supported = [h for h in self.task_.horizons if h.days <= min(self.fitted_.supported_days.values())]
-        return ((supported or self.task_.horizons[:1])[-1],)
-
-    def _screen(self, timelines: Timelines, at: At) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Rows that can be scored, and the `skipped` table."""
-        queries = resolve_prediction_times(timelines, at, self.task_)
-        codes = vocabulary_for(self.fitted_, timelines).understood(timelines.events["code"])
-        return screen(timelines, queries, self.task_, codes, self.fitted_.outcomes)
-
-    def _screened(self, timelines: Timelines, at: At) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """The same; ForecastError where nobody can be scored."""
-        scored, skipped = self._screen(timelines, at)
-        if not scored.height and skipped.height:
-            raise nobody_scored(skipped)
-        return scored, skipped
-
-    def _scorer(self, branch: str, spans: Sequence[Horizon], fitted: Fitted | None = None) -> Score:
-        """The path of `forecast` from timelines and scored rows to risks, with the horizons' labels."""
-        answering = self.fitted_ if fitted is None else fitted
-
-        def score(timelines: Timelines, rows: pl.DataFrame) -> pl.DataFrame:
-            hazards = outcome_hazards(answering, timelines, rows, branch, self.config.network.max_events)
-            time = pl.col("prediction_time")
-            labels = pl.concat(
-                rows.select(time.unique()).select(
-                    time, horizon_days=h.days_after(time).cast(pl.Float64), horizon=pl.lit(h.label)
-                )
-                for h in spans
-            ).unique(["prediction_time", "horizon_days"], keep="first", maintain_order=True)
-            return risk_table(hazards, spans).join(labels, on=["prediction_time", "horizon_days"])
-
-        return score
-
-    def _branch(self, branch: str | None) -> str:
-        self._check_fitted()
-        return check_branch(self.fitted_, branch)
 
     def _check_fitted(self, *, task: bool = True) -> Fitted:
         if not hasattr(self, "fitted_"):

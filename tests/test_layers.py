@@ -18,6 +18,7 @@ ORDER = (
     "tokens",
     "model",
     "forecast evaluate explain",
+    "explaining",
     "estimator",
     "score",
     "audit",

@@ -100,7 +100,7 @@ def _draw_history(axes: Any, events: pl.DataFrame, codes: pl.DataFrame, explanat
         size = 14 + 3000 * min(abs(moved), 0.05)
         axes.scatter(row["time"], place[row["code"]], s=size, color=colour, alpha=0.75, linewidths=0)
     axes.axvline(at, color=COLOURS[6], linewidth=1)
-    bottom = max(codes.height, 1) - 0.4
+    bottom = max(codes.height, 1) - 0.05
     axes.annotate("forecast made", (at, bottom), (4, 4), textcoords="offset points", fontsize=7)
     for i, row in enumerate(codes.iter_rows(named=True)):
         if row["value"] is not None:

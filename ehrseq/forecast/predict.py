@@ -10,10 +10,8 @@ from ehrseq.errors import ForecastError
 from ehrseq.forecast.table import Hazards
 from ehrseq.model.fitted import Fitted
 from ehrseq.model.heads import HazardName
-from ehrseq.timeline.hierarchy import code_parents
 from ehrseq.timeline.store import Timelines
 from ehrseq.tokens.encode import MICROSECONDS_PER_DAY, encode
-from ehrseq.tokens.vocabulary import Vocabulary
 
 Float = NDArray[np.float64]
 KEY = ("subject_id", "prediction_time")
@@ -27,12 +25,6 @@ def check_branch(fitted: Fitted, branch: str | None) -> str:
     return branch or known[0]
 
 
-def vocabulary_for(fitted: Fitted, timelines: Timelines) -> Vocabulary:
-    """The model's vocabulary, with the parents of codes that these timelines bring."""
-    parents = code_parents(timelines)
-    return fitted.vocabulary.with_parents(parents) if parents.height else fitted.vocabulary
-
-
 def outcome_hazards(
     fitted: Fitted, timelines: Timelines, scored: pl.DataFrame, branch: str, max_events: int
 ) -> list[Hazards]:
@@ -44,7 +36,7 @@ def outcome_hazards(
     subjects = timelines.subjects.join(queries, on="subject_id", how="semi").sort("subject_id")
     baseline = branch in fitted.baselines
     if not baseline:
-        encoded = encode(timelines.events, subjects, vocabulary_for(fitted, timelines))
+        encoded = encode(timelines.events, subjects, fitted.vocabulary)
         row = encoded.position(queries["subject_id"].to_numpy())
         time = queries["prediction_time"].dt.epoch("us").to_numpy()
         values = np.exp(fitted.log_hazards(encoded, row, time, max_events=max_events, branch=branch))

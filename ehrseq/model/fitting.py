@@ -82,7 +82,9 @@ def fit_model(
         data_hash(parts["train"].encoded) if start is None else start.data_hash,
     )  # fmt: skip
     if networks:
-        paths = fit_paths(networks[0], parts["train"], labeller, vocabulary, config.network.max_events, config.seed)
+        paths = fit_paths(
+            networks[0], parts["train"], labeller, task, vocabulary, config.network.max_events, config.seed
+        )
         fitted = replace(fitted, paths=paths)
     fitted = _adjust(fitted, parts, labeller, config)
     recorded = {name: timelines.select(_members(splits, name)).events for name in parts}

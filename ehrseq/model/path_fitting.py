@@ -14,7 +14,7 @@ from torch import Tensor
 from ehrseq.model.adjustment import Outcomes, fit_level
 from ehrseq.model.code_state import CodeState
 from ehrseq.model.heads import exposure_and_interval
-from ehrseq.model.landmarks import Targets, draw_landmarks, targets
+from ehrseq.model.landmarks import draw_landmarks
 from ehrseq.model.network import ProgressionNetwork
 from ehrseq.model.path_model import (
     Emitted,
@@ -63,11 +63,12 @@ class Asked:
 
 
 def fit_paths(
-    network: ProgressionNetwork, part: Part, labeller: Labeller, vocabulary: Vocabulary, max_events: int, seed: int
-) -> PathModel:
+    network: ProgressionNetwork, part: Part, labeller: Labeller, task: Task, vocabulary: Vocabulary, max_events: int,
+    seed: int,
+) -> PathModel:  # fmt: skip
     """Head B of one network, from the training subjects."""
-    emitted = emitted_codes(labeller.task, vocabulary, part)
-    codes = path_codes(labeller.task, vocabulary, emitted)
+    emitted = emitted_codes(task, vocabulary, part)
+    codes = path_codes(task, vocabulary, emitted)
     end = _ends(part)
     rng = np.random.default_rng([seed, 4])
     numbers = _numbers(vocabulary, codes)[part.encoded.code]
@@ -246,11 +247,7 @@ def _level(asked: Asked, weight: Float, part: Part, labeller: Labeller, edges: F
     """(H, I) what sets the network's log hazards right at these queries."""
     if not len(asked.row):
         return np.zeros(asked.log_hazard.shape[1:])
-    found = targets(
-        part.encoded.subject_id[asked.row], asked.time, weight, occurrences=labeller.occurrences,
-        subjects=labeller.subjects, task=labeller.task, hazards=labeller.hazards,
-    )  # fmt: skip
-    found = Targets(found.days, found.event, weight)
+    found = labeller.after(part.encoded.subject_id[asked.row], asked.time, weight)
     return fit_level([(asked.log_hazard, Outcomes.of(found, edges, 1))]).shift
 
 

@@ -33,6 +33,15 @@ class Labeller:
     hazards: list[HazardName]
     auxiliary: Index
 
+    def after(self, subject_id: Index, time: Index, weight: NDArray[np.float64]) -> Targets:
+        """What happened to the task's outcomes after each query; no hazards without a task."""
+        if self.task is None or self.occurrences is None:
+            return Targets(np.zeros((len(time), 0), np.float32), np.zeros((len(time), 0), bool), weight)
+        return targets(
+            subject_id, time, weight, occurrences=self.occurrences, subjects=self.subjects, task=self.task,
+            hazards=self.hazards,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -77,13 +86,7 @@ class Part:
     ) -> Sample:
         """Landmarks uniform over each subject's follow-up with their targets, auxiliary ones last."""
         row, time, weight = draw_landmarks(self.start, self.end, per_subject, rng)
-        if labeller.task is None or labeller.occurrences is None:
-            found = Targets(np.zeros((len(row), 0), np.float32), np.zeros((len(row), 0), bool), weight)
-        else:
-            found = targets(
-                self.encoded.subject_id[row], time, weight, occurrences=labeller.occurrences,
-                subjects=labeller.subjects, task=labeller.task, hazards=labeller.hazards,
-            )  # fmt: skip
+        found = labeller.after(self.encoded.subject_id[row], time, weight)
         if auxiliary and len(labeller.auxiliary):
             more = next_known(self.encoded, labeller.auxiliary, row, time, self.end[row])
             found = Targets(

@@ -8,10 +8,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from ehrseq.errors import ForecastError
 from ehrseq.estimator import ProgressionModel, load_model
 from ehrseq.explain.explanation import trust
 from ehrseq.explain.faithfulness import (
     curve_gains,
+    figures,
     mean_with_interval,
     precision_first,
     rank_agreement,
@@ -127,24 +129,45 @@ def test_a_model_is_measured_and_the_figures_travel(tmp_path):
     timelines = cohort()
     model = ProgressionModel(replace(CONFIG, model="boosted")).fit(timelines, TASK)
     assert model.faithfulness_ is None
-    figures = model.check_faithfulness(timelines, n=30)
-    assert figures == model.faithfulness_ == model.check_faithfulness(timelines, n=30)  # the same seed
-    assert set(figures["gates"]) == {"deletion", "insertion", "randomised weights"}
-    assert set(figures["curves"]) == {"illness", "death"}
+    measured = model.check_faithfulness(timelines, n=30)
+    assert measured == model.faithfulness_ == model.check_faithfulness(timelines, n=30)  # the same seed
+    assert set(measured["gates"]) == {"deletion", "insertion", "randomised weights"}
+    assert set(measured["curves"]) == {"illness", "death"}
     held_out = ~model.seen_in_training(timelines.subjects["subject_id"].to_numpy())
-    assert 0 < figures["randomised_weights"]["people"] <= held_out.sum()
+    assert 0 < measured["randomised_weights"]["people"] <= held_out.sum()
     model.save(tmp_path / "model")
     loaded = load_model(tmp_path / "model")
-    assert loaded.faithfulness_ == figures
+    assert loaded.faithfulness_ == measured
     name = model.forecast(timelines, AT).risk["patient"][0]
-    assert loaded.explain(timelines, AT, patient=name, kinds=["code"]).notes[-1] == trust(figures)
-    assert model.evaluate(timelines, n_bootstrap=0).facts["faithfulness"] == figures
+    assert loaded.explain(timelines, AT, patient=name, kinds=["code"]).notes[-1] == trust(measured)
+    assert model.evaluate(timelines, n_bootstrap=0).facts["faithfulness"] == measured
+
+
+def test_what_cannot_be_measured_does_not_pass():
+    nothing = pl.DataFrame(schema={"subject_id": pl.Int64, "value": pl.Float64})
+    assert mean_with_interval(nothing["value"], nothing["subject_id"])["mean"] is None
+    gains = pl.DataFrame(
+        {"subject_id": [1, 2], "outcome": "x", "horizon": "1y", "deletion": [0.1, 0.2], "insertion": [-0.1, 0.1]}
+    )
+    unknown = pl.DataFrame(
+        {"subject_id": [1], "correlation": [None]}, {"subject_id": pl.Int64, "correlation": pl.Float64}
+    )
+    gates = figures(gains, unknown)["gates"]
+    assert gates == {"deletion": "passed", "insertion": "failed", "randomised weights": "failed"}
+    for correlation, verdict in ((0.05, "passed"), (0.9, "failed"), (-0.9, "failed")):
+        agreement = unknown.with_columns(correlation=pl.lit(correlation))
+        assert figures(gains, agreement)["gates"]["randomised weights"] == verdict
+    assert set(figures(gains.clear(), unknown)["gates"].values()) == {"failed"}
+    timelines = cohort()
+    model = ProgressionModel(replace(CONFIG, model="age_sex")).fit(timelines, TASK)
+    with pytest.raises(ForecastError, match="a model that reads events; found the branch 'age_sex'"):
+        model.check_faithfulness(timelines)
 
 
 def test_below_the_gate_the_explanation_says_so():
-    figures = {"gates": {"deletion": "passed", "insertion": "failed", "randomised weights": "passed"}}
-    assert trust(figures) == "below the faithfulness gate (insertion): do not rely on these explanations"
-    passed = {"gates": dict.fromkeys(figures["gates"], "passed")}
+    missed = {"gates": {"deletion": "passed", "insertion": "failed", "randomised weights": "passed"}}
+    assert trust(missed) == "below the faithfulness gate (insertion): do not rely on these explanations"
+    passed = {"gates": dict.fromkeys(missed["gates"], "passed")}
     assert trust(passed) == "the faithfulness gate was passed (deletion, insertion, randomised weights)"
 
 
