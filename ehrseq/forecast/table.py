@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ehrseq.errors import ArtifactError, ForecastError
+from ehrseq.errors import ArtifactError, ForecastError, nearest
 from ehrseq.forecast.incidence import cumulative_incidence
 from ehrseq.frames import to_pandas
 from ehrseq.storage import atomic_folder, read_manifest, write_manifest
@@ -223,6 +223,10 @@ class Forecast:
         latest = curves.filter(pl.col("prediction_time") == at)
         names = latest["outcome"].to_list()
         outcome = outcome or next(h.outcome for h in self.hazards if h.outcome in names)
+        if outcome not in names:
+            raise ForecastError(
+                "an outcome that was forecast at the last prediction time", f"'{outcome}'", nearest(outcome, set(names))
+            )
         explanation = self.explainer(patient=patient, outcome=outcome, horizon=horizon)
         return plot_explained(latest, explanation, outcome, self._days(patient, outcome, at, horizon))
 

@@ -145,6 +145,8 @@ def test_a_forecast_with_its_model_draws_the_page_and_one_from_a_folder_says_it_
     assert "risk of death within 1.5 years" in other.get_suptitle()
     with pytest.raises(ForecastError, match="one without"):
         forecast.plot("nobody", explain=True)
+    with pytest.raises(ForecastError, match="found 'deth'; did you mean 'death'"):
+        forecast.plot(name, explain=True, outcome="deth")
     forecast.save(tmp_path / "forecast")
     with pytest.raises(ForecastError, match="a forecast with its model; found one read from a folder"):
         Forecast.load(tmp_path / "forecast").plot(name, explain=True)
