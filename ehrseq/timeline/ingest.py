@@ -186,6 +186,8 @@ def _read(
         with bar(size, progress) as advance:
             how = {"do": "read", "coding": asdict(coding), "full": reader.FULL, "strict": strict}
             jobs = [how | {"task": task, "folder": str(scratch.tasks / name)} for name, task in missing.items()]
+            if not strict:  # which stops at the first in the order of the files
+                jobs.sort(key=lambda job: -job["task"]["bytes"])  # so that no process waits long for the last
             for refused in pool.run(jobs, advance, small=small):
                 if refused is not None:
                     raise Refused(Reason(refused))
