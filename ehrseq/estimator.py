@@ -192,9 +192,9 @@ class ProgressionModel(Explaining):
     @property
     def labs_withheld(self) -> dict[str, str]:
         """Which labs of the task are not forecast, and why."""
-        self._check_fitted()
+        self._check_fitted(task=False)
         if self.fitted_.labs is None:
-            return dict.fromkeys(self.task_.labs, "not_fitted")
+            return dict.fromkeys(self.task_.labs if hasattr(self, "task_") else (), "not_fitted")
         return self.fitted_.labs.withheld
 
     def evaluate(

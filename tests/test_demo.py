@@ -119,6 +119,7 @@ def forecast_of(*patients):
     risk = pl.DataFrame({"patient": patients, "prediction_time": times}).with_columns(
         subject_id=pl.int_range(pl.len(), dtype=pl.Int64), outcome=pl.lit("death"), horizon_days=365.0,
         probability=0.1 + 0.1 * pl.int_range(pl.len()), competing=0.0,
+        lower=pl.lit(None, pl.Float64), upper=pl.lit(None, pl.Float64),
     )  # fmt: skip
     skipped = risk.head(1).with_columns(outcome=pl.lit("heart_failure"), reason=pl.lit("already_present"))
     return Forecast(risk, skipped.select(pl.col(c).cast(t) for c, t in SKIPPED_SCHEMA.items()))

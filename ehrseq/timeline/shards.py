@@ -62,7 +62,7 @@ def write_dataset(
             "first": first,
             "last": last,
         }
-        for first, last in _batches(chunks, ROWS_AT_ONCE)
+        for first, last in _batches(chunks, ROWS_AT_ONCE // pool.workers)
     ]
     parts = sorted(pool.run(jobs, None, small=len(jobs) < 2), key=lambda part: part["first"])
     pool.stop()  # what is left to do needs their memory more than them
