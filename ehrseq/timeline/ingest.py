@@ -185,7 +185,9 @@ def _read(
         small = size < SMALL or any(path == STANDARD_INPUT for path, _ in found)
         with bar(size, progress) as advance:
             how = {"do": "read", "coding": asdict(coding), "full": reader.FULL, "strict": strict}
-            jobs = [how | {"task": task, "folder": str(scratch.tasks / name)} for name, task in missing.items()]
+            jobs: list[dict[str, Any]] = [
+                how | {"task": task, "folder": str(scratch.tasks / name)} for name, task in missing.items()
+            ]
             if not strict:  # which stops at the first in the order of the files
                 jobs.sort(key=lambda job: -job["task"]["bytes"])  # so that no process waits long for the last
             for refused in pool.run(jobs, advance, small=small):
