@@ -22,7 +22,7 @@ from ehrseq.timeline.store import Timelines, as_text, deaths_inside, summarise
 from ehrseq.timeline.survey import Survey
 from ehrseq.timeline.units import merge_units
 
-ROWS_AT_ONCE = 3 << 15  # records and events that are linked together, by all workers
+ROWS_AT_ONCE = 3 << 15  # records and events that one process links together; of several, each fewer
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def write_dataset(
             "first": first,
             "last": last,
         }
-        for first, last in _batches(chunks, ROWS_AT_ONCE // pool.workers)
+        for first, last in _batches(chunks, 2 * ROWS_AT_ONCE // (pool.workers + 1))
     ]
     parts = sorted(pool.run(jobs, None, small=len(jobs) < 2), key=lambda part: part["first"])
     pool.stop()  # what is left to do needs their memory more than them
