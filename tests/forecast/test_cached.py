@@ -12,6 +12,7 @@ from ehrseq.forecast.draw import path_keys
 from ehrseq.forecast.dynamics import NetworkDynamics, Sampler
 from ehrseq.forecast.paths import END_CODE, rules_of
 from ehrseq.forecast.sampling import Start, sample
+from ehrseq.timeline.hierarchy import with_code_parents
 from ehrseq.timeline.schema import normalise_events
 from ehrseq.timeline.store import Timelines
 from ehrseq.tokens.encode import encode
@@ -50,7 +51,8 @@ class Recorder(NetworkDynamics):
 
 @pytest.fixture(scope="module")
 def timelines():
-    return cohort()
+    parents = {"code": ["ICD10CM//y", "ICD10CM//z"], "parent": ["ICD10CM//Y-Z", "ICD10CM//Y-Z"]}
+    return with_code_parents(cohort(), parents)  # sampled events bring their ancestors, as recorded ones do
 
 
 @pytest.fixture(scope="module")
