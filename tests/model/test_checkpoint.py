@@ -14,7 +14,7 @@ from ehrseq.model.checkpoint import Checkpoint, State
 from ehrseq.model.module import ProgressionModule
 from tests.toy import CONFIG, TASK, cohort, day
 
-NETWORKS = replace(CONFIG, model="transformer", training=replace(CONFIG.training, max_epochs=4, members=2, patience=2))
+NETWORKS = replace(CONFIG, model="transformer", training=replace(CONFIG.training, max_epochs=3, members=2, patience=3))
 
 
 class Interrupted(Exception):
@@ -23,7 +23,7 @@ class Interrupted(Exception):
 
 @pytest.fixture(scope="module")
 def timelines():
-    return cohort(120)
+    return cohort(90)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def same(a: ProgressionModel, b: ProgressionModel, timelines) -> None:
     assert risk[0].equals(risk[1])
 
 
-@pytest.mark.parametrize("epochs", [1, 3, 5])
+@pytest.mark.parametrize("epochs", [1, 4])
 def test_an_interrupted_fit_goes_on_to_the_same_model(timelines, whole, tmp_path, epochs):
     folder = tmp_path / "training"
     with pytest.raises(Interrupted):
@@ -74,7 +74,7 @@ def test_the_state_of_another_run_or_a_damaged_one_is_not_used(timelines, tmp_pa
     with pytest.raises(Interrupted):
         ProgressionModel(NETWORKS, seed=1).fit(timelines, TASK, report=stop_after(0), checkpoint=folder)
     with pytest.raises(Interrupted):
-        ProgressionModel(NETWORKS).fit(cohort(121), TASK, report=stop_after(0), checkpoint=folder)
+        ProgressionModel(NETWORKS).fit(cohort(91), TASK, report=stop_after(0), checkpoint=folder)
     file = folder / "member-0.safetensors"
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(Interrupted):
