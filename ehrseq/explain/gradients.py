@@ -29,9 +29,9 @@ from ehrseq.tokens.encode import encode, merged_tokens
 
 STEPS = 256
 TOKENS_AT_ONCE = 8192
-# The networks read embeddings through a norm, so most happens where these are a thousandth of what they are: steps of
-# the fourth root of their scale get there. The line, and so the integral, is the same.
-POWER = 4
+# Every layer reads the embeddings through a norm, so much happens where these are a millionth of what they are and
+# less: steps of the eighth root of their scale get there. The line, and so the integral, is the same.
+POWER = 8
 GRADIENT_SCHEMA: dict[str, Any] = {
     "subject_id": pl.Int64,
     "patient": pl.String,
@@ -51,7 +51,7 @@ GRADIENT_SCHEMA: dict[str, Any] = {
 def check_gradients(fitted: Fitted, steps: int) -> None:
     """Raise ForecastError unless there are networks, a step, and captum."""
     if not fitted.networks:
-        raise ForecastError("a model with networks", "one without", "fit one with the transformer branch, or `explain`")
+        raise ForecastError("a model with networks", "one without", "fit a hybrid or a transformer, or use `explain`")
     if steps < 1:
         raise ForecastError("at least one step", f"{steps}", "ask for more")
     _captum()
