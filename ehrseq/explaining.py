@@ -15,6 +15,7 @@ from ehrseq.errors import ForecastError, nearest
 from ehrseq.explain.edits import WhatIf, Without, describe_edits, edit_history, what_if_table
 from ehrseq.explain.explanation import Explanation
 from ehrseq.explain.faithfulness import measure
+from ehrseq.explain.gradients import STEPS, check_gradients, integrated_gradients
 from ehrseq.explain.names import display_names
 from ehrseq.explain.occlusion import KINDS, RECENT_EVENTS, Score, occlude
 from ehrseq.explain.randomise import randomised
@@ -69,17 +70,7 @@ class Explaining:
         and for an unknown outcome; TimelineError for an unknown patient.
         """
         branch = self._branch(branch)
-        timelines = as_timelines(timelines)
-        if patient is not None:
-            timelines = timelines.select(timelines.subject_ids([patient] if isinstance(patient, str) else patient))
-        known = self.fitted_.outcomes
-        if outcome is not None and outcome not in known:
-            raise ForecastError("an outcome that is forecast", f"'{outcome}'", nearest(outcome, known))
-        fitted, scored, skipped = self._screened(timelines, at)
-        if outcome is not None:
-            scored = scored.filter(pl.col("outcome") == outcome)
-            if not scored.height:
-                raise nobody_scored(skipped.filter(pl.col("outcome").fill_null(outcome) == outcome))
+        timelines, fitted, scored = self._asked(timelines, at, patient, outcome)
         spans = self.task_.horizons if horizon is None else (Horizon(horizon),)
         reads = {"age_sex": ("sex",), "null": ()}.get(branch, self.config.network.demographics)
         score = self._scorer(fitted, branch, spans)
@@ -87,6 +78,28 @@ class Explaining:
             timelines, scored, score, kinds=kinds, recent_events=recent_events, demographics=reads
         )
         return Explanation(contributions, scope, branch, display_names(timelines), self.faithfulness_)
+
+    def integrated_gradients(
+        self,
+        timelines: Any,
+        at: Any = None,
+        *,
+        patient: str | Sequence[str] | None = None,
+        outcome: str | None = None,
+        horizon: str | None = None,
+        steps: int = STEPS,
+    ) -> pl.DataFrame:
+        """How the forecasts of the networks alone (`branch="transformer"`) are made up of the events they read.
+
+        Needs captum (`pip install "ehrseq[explain]"`). The arguments are those of `explain`; `steps` is the number of
+        points of the integral. One row a forecast and event, as `GRADIENT_SCHEMA`: `attribution` on the risk scale, and
+        `gap`, by which all of a forecast's attributions miss `probability` - `baseline`. Raises ForecastError without
+        captum, for a model without networks, and as `explain` does.
+        """
+        check_gradients(self._check_fitted(), steps)
+        timelines, fitted, scored = self._asked(timelines, at, patient, outcome)
+        spans = self.task_.horizons if horizon is None else (Horizon(horizon),)
+        return integrated_gradients(fitted, timelines, scored, spans, self.config.network.max_events, steps)
 
     def what_if(
         self,
@@ -157,6 +170,23 @@ class Explaining:
         """The task's longest horizon that no outcome is extrapolated at, else the shortest."""
         supported = [h for h in self.task_.horizons if h.days <= min(self.fitted_.supported_days.values())]
         return ((supported or self.task_.horizons[:1])[-1],)
+
+    def _asked(
+        self, timelines: Any, at: Any, patient: str | Sequence[str] | None, outcome: str | None
+    ) -> tuple[Timelines, Fitted, pl.DataFrame]:
+        """The timelines, what answers for their codes, and the rows to be scored, of some patients and an outcome."""
+        timelines = as_timelines(timelines)
+        if patient is not None:
+            timelines = timelines.select(timelines.subject_ids([patient] if isinstance(patient, str) else patient))
+        known = self.fitted_.outcomes
+        if outcome is not None and outcome not in known:
+            raise ForecastError("an outcome that is forecast", f"'{outcome}'", nearest(outcome, known))
+        fitted, scored, skipped = self._screened(timelines, at)
+        if outcome is not None:
+            scored = scored.filter(pl.col("outcome") == outcome)
+            if not scored.height:
+                raise nobody_scored(skipped.filter(pl.col("outcome").fill_null(outcome) == outcome))
+        return timelines, fitted, scored
 
     def _screen(self, timelines: Timelines, at: Any) -> tuple[Fitted, pl.DataFrame, pl.DataFrame]:
         """What answers for the codes of these timelines, the rows that can be scored, and the `skipped` table."""

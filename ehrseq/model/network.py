@@ -126,9 +126,9 @@ class ProgressionNetwork(nn.Module):
             with torch.no_grad():
                 table.weight[0] = 0
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Log hazards per day, (B, K, H, I), at the batch's queries."""
-        out: Tensor = self.head(self.represent(batch), self.query_times.scaled(batch.query_features))
+    def forward(self, batch: Batch, events: Tensor | None = None) -> Tensor:
+        """Log hazards per day, (B, K, H, I), at the batch's queries; `events` as in `represent`."""
+        out: Tensor = self.head(self.represent(batch, events), self.query_times.scaled(batch.query_features))
         return out
 
     def all_hazards(self, batch: Batch) -> Tensor:
@@ -137,10 +137,14 @@ class ProgressionNetwork(nn.Module):
         heads = [self.head] if self.auxiliary is None else [self.head, self.auxiliary]
         return torch.cat([head(represented, times) for head in heads], dim=2)
 
-    def represent(self, batch: Batch) -> Tensor:
-        """What the network makes of the history at each query, (B, K, width): what every head reads."""
+    def represent(self, batch: Batch, events: Tensor | None = None) -> Tensor:
+        """What the network makes of the history at each query, (B, K, width): what every head reads.
+
+        `events` (B, E, width) stand in for the embeddings of the batch's events.
+        """
         n_events = batch.code.shape[1]
-        x = torch.cat([self.embed_events(batch), self.embed_queries(batch)], dim=1)
+        events = self.embed_events(batch) if events is None else events
+        x = torch.cat([events, self.embed_queries(batch)], dim=1)
         x = self.dropout(x)
         bias = torch.zeros_like(batch.mask, dtype=x.dtype).masked_fill_(~batch.mask, -torch.inf).unsqueeze(1)
         for i, block in enumerate(self.blocks):

@@ -118,21 +118,25 @@ class Batches:
         for rows in packed[mine : len(packed) - len(packed) % world if even else None : world]:
             yield self.collate(sequences, rows, subject, time)
 
-    def collate(self, sequences: Sequences, rows: Index, subject: Index, time: Index) -> Batch:
-        """One padded batch from some sequences."""
-        encoded = self.encoded
+    def token_rows(self, sequences: Sequences, rows: Index) -> tuple[Index, NDArray[np.bool_]]:
+        """The rows of the encoded timelines that some sequences read (B, E), and which are not padding."""
         who, length = sequences.subject[rows], sequences.length[rows]
-        query = sequences.query[rows]
-        query = query[:, : max(1, int((query >= 0).sum(1).max(initial=0)))]
         step = np.arange(int(length.max(initial=0)))
         # Static tokens always stay; of the rest, the most recent.
         index = np.where(
             step < self.n_static[who][:, None],
-            encoded.offset[who][:, None] + step,
+            self.encoded.offset[who][:, None] + step,
             (sequences.end[rows] - length)[:, None] + step,
         )
         real = step < length[:, None]
-        index = np.where(real, index, 0)
+        return np.where(real, index, 0), real
+
+    def collate(self, sequences: Sequences, rows: Index, subject: Index, time: Index) -> Batch:
+        """One padded batch from some sequences."""
+        encoded = self.encoded
+        query = sequences.query[rows]
+        query = query[:, : max(1, int((query >= 0).sum(1).max(initial=0)))]
+        index, real = self.token_rows(sequences, rows)
 
         def take(column: NDArray[np.generic]) -> Tensor:
             return torch.from_numpy(np.where(real, column[index], 0))

@@ -61,27 +61,10 @@ def encode(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Vocabulary)
     become the unknown token, beside their known ancestors if they have any; values in a unit the vocabulary does not
     know are left out, never mixed.
     """
-    facts = static_facts(subjects, DEMOGRAPHICS).filter(pl.col("code").is_in(vocabulary.codes))
+    tokens = _look_up(merged_tokens(events, subjects, vocabulary), vocabulary)
     if "observation_start" not in subjects.columns:
         subjects = subjects.with_columns(observation_start=pl.lit(None, pl.Datetime("us")))
     subjects = subjects.select("subject_id", "birth_time", "observation_start").sort("subject_id")
-    merge = ["subject_id", "time", "known_time", "code", "text_value", "unit"]
-    tokens = (
-        pl.concat([model_events(events).select(*merge, "numeric_value"), facts], how="diagonal_relaxed")
-        .join(subjects.select("subject_id"), on="subject_id", how="semi")
-        .with_columns(
-            pl.when(pl.col("text_value").str.contains(CODED_TEXT)).then("text_value").alias("text_value"),
-            pl.col("numeric_value").cast(pl.Float64).fill_nan(None),
-        )
-        .group_by(merge)
-        .agg(pl.col("numeric_value").sort().mean())
-        .with_columns(
-            known=pl.col("known_time").dt.epoch("us").fill_null(STATIC),
-            at=pl.col("time").dt.epoch("us").fill_null(STATIC),
-        )
-        .sort("subject_id", "known", "at", "code", "text_value", "unit")
-    )
-    tokens = _look_up(tokens, vocabulary)
     lineage, ancestors = _lineages(tokens["code"], vocabulary)
     knot, fraction, value = _encode_values(tokens, vocabulary)
     subject_id = subjects["subject_id"].to_numpy()
@@ -101,6 +84,27 @@ def encode(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Vocabulary)
         known_time=tokens["known"].to_numpy(),
         lineage=lineage,
         ancestors=ancestors,
+    )
+
+
+def merged_tokens(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Vocabulary) -> pl.DataFrame:
+    """The tokens of the subjects, a row each, in the order of `encode`, still with their codes, texts and units."""
+    facts = static_facts(subjects, DEMOGRAPHICS).filter(pl.col("code").is_in(vocabulary.codes))
+    merge = ["subject_id", "time", "known_time", "code", "text_value", "unit"]
+    return (
+        pl.concat([model_events(events).select(*merge, "numeric_value"), facts], how="diagonal_relaxed")
+        .join(subjects.select("subject_id"), on="subject_id", how="semi")
+        .with_columns(
+            pl.when(pl.col("text_value").str.contains(CODED_TEXT)).then("text_value").alias("text_value"),
+            pl.col("numeric_value").cast(pl.Float64).fill_nan(None),
+        )
+        .group_by(merge)
+        .agg(pl.col("numeric_value").sort().mean())
+        .with_columns(
+            known=pl.col("known_time").dt.epoch("us").fill_null(STATIC),
+            at=pl.col("time").dt.epoch("us").fill_null(STATIC),
+        )
+        .sort("subject_id", "known", "at", "code", "text_value", "unit")
     )
 
 
