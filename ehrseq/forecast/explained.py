@@ -116,7 +116,8 @@ def _draw_history(axes: Any, events: pl.DataFrame, codes: pl.DataFrame, explanat
     axes.set_ylim(bottom, -0.6)
     span = at - min([at - timedelta(days=365), *shown["time"].to_list()])
     axes.set_xlim(at - 1.03 * span, at + 0.03 * span)
-    axes.xaxis.set_major_locator(AutoDateLocator(minticks=3, maxticks=8))  # more would run into each other
+    # more would run into each other
+    axes.xaxis.set_major_locator(AutoDateLocator(minticks=3, maxticks=8))  # type: ignore[no-untyped-call]
     axes.tick_params(axis="y", length=0)
     axes.set_title(
         "Each dot is a record: orange raises the forecast, blue lowers it, grey does neither", loc="left", fontsize=9

@@ -206,7 +206,8 @@ class Forecast:
 
         With `explain`, one page: what was on record, what of it moved the forecast of `outcome` (default: the first one
         scored) by `horizon` (default: the task's longest), the risk curves with the range of the members, and the
-        laboratory values that were forecast (four at most: those that move the forecast most). Raises ForecastError for a patient without a forecast, and where there is no model to ask (a forecast from a folder).
+        laboratory values that were forecast (four at most: those that move the forecast most). Raises ForecastError for
+        a patient without a forecast, and where there is no model to ask (a forecast from a folder).
         """
         from ehrseq.forecast.plot import plot_curves
 

@@ -268,6 +268,22 @@ def test_every_item_has_a_value_or_a_reason(folder):
         assert bool(row["value"]) != bool(row["reason"])
 
 
+def test_checklists_claim_nothing_of_predictions_from_elsewhere(evaluation):
+    def told(**provenance):
+        study = {**evaluation.study, "provenance": provenance}
+        report = content(replace(evaluation, study=study))
+        attributes = {a["paragraph"]: a["value"] for a in report["source_attributes"]["attributes"]}
+        return {i["item"]: i["value"] for i in report["tripod_ai"]}, attributes
+
+    items, _ = told()
+    assert items["12a"] is items["16"] is None
+    assert "not told by a table" in items["7"]
+    items, attributes = told(model_seed=0, trained_on="9 training subjects", data_source="internal")
+    assert "known by the prediction time" in items["7"]
+    assert "held out" in items["16"]
+    assert attributes["4.i"] == "not available"  # a number of subjects is no criterion
+
+
 def test_an_evaluation_of_tables_alone_says_what_it_lacks(evaluation, tmp_path):
     bare = replace(evaluation, study={}, groups=evaluation.groups.clear(), group_tests=evaluation.group_tests.clear())
     bare.save(tmp_path / "r")
