@@ -199,7 +199,8 @@ def _evaluate_tables(
     result.facts.update(
         subjects=queries["subject_id"].n_unique(),
         not_in_timelines=queries["subject_id"].n_unique() - known["subject_id"].n_unique(),
-        seen_in_training=seen["subject_id"].n_unique(),
+        # a table from elsewhere does not tell whom its model was trained on
+        **({"seen_in_training": seen["subject_id"].n_unique()} if forecasts or trained_on is not None else {}),
         **facts,
     )
     return result

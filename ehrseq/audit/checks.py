@@ -91,7 +91,7 @@ def after_gap(main: pl.DataFrame, early: pl.DataFrame, days: int) -> pl.DataFram
 
 
 def leaked_split(m: Material) -> Audit:
-    """Three leaks that must be refused."""
+    """Four leaks that must be refused."""
     trained = m.members("train")
     if not len(trained):
         raise NotPossible("none of the training subjects are in these timelines")

@@ -96,7 +96,8 @@ def read_table(source: Any, what: str) -> pl.DataFrame:
     try:
         if path.suffix.lower() == ".parquet":
             return pl.read_parquet(path)
-        return pl.read_csv(path, infer_schema_length=None)
+        # ids are text: as a number 007 would be another patient
+        return pl.read_csv(path, infer_schema_length=None, schema_overrides={"patient": pl.String})
     except (OSError, pl.exceptions.PolarsError) as problem:
         # the message of polars quotes the file
         raise EvaluationError(f"{what} in CSV or Parquet", type(problem).__name__, "check the file") from None

@@ -197,10 +197,11 @@ def records(timelines: Timelines, task: Task) -> dict[str, Any]:
     """What the data are: sizes, code systems, how follow-up ends, fate of input records, codes and units unmapped."""
     summary = timelines.summary()
     chosen = ("subjects", "events", "events_per_code_system", "follow_up_rules", "deaths", "records")
-    plain = timelines.events["code"].value_counts()
+    plain = timelines.events.group_by("code").agg(count=pl.len(), _subjects=pl.col("subject_id").n_unique())
     unknown = plain.filter(pl.col("code").str.contains(r"^\w+://") | ~pl.col("code").str.contains("//|^MEDS_"))
     # a rare code might point at a person
-    shown = unknown.filter(pl.col("count") >= FEWEST_SUBJECTS).sort("count", "code", descending=[True, False])
+    shown = unknown.filter(pl.col("_subjects") >= FEWEST_SUBJECTS).drop("_subjects")
+    shown = shown.sort("count", "code", descending=[True, False])
     facts: dict[str, Any] = {name: summary[name] for name in chosen if name in summary}
     facts |= {
         "task_codes_without_event": list(unmatched_of_task(timelines, task)),
@@ -214,7 +215,8 @@ def records(timelines: Timelines, task: Task) -> dict[str, Any]:
     }  # fmt: skip
     if timelines.units is not None:
         bad = timelines.units.filter(pl.col("factor").is_null()).sort("events", descending=True)
-        facts["units"] = {"kinds": timelines.units.height, "not_converted": bad.head(MOST).to_dicts(),
+        named = bad.filter(pl.col("events") >= FEWEST_SUBJECTS).head(MOST)  # a rare text, too
+        facts["units"] = {"kinds": timelines.units.height, "not_converted": named.to_dicts(),
                           "events_not_converted": int(bad["events"].sum())}  # fmt: skip
     return facts
 

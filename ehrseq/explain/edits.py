@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from ehrseq.errors import ForecastError, nearest
+from ehrseq.errors import ForecastError
 from ehrseq.explain.names import display_name
 from ehrseq.figures import COLOURS, drawable, plain, style
 from ehrseq.task.history import visible
@@ -120,8 +120,8 @@ def _found(seen: pl.DataFrame, what: Without) -> list[int]:
 def _of_code(seen: pl.DataFrame, code: str) -> pl.DataFrame:
     rows = seen.filter(code=code)
     if not rows.height:
-        known = seen["code"].unique().to_list()
-        hint = nearest(code, known) if known else "nothing is visible"
+        # no near match is named: it would tell what is on the patient's record
+        hint = "see explain() for what can be edited" if seen.height else "nothing is visible"
         raise ForecastError("a code among the events visible at the prediction time", f"'{plain(code, 40)}'", hint)
     return rows
 

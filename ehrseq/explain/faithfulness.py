@@ -25,6 +25,7 @@ STEPS = 10  # tenths of the ranked events
 RANDOM_ORDERS = 3
 REPLICATES = 1000
 FIRST = 5
+FEWEST_PEOPLE = 20  # of one person alone any interval is narrow: fewer than these pass no gate
 RANDOMISED = 0.3  # the largest rank correlation with a model of random weights that passes
 
 
@@ -229,7 +230,8 @@ def figures(gains: pl.DataFrame, agreement: pl.DataFrame, seed: int = 0) -> dict
 
     `gains` as `curve_gains` gives them, `agreement` the rank correlation of its contributions with those of the same
     model with random weights. The gates: deletion and insertion move each outcome's forecasts more than a random order
-    does, with the interval above 0, and random weights do not give the same ranking.
+    does, with the interval above 0, and random weights do not give the same ranking; of fewer than 20 people none is
+    passed.
     """
     curves = {
         outcome: {c: mean_with_interval(rows[c], rows["subject_id"], seed) for c in ("deletion", "insertion")}
@@ -237,11 +239,10 @@ def figures(gains: pl.DataFrame, agreement: pl.DataFrame, seed: int = 0) -> dict
     }
     control = mean_with_interval(agreement["correlation"], agreement["subject_id"], seed)
     passed = {
-        c: bool(curves) and all((found[c]["lower"] or 0) > 0 for found in curves.values())
+        c: bool(curves) and all(_enough(found[c]) and found[c]["lower"] > 0 for found in curves.values())
         for c in ("deletion", "insertion")
     }
-    known = control["mean"] is not None
-    passed["randomised weights"] = known and max(-control["lower"], control["upper"]) < RANDOMISED
+    passed["randomised weights"] = _enough(control) and max(-control["lower"], control["upper"]) < RANDOMISED
     return {
         "gates": {name: "passed" if ok else "failed" for name, ok in passed.items()},
         "curves": curves,
@@ -250,3 +251,7 @@ def figures(gains: pl.DataFrame, agreement: pl.DataFrame, seed: int = 0) -> dict
         "forecasts": gains.height,
         "seed": seed,
     }
+
+
+def _enough(found: Mapping[str, Any]) -> bool:
+    return bool(found["people"] >= FEWEST_PEOPLE)

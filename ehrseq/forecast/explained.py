@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 RAISES, LOWERS, NEITHER = COLOURS[1], COLOURS[0], "#8A8A8A"
 ROWS = 10  # codes that are shown: those that move the forecast most
+LABS = 4  # laboratory values that are shown, chosen likewise
+LAB_QUANTILES = ("q05", "q50", "q95")
 VISIBLE = 0.0005  # risk below which a record is drawn as moving nothing: what would be printed as 0.0 points
 NOTE_WIDTH = 150  # characters a line of the small print
 
@@ -41,7 +43,7 @@ def plot_explained(
     """The page of one patient at one prediction time.
 
     `curves` as `Forecast.curves` gives them; of the explanation, the contributions to `outcome` by `horizon_days`.
-    `labs`, where laboratory values were forecast: `name, unit, days, q05, q50, q95`.
+    `labs` are the patient's rows of `Forecast.labs` at that time, with `q05`, `q50` and `q95`; without any, no panels.
     """
     from matplotlib.figure import Figure
 
@@ -52,17 +54,19 @@ def plot_explained(
     codes = rows.filter(kind="code").sort(pl.col("contribution").abs(), "code", descending=[True, False]).head(ROWS)
     height = 0.3 * max(codes.height, 3)
     with style():
-        figure = Figure(figsize=(10, height + 4.4), layout="constrained")
-        parts: Any = figure.subfigures(3, 1, height_ratios=(height + 1.2, 2.6, 0.6))
-        top, bottom, small = parts
+        shown = [] if labs is None else _lab_order(labs, rows)[:LABS]
+        heights = (height + 1.2, 2.6, *([2.2] if shown else []), 0.6)
+        figure = Figure(figsize=(10, sum(heights)), layout="constrained")
+        parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights)
+        top, bottom, *between, small = parts
         history, bars = top.subplots(1, 2, sharey=True, width_ratios=(2.2, 1))
         _draw_history(history, rows.filter(kind="event"), codes, explanation, at)
         _draw_bars(bars, codes)
-        panels = bottom.subplots(1, 2 if labs is None else 3, squeeze=False)[0]
+        panels = bottom.subplots(1, 2)
         _draw_risk(panels[0], curves, outcome, horizon_days)
         _draw_windows(panels[1], rows.filter(kind="window"))
-        if labs is not None:
-            _draw_labs(panels[2], labs)
+        if labs is not None and shown:
+            _draw_labs(between[0], labs, shown, explanation)
         figure.suptitle(_title(curves, rows, outcome, horizon_days), fontsize=11)
         text = "\n".join(textwrap.fill(note, NOTE_WIDTH) for note in explanation.notes)
         small.text(0.01, 0.95, text, fontsize=7, va="top", color="#444444")
@@ -91,6 +95,8 @@ def _title(curves: pl.DataFrame, rows: pl.DataFrame, outcome: str, horizon_days:
 
 def _draw_history(axes: Any, events: pl.DataFrame, codes: pl.DataFrame, explanation: Explained, at: Any) -> None:
     """A row a code, a dot a record, its colour and size what taking it out changes."""
+    from matplotlib.dates import AutoDateLocator
+
     axes.set_yticks(range(codes.height), [drawable(explanation.name(code), 44) for code in codes["code"]])
     place = {code: i for i, code in enumerate(codes["code"])}
     shown = events.filter(pl.col("code").is_in(list(place)) & pl.col("time").is_not_null())
@@ -110,6 +116,8 @@ def _draw_history(axes: Any, events: pl.DataFrame, codes: pl.DataFrame, explanat
     axes.set_ylim(bottom, -0.6)
     span = at - min([at - timedelta(days=365), *shown["time"].to_list()])
     axes.set_xlim(at - 1.03 * span, at + 0.03 * span)
+    # more would run into each other
+    axes.xaxis.set_major_locator(AutoDateLocator(minticks=3, maxticks=8))  # type: ignore[no-untyped-call]
     axes.tick_params(axis="y", length=0)
     axes.set_title(
         "Each dot is a record: orange raises the forecast, blue lowers it, grey does neither", loc="left", fontsize=9
@@ -197,17 +205,33 @@ def _draw_windows(axes: Any, windows: pl.DataFrame) -> None:
     axes.set_title("By when it became known", loc="left", fontsize=9)
 
 
-def _draw_labs(axes: Any, labs: pl.DataFrame) -> None:
-    """Forecast medians with 90% bands of the first laboratory value."""
-    name = labs["name"][0]
-    rows = labs.filter(name=name).sort("days")
-    years = rows["days"] / DAYS_PER_YEAR
-    axes.plot(years, rows["q50"], color=COLOURS[2])
-    axes.fill_between(years, rows["q05"], rows["q95"], color=COLOURS[2], alpha=0.2, linewidth=0)
-    axes.set_title(
-        f"{drawable(name, 30)} ({drawable(rows['unit'][0] or '', 12)}), if measured: 90% band", loc="left", fontsize=9
-    )
-    axes.set_xlabel("years after the prediction time")
+def _lab_order(labs: pl.DataFrame, rows: pl.DataFrame) -> list[str]:
+    """The codes of laboratory values with a forecast, those that move the forecast of the outcome most first."""
+    moved = rows.filter(kind="code").select("code", moved=pl.col("contribution").abs())
+    known = labs.drop_nulls(LAB_QUANTILES).select("code").unique().join(moved, on="code", how="left")
+    return known.sort(pl.col("moved").fill_null(0), "code", descending=[True, False])["code"].to_list()
+
+
+def _draw_labs(part: Any, labs: pl.DataFrame, codes: list[str], explanation: Explained) -> None:
+    """A panel a laboratory value: the forecast medians with their 90% bands."""
+    of = labs["code"].n_unique()
+    part.suptitle(
+        "Laboratory values, if measured: median and 90% range"
+        + (f" ({len(codes)} of {of}: those that move the forecast most)" if of > len(codes) else ""),
+        fontsize=9, x=0.01, ha="left",
+    )  # fmt: skip
+    for axes, code in zip(part.subplots(1, len(codes), squeeze=False)[0], codes, strict=True):
+        rows = labs.filter(code=code).drop_nulls(LAB_QUANTILES).sort("horizon_days")
+        years = rows["horizon_days"] / DAYS_PER_YEAR
+        low, middle, high = (rows[q] for q in LAB_QUANTILES)
+        axes.fill_between(years, low, high, color=COLOURS[2], alpha=0.2, linewidth=0)
+        axes.vlines(years, low, high, color=COLOURS[2], linewidth=1)  # a single horizon has no band
+        axes.plot(years, middle, "o-", color=COLOURS[2], markersize=4)
+        unit = rows["unit"][0]
+        shown = "" if unit in (None, "1") else f" ({drawable(unit, 12)})"
+        axes.set_title(f"{drawable(explanation.name(code), 26)}{shown}", loc="left", fontsize=9)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("years after the prediction time", fontsize=8)
 
 
 def _words(outcome: str) -> str:

@@ -205,8 +205,9 @@ class Forecast:
         """Risk curves of one patient, one line an outcome, at the patient's last prediction time.
 
         With `explain`, one page: what was on record, what of it moved the forecast of `outcome` (default: the first one
-        scored) by `horizon` (default: the task's longest), and the risk curves with the range of the members. Raises
-        ForecastError for a patient without a forecast, and where there is no model to ask (a forecast from a folder).
+        scored) by `horizon` (default: the task's longest), the risk curves with the range of the members, and the
+        laboratory values that were forecast (four at most: those that move the forecast most). Raises ForecastError for
+        a patient without a forecast, and where there is no model to ask (a forecast from a folder).
         """
         from ehrseq.forecast.plot import plot_curves
 
@@ -228,7 +229,16 @@ class Forecast:
                 "an outcome that was forecast at the last prediction time", f"'{outcome}'", nearest(outcome, set(names))
             )
         explanation = self.explainer(patient=patient, outcome=outcome, horizon=horizon)
-        return plot_explained(latest, explanation, outcome, self._days(patient, outcome, at, horizon))
+        return plot_explained(
+            latest, explanation, outcome, self._days(patient, outcome, at, horizon), self._labs_of(patient, at)
+        )
+
+    def _labs_of(self, patient: str, at: Any) -> pl.DataFrame | None:
+        """The lab forecasts of one patient at one prediction time; None without those that are drawn."""
+        from ehrseq.forecast.explained import LAB_QUANTILES
+
+        mine = (pl.col("patient") == patient.rsplit("Patient/", 1)[-1]) & (pl.col("prediction_time") == at)
+        return self.labs.filter(mine) if set(LAB_QUANTILES) <= set(self.labs.columns) else None
 
     def _days(self, patient: str, outcome: str, at: Any, horizon: str | None) -> float:
         """A horizon in days at one prediction time: by default the longest that is not extrapolated."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date, datetime
 
 import polars as pl
@@ -33,6 +34,15 @@ def test_another_vendors_file(timelines, tmp_path, suffix):
     assert risk["subject_id"].to_list() == [1, 2]
     assert risk["prediction_time"].to_list() == [END, END]
     assert counts == {"rows": 2, "rows_of_unknown_subjects": 0, "rows_of_other_outcomes": 0}
+
+
+def test_ids_in_a_file_are_text(timelines, tmp_path):
+    """As a number 007 would be patient 7."""
+    names = pl.when(pl.col("subject_id") == 1).then(pl.lit("007")).when(pl.col("subject_id") == 2).then(pl.lit("7"))
+    named = replace(timelines, subjects=timelines.subjects.with_columns(patient=names.otherwise("patient")))
+    table(patient=["007", "7"]).write_csv(tmp_path / "vendor.csv")
+    risk, _ = read_predictions(tmp_path / "vendor.csv", named, ["illness", "death"])
+    assert risk["subject_id"].to_list() == [1, 2]
 
 
 @pytest.mark.parametrize(

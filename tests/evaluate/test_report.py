@@ -24,6 +24,17 @@ NAMES = ("<b>a</b>", "<u>ward</u>", "http://e.org/<img src=x onerror=y>//1", "<i
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+FAITHFULNESS = {
+    "gates": {"deletion": "passed", "insertion": "failed", "randomised weights": "passed"},
+    "curves": {f"illness {HOSTILE}": {
+        "deletion": {"mean": 0.01234, "lower": 0.00123, "upper": 0.02345, "people": 187},
+        "insertion": {"mean": 0.00321, "lower": -0.00456, "upper": 0.00789, "people": 187},
+    }},
+    "randomised_weights": {"mean": 0.0567, "lower": -0.0678, "upper": 0.1789, "people": 186},
+    "horizon": "3y", "forecasts": 374, "seed": 5,
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def evaluation():
     timelines = cohort(400, seed=3)
@@ -56,9 +67,8 @@ def evaluation():
             },
             {"name": "leaked split", "statement": "Refused.", "seed": None, "passed": True, "rows": []},
         ],
-        "explanation": {"statement": "Precision at 5 is .9.", "rows": [{"measure": "precision at 5", "value": 0.9}]},
     }
-    return replace(found, study=study)
+    return replace(found, study=study, facts={**found.facts, "faithfulness": FAITHFULNESS})
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +225,30 @@ def test_figures_stand_where_they_belong(folder):
                 assert text == "{} ({} to {})".format(*(f"{v:.{digits}f}" for v in values)), name
 
 
+def test_faithfulness_is_told_as_measured_or_as_not_measured(evaluation, folder):
+    text = (folder / "report.html").read_text()
+    tables = dict(Tables(text).tables)
+    assert tables["Faithfulness gates"][1:] == [list(gate) for gate in FAITHFULNESS["gates"].items()]
+    assert [row[2:] for row in tables["Faithfulness figures"][1:]] == [
+        ["0.01234 (0.00123 to 0.02345)", "187"], ["0.00321 (-0.00456 to 0.00789)", "187"],
+        ["0.057 (-0.068 to 0.179)", "186"],
+    ]  # fmt: skip
+    below = "Below the faithfulness gate (insertion): do not rely on explanations"
+    assert text.count(below) >= 2  # in its section and in short
+    assert below.lower() in (folder / "model_card.md").read_text().lower()
+    passed = {**FAITHFULNESS, "gates": dict.fromkeys(FAITHFULNESS["gates"], "passed")}
+    text = page(content(replace(evaluation, facts={"faithfulness": passed})))
+    assert "gate was passed (deletion, insertion, randomised weights)" in text
+    assert "Below the" not in text
+    text = page(content(replace(evaluation, facts={})))
+    assert "Not measured. For a model of ehrseq: model.check_faithfulness(timelines)" in text
+    assert "Faithfulness gates" not in text
+    assert "Below the" not in text
+    nobody = {"mean": None, "lower": None, "upper": None, "people": 0}
+    empty = {**FAITHFULNESS, "curves": {}, "randomised_weights": nobody, "horizon": None, "forecasts": 0}
+    assert "Faithfulness gates" in page(content(replace(evaluation, facts={"faithfulness": empty})))
+
+
 def test_the_json_is_that_of_the_page(evaluation, folder):
     report = json.loads((folder / "report.json").read_text())
     assert page(report) == page(content(evaluation)) == (folder / "report.html").read_text()
@@ -232,6 +266,22 @@ def test_every_item_has_a_value_or_a_reason(folder):
     assert len(items) == len({i["item"] for i in items}) == len(ITEMS) == 52
     for row in items:
         assert bool(row["value"]) != bool(row["reason"])
+
+
+def test_checklists_claim_nothing_of_predictions_from_elsewhere(evaluation):
+    def told(**provenance):
+        study = {**evaluation.study, "provenance": provenance}
+        report = content(replace(evaluation, study=study))
+        attributes = {a["paragraph"]: a["value"] for a in report["source_attributes"]["attributes"]}
+        return {i["item"]: i["value"] for i in report["tripod_ai"]}, attributes
+
+    items, _ = told()
+    assert items["12a"] is items["16"] is None
+    assert "not told by a table" in items["7"]
+    items, attributes = told(model_seed=0, trained_on="9 training subjects", data_source="internal")
+    assert "known by the prediction time" in items["7"]
+    assert "held out" in items["16"]
+    assert attributes["4.i"] == "not available"  # a number of subjects is no criterion
 
 
 def test_an_evaluation_of_tables_alone_says_what_it_lacks(evaluation, tmp_path):

@@ -2,18 +2,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
 
 from ehrseq.errors import EvaluationError
-from ehrseq.evaluate.study import evaluate_study
+from ehrseq.evaluate.study import evaluate_study, records
 from ehrseq.score import evaluate_export
 from ehrseq.task.label import label
 from ehrseq.task.outcome import occurrences
 from ehrseq.task.times import prediction_times
-from tests.toy import TASK, cohort
+from tests.toy import TASK, append, cohort, day
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +108,7 @@ def test_a_file_from_another_vendor_without_torch(timelines, tmp_path):
     write(timelines, tmp_path)
     program = """
 import sys
+from dataclasses import replace
 class NoTorch:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("torch", "pytorch_lightning", "lightning", "torchmetrics"):
@@ -131,6 +133,7 @@ def test_the_file_is_judged_like_the_table(timelines, tmp_path, found):
     )
     assert result.table.select("auc", "brier", "observed").equals(found.table.select("auc", "brier", "observed"))
     assert result.facts["vendor_rows"] == forecasts(timelines).height
+    assert "seen_in_training" not in result.facts  # a table does not tell
     assert set(result.table["landmark"]) == {"2y"}
 
 
@@ -141,7 +144,21 @@ def test_a_leaked_split_raises(timelines, tmp_path):
     with pytest.raises(EvaluationError, match="subjects on both sides"):
         evaluate_export(tmp_path / "vendor.csv", timelines, task=TASK, n_bootstrap=0, trained_on=trained)
     trained.write_text("patient\nelsewhere\n")
-    evaluate_export(tmp_path / "vendor.csv", timelines, task=TASK, n_bootstrap=0, trained_on=trained)
+    passed = evaluate_export(tmp_path / "vendor.csv", timelines, task=TASK, n_bootstrap=0, trained_on=trained)
+    assert passed.facts["seen_in_training"] == 0
+
+
+def test_codes_and_units_of_few_are_counted_and_not_named(timelines):
+    rows = [(1, day(5), "https://local//rare", 1.0, day(5))] * 3
+    rows = [(1, day(5 + i), "https://local//one-person", 1.0, day(5 + i)) for i in range(60)] + rows
+    rows += [(i, day(6), "https://local//often", 1.0, day(6)) for i in timelines.subjects["subject_id"][:50]]
+    units = pl.DataFrame({"code": ["LOINC//a", "LOINC//b"], "unit_recorded": ["of Mr X", "mg"], "events": [3, 70]})
+    units = units.with_columns(factor=pl.lit(None, pl.Float64))
+    facts = records(replace(append(timelines, rows), units=units), TASK)
+    assert [c["code"] for c in facts["codes_of_unknown_systems"]["most_frequent"]] == ["https://local//often"]
+    assert facts["codes_of_unknown_systems"]["codes"] == 3
+    assert [u["unit_recorded"] for u in facts["units"]["not_converted"]] == ["mg"]
+    assert facts["units"]["events_not_converted"] == 73
 
 
 def test_a_missing_horizon_is_a_marked_cell(timelines):

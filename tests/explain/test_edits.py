@@ -93,8 +93,9 @@ def test_an_edited_history_that_would_not_be_forecast_says_why(model, timelines,
 
 
 def test_what_is_not_there_cannot_be_edited(model, timelines, patient):
-    with pytest.raises(ForecastError, match="found 'LOINC//c'"):
+    with pytest.raises(ForecastError, match="found 'LOINC//c'; see explain") as told:
         model.what_if(timelines, patient, AT, without=["LOINC//c"])
+    assert "LOINC//a" not in str(told.value)  # a near match is on the patient's record
     with pytest.raises(ForecastError, match="an event of this code at this time"):
         model.what_if(timelines, patient, AT, without=[("LOINC//a", day(950))])  # known too late
     with pytest.raises(ForecastError, match="a numeric value of 'RXNORM//x'"):

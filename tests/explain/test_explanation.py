@@ -122,8 +122,28 @@ def test_the_page_shows_rows_in_order_with_signs_values_and_notes(explanation):
     assert "p1 on 2015-06-01: risk of illness within 3 years 20.0%" in figure.get_suptitle()
     assert any(MEANING[:40] in t.get_text() for part in figure.subfigs for t in part.texts)
     assert not any(axes.get_legend() for axes in figure.axes)
-    labs = pl.DataFrame({"name": "A1c", "unit": "%", "days": [0.0, 365.0], "q05": 5.0, "q50": 6.0, "q95": 7.0})
-    assert len(plot_explained(curves(), mine, "illness", 1096.0, labs).axes) == 5
+
+
+def lab_rows(*codes, unit="%"):
+    quantiles = {"q05": 5.0, "q50": [6.0, 6.5], "q95": 7.0}
+    tables = [pl.DataFrame({"horizon_days": [365.25, 1096.0], **quantiles}).with_columns(code=pl.lit(c)) for c in codes]
+    return pl.concat(tables).with_columns(unit=pl.lit(unit, pl.String))
+
+
+def test_the_page_has_the_labs_that_move_the_forecast_most(explanation):
+    mine = replace(explanation, contributions=explanation.contributions.filter(subject_id=1))
+    labs = lab_rows("LOINC//z", "LOINC//y", "LOINC//x", "LOINC//w", "LOINC//4548-4")
+    figure = plot_explained(curves(), mine, "illness", 1096.0, labs)
+    shown = figure.axes[4:]
+    assert [axes.get_title("left") for axes in shown] == [
+        "haemoglobin A1c (%)", "LOINC w (%)", "LOINC x (%)", "LOINC y (%)",
+    ]  # fmt: skip
+    assert shown[0].lines[0].get_xydata().round(2).tolist() == [[1.0, 6.0], [3.0, 6.5]]
+    assert any("4 of 5" in part.get_suptitle() for part in figure.subfigs)
+    nothing = labs.with_columns(q50=pl.lit(None, pl.Float64))
+    assert len(plot_explained(curves(), mine, "illness", 1096.0, nothing).axes) == 4
+    odd = plot_explained(curves(), mine, "illness", 1096.0, lab_rows("LOINC//$\\frac{1}{0}$", unit="$^$"))
+    odd.canvas.draw()  # a formula that does not parse would raise
 
 
 def test_untrusted_names_are_drawn_as_text(explanation):
@@ -147,6 +167,15 @@ def test_a_forecast_with_its_model_draws_the_page_and_one_from_a_folder_says_it_
         forecast.plot("nobody", explain=True)
     with pytest.raises(ForecastError, match="found 'deth'; did you mean 'death'"):
         forecast.plot(name, explain=True, outcome="deth")
+    assert not forecast.labs.height  # the task has no lab
+    assert len(figure.axes) == 4
+    at = forecast.risk["prediction_time"].max()
+    mine = lab_rows("LOINC//a", unit="u").with_columns(patient=pl.lit(name), prediction_time=pl.lit(at))
+    others = [mine.with_columns(patient=pl.lit("else"), q50=7.0), mine.with_columns(prediction_time=day(1), q50=5.0)]
+    labelled = replace(forecast, labs=pl.concat([*others, mine])).plot(f"Patient/{name}", explain=True)
+    assert labelled.axes[4].lines[0].get_ydata().tolist() == [6.0, 6.5]
+    unusual = replace(forecast, labs=mine.drop("q05"))  # forecast at other levels
+    assert len(unusual.plot(name, explain=True).axes) == 4
     forecast.save(tmp_path / "forecast")
     with pytest.raises(ForecastError, match="a forecast with its model; found one read from a folder"):
         Forecast.load(tmp_path / "forecast").plot(name, explain=True)

@@ -147,10 +147,11 @@ def test_what_cannot_be_measured_does_not_pass():
     nothing = pl.DataFrame(schema={"subject_id": pl.Int64, "value": pl.Float64})
     assert mean_with_interval(nothing["value"], nothing["subject_id"])["mean"] is None
     gains = pl.DataFrame(
-        {"subject_id": [1, 2], "outcome": "x", "horizon": "1y", "deletion": [0.1, 0.2], "insertion": [-0.1, 0.1]}
-    )
+        {"subject_id": range(20), "outcome": "x", "horizon": "1y", "deletion": [0.1, 0.2] * 10,
+         "insertion": [-0.1, 0.1] * 10}
+    )  # fmt: skip
     unknown = pl.DataFrame(
-        {"subject_id": [1], "correlation": [None]}, {"subject_id": pl.Int64, "correlation": pl.Float64}
+        {"subject_id": range(20), "correlation": [None] * 20}, {"subject_id": pl.Int64, "correlation": pl.Float64}
     )
     gates = figures(gains, unknown)["gates"]
     assert gates == {"deletion": "passed", "insertion": "failed", "randomised weights": "failed"}
@@ -158,6 +159,10 @@ def test_what_cannot_be_measured_does_not_pass():
         agreement = unknown.with_columns(correlation=pl.lit(correlation))
         assert figures(gains, agreement)["gates"]["randomised weights"] == verdict
     assert set(figures(gains.clear(), unknown)["gates"].values()) == {"failed"}
+    # one person fewer, whatever the figures, is too few
+    few = figures(gains.head(19), unknown.head(19).with_columns(correlation=pl.lit(0.05)))
+    assert set(few["gates"].values()) == {"failed"}
+    assert few["curves"]["x"]["deletion"]["lower"] > 0
     timelines = cohort()
     model = ProgressionModel(replace(CONFIG, model="age_sex")).fit(timelines, TASK)
     with pytest.raises(ForecastError, match="a model that reads events; found the branch 'age_sex'"):

@@ -22,7 +22,7 @@ def evaluation_card(report: Mapping[str, Any]) -> str:
         "Findings": "\n".join(f"- {line}" for line in report["findings"]),
         "Fairness": facts.fairness(report) or "Groups were not tested: too few events, people or replicates.",
         "Audits": "\n".join(f"- {a['name']}: {a['statement']}" for a in study.get("audits") or []) or "None was run.",
-        "Explanation": (study.get("explanation") or {}).get("statement") or "No explanation was evaluated.",
+        "Explanation": report["explanation"],
         "Limits": "\n".join(f"- {line}" for line in report["limits"]),
         "Intended use, users and oversight": "To be stated by the organisation that uses it. Research use: not a "
         "medical device.",

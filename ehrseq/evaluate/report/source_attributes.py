@@ -75,7 +75,7 @@ def source_attributes(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _REASONS = {
-    "training": "the provenance of these predictions says nothing about the training data",
+    "training": "the criteria by which the training data were chosen are not recorded with the model",
     "training_people": "the provenance of these predictions says nothing about the people trained on",
     "inputs": "the provenance of these predictions does not list the inputs",
     **dict.fromkeys(
@@ -98,7 +98,6 @@ def _known(report: Mapping[str, Any]) -> dict[str, str | None]:
         "type": "prediction",
         "caution": "people unlike those judged, codes the model has not seen, and any use as an effect of treatment",
         "limits": " ".join(report["limits"]),
-        "training": provenance.get("trained_on"),
         "training_people": provenance.get("trained_on_people"),
         "inputs": provenance.get("inputs"),
     }

@@ -102,12 +102,14 @@ _REASONS = {
     "heterogeneity": "no groups to compare",
     "updating": "no model was updated in this evaluation",
     "fairness": "groups were not tested: too few events, people or replicates",
-    "differences": "the provenance of these predictions does not describe the training data",
+    "differences": "not stated whether the data judged are of the source of the training data",
     "flow": "the evaluation was given no cohort",
     "people": "no groups were given",
     "comparison": "the provenance of these predictions does not describe the training data",
     "performance": "nothing could be judged",
 }
+_KNOWN = "the model reads only what was known by the prediction time"
+_GIVEN = "what the predictions were made from, and when it was known, is not told by a table of predictions"
 
 
 def _answers(report: Mapping[str, Any]) -> dict[str, str | None]:
@@ -116,6 +118,7 @@ def _answers(report: Mapping[str, Any]) -> dict[str, str | None]:
     provenance = study.get("provenance", {})
     tested = facts.fairness(report)
     seen = report["facts"].get("seen_in_training")
+    ours = "model_seed" in provenance
     return {
         "title": report["title"],
         "findings": " ".join(report["findings"]),
@@ -124,8 +127,8 @@ def _answers(report: Mapping[str, Any]) -> dict[str, str | None]:
         "data": f"timelines of {records['subjects']} subjects, {records['events']} events" if records else None,
         "dates": _dates(study),
         "eligibility": facts.prediction_times(report),
-        "preparation": "known_time rule: only what was known by the prediction time; units and codes as in the section "
-        "on records" if records else None,
+        "preparation": f"units and codes as in the section on records; {_KNOWN if ours else _GIVEN}" if records
+        else None,
         "outcomes": facts.outcomes(report),
         "inputs": provenance.get("inputs"),
         "sample": facts.sample_size(report),
@@ -135,10 +138,11 @@ def _answers(report: Mapping[str, Any]) -> dict[str, str | None]:
         "heterogeneity": tested,
         "methods": METHODS.format(n=report["n_bootstrap"], seed=report["seed"]),
         "calculated": f"by {facts.judged_model(report)}; the forecasts were taken as given",
-        "imbalance": "none: probabilities were judged as they are, without resampling",
+        "imbalance": "in the evaluation none: probabilities were judged as they are, without resampling",
         "fairness": tested,
         "output": f"cumulative incidence by {', '.join(report['horizons'])}",
-        "differences": provenance.get("trained_on"),
+        "differences": "none of source: those judged come from the data set that the model was fitted on, and were "
+        "held out" if provenance.get("data_source") == "internal" else None,
         "code": f"ehrseq {provenance['ehrseq']}" if "ehrseq" in provenance else None,
         "flow": "section on the cohort" if study.get("cohort") else None,
         "people": facts.people(report),

@@ -37,7 +37,27 @@ def findings(report: Mapping[str, Any]) -> list[str]:
         lines.append(f"No group differs from everybody else beyond chance ({len(made)} tests, adjusted together).")
     else:
         lines.append("Groups were not tested: too few events, people or bootstrap replicates.")
-    return [*lines, *_audits(report["study"].get("audits") or [])]
+    lines += _audits(report["study"].get("audits") or [])
+    told = explanation(report)
+    return [*lines, f"Flag: explanations. {told}"] if told.startswith("Below") else lines
+
+
+def explanation(report: Mapping[str, Any]) -> str:
+    """Whether explanations can be relied on, as far as `facts` says what was measured.
+
+    >>> explanation({"facts": {"faithfulness": {"gates": {"deletion": "passed", "insertion": "failed"}}}})
+    'Below the faithfulness gate (insertion): do not rely on explanations of these forecasts.'
+    """
+    measured = report["facts"].get("faithfulness")
+    if measured is None:
+        return (
+            "Not measured. For a model of ehrseq: model.check_faithfulness(timelines), then save and evaluate it again;"
+            " forecasts that come as a table cannot be explained here."
+        )
+    failed = [name for name, result in measured["gates"].items() if result != "passed"]
+    if failed:
+        return f"Below the faithfulness gate ({', '.join(failed)}): do not rely on explanations of these forecasts."
+    return f"The faithfulness gate was passed ({', '.join(measured['gates'])})."
 
 
 def verdicts(report: Mapping[str, Any], cell: Row) -> list[str]:

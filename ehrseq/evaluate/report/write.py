@@ -12,7 +12,7 @@ from ehrseq.evaluate.report.card import evaluation_card
 from ehrseq.evaluate.report.figures import calibration_figure, decision_figure
 from ehrseq.evaluate.report.source_attributes import source_attributes
 from ehrseq.evaluate.report.tripod import tripod
-from ehrseq.evaluate.report.words import MODELS, findings, limits, signed, verdicts
+from ehrseq.evaluate.report.words import MODELS, explanation, findings, limits, signed, verdicts
 from ehrseq.storage import atomic_folder, write_json, write_manifest
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ KIND, FORMAT_VERSION = "evaluation", 2
 # What the page asks of a study; whatever an evaluation does not have, it says so.
 STUDY = (
     "outcomes", "prediction_times", "landmarks", "cohort", "follow_up", "missing_values", "records", "labs",
-    "lab_differences", "audits", "explanation", "provenance",
+    "lab_differences", "audits", "provenance",
 )  # fmt: skip
 PAGE, NUMBERS = "report.html", "report.json"
 
@@ -53,6 +53,7 @@ def content(evaluation: Evaluation) -> dict[str, Any]:
     ours = "model_seed" in report["study"].get("provenance", {})
     report["model_notes"] = {m: MODELS[m] for m in report["models"] if m in MODELS} if ours else {}
     report["title"] = f"Evaluation of forecasts: {', '.join(outcomes) or 'no outcome'}"
+    report["explanation"] = explanation(report)
     report["limits"] = limits(report)
     report["findings"] = findings(report)
     report["source_attributes"] = source_attributes(report)
