@@ -16,6 +16,10 @@ MEANING = (
     "model sensitivity: how far this model's forecast moves when a record is taken out of the history, "
     "not the effect of a disease or a treatment"
 )
+SINGLE_EVENTS = (  # docs/evidence.md, "Planted causes"
+    "a single record counts for little where others tell the same: of simulated people, planted causes were found by "
+    "code (.96 and 1.00 of the first five), and below the gate of .8 by single record (.53 and .65)"
+)
 LEAST = 0.001  # a contribution that is worth a reason, on the risk scale: a tenth of a percentage point
 REASON_KEY = ("subject_id", "patient", "prediction_time", "outcome", "horizon")
 SUMMARY_KEY = ("outcome", "horizon", "kind", "code", "window")
@@ -57,7 +61,11 @@ class Explanation:
             "their codes and windows were"
         )
         no_reader = f"the branch '{self.branch}' reads no events" if self.branch in ("age_sex", "null") else ""
-        return [MEANING, *([single] if left_out else []), *([no_reader] if no_reader else []), trust(self.faithfulness)]
+        told = {single: bool(left_out), no_reader: bool(no_reader), SINGLE_EVENTS: self._by_event() and not no_reader}
+        return [MEANING, *(note for note, said in told.items() if said), trust(self.faithfulness)]
+
+    def _by_event(self) -> bool:
+        return bool((self.contributions["kind"] == "event").any())
 
     def name(self, code: str) -> str:
         """A code's name for people."""

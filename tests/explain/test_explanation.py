@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from ehrseq.errors import ForecastError
 from ehrseq.estimator import ProgressionModel
-from ehrseq.explain.explanation import MEANING, Explanation
+from ehrseq.explain.explanation import MEANING, SINGLE_EVENTS, Explanation
 from ehrseq.explain.names import display_name, display_names
 from ehrseq.explain.occlusion import CONTRIBUTION_SCHEMA, SCOPE_SCHEMA
 from ehrseq.forecast.explained import LOWERS, RAISES, plot_explained
@@ -82,6 +82,9 @@ def test_notes_tell_what_was_left_out_and_what_was_not_measured(explanation):
     assert explanation.notes[0] == MEANING
     assert explanation.notes[1].startswith("20 older events of 2 histories were not taken out one by one")
     assert "has not been measured" in explanation.notes[-1]
+    assert SINGLE_EVENTS in explanation.notes
+    codes = replace(explanation, contributions=explanation.contributions.filter(pl.col("kind") == "code"))
+    assert SINGLE_EVENTS not in codes.notes
     assert "reads no events" in replace(explanation, branch="age_sex").notes[2]
 
 
