@@ -20,6 +20,7 @@ LABS = 4  # laboratory values that are shown, chosen likewise
 LAB_QUANTILES = ("q05", "q50", "q95")
 VISIBLE = 0.0005  # risk below which a record is drawn as moving nothing: what would be printed as 0.0 points
 NOTE_WIDTH = 150  # characters a line of the small print
+NOTE_LINE = 0.13  # inches a line of it
 
 
 class Explained(Protocol):
@@ -55,7 +56,8 @@ def plot_explained(
     height = 0.3 * max(codes.height, 3)
     with style():
         shown = [] if labs is None else _lab_order(labs, rows)[:LABS]
-        heights = (height + 1.2, 2.6, *([2.2] if shown else []), 0.6)
+        text = "\n".join(textwrap.fill(note, NOTE_WIDTH) for note in explanation.notes)
+        heights = (height + 1.2, 2.6, *([2.2] if shown else []), 0.15 + NOTE_LINE * (1 + text.count("\n")))
         figure = Figure(figsize=(10, sum(heights)), layout="constrained")
         parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights)
         top, bottom, *between, small = parts
@@ -68,7 +70,6 @@ def plot_explained(
         if labs is not None and shown:
             _draw_labs(between[0], labs, shown, explanation)
         figure.suptitle(_title(curves, rows, outcome, horizon_days), fontsize=11)
-        text = "\n".join(textwrap.fill(note, NOTE_WIDTH) for note in explanation.notes)
         small.text(0.01, 0.95, text, fontsize=7, va="top", color="#444444")
     return figure
 

@@ -124,6 +124,9 @@ def test_the_page_shows_rows_in_order_with_signs_values_and_notes(explanation):
     assert [round(bar.get_width(), 3) for bar in windows.patches] == [3.0]
     assert "p1 on 2015-06-01: risk of illness within 3 years 20.0%" in figure.get_suptitle()
     assert any(MEANING[:40] in t.get_text() for part in figure.subfigs for t in part.texts)
+    figure.canvas.draw()
+    small = next(t for part in figure.subfigs for t in part.texts if MEANING[:40] in t.get_text())
+    assert small.get_window_extent().y0 >= 0  # every note is on the page
     assert not any(axes.get_legend() for axes in figure.axes)
 
 
