@@ -247,9 +247,11 @@ def evaluate_verb(
     if audits:
         from ehrseq.audit import audit_export
 
+        if against or trained_on is not None:
+            raise typer.BadParameter("--against and --trained-on are for predictions, which cannot be audited")
         result = audit_export(
-            judged, timelines, out, task=task, n_bootstrap=bootstrap, seed=seed, against=against or (), by=by,
-            trained_on=trained_on, report=lambda name: say(f"audit: {name}"),
+            judged, timelines, out, task=task, n_bootstrap=bootstrap, seed=seed, by=by,
+            report=lambda name: say(f"audit: {name}"),
         )  # fmt: skip
     else:
         from ehrseq.score import evaluate_export

@@ -333,6 +333,7 @@ def test_help(run, arguments):
         ("fit", "t", "--out", "m"),
         ("simulate", "--subjects", "many", "--out", "s"),
         ("evaluate", "m", "t", "--out", "r", "--bootstrap", "-1"),
+        ("evaluate", "m", "t", "--out", "r", "--audits", "--against", "f"),
         ("ingest", "x", "--out", "t", "--nonsense"),
     ],
 )

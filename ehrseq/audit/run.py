@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,7 @@ def audit_export(
     task: Task | str | Path | None = None,
     n_bootstrap: int = 200,
     seed: int = 0,
-    against: Sequence[str | Path] = (),
     by: Any = None,
-    trained_on: Any = None,
     report: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """`evaluate_export` (which see) of a model with all audits in the report: a few refits, minutes each.
@@ -66,8 +64,7 @@ def audit_export(
     timelines = as_timelines(timelines)
     model = load_model(judged) if isinstance(judged, str | Path) else judged
     other = Task.from_toml(task) if isinstance(task, str | Path) else task
-    found = evaluate_export(judged, timelines, task=other, n_bootstrap=n_bootstrap, seed=seed, against=against, by=by,
-                            trained_on=trained_on)  # fmt: skip
+    found = evaluate_export(judged, timelines, task=other, n_bootstrap=n_bootstrap, seed=seed, by=by)
     kept, mark = None, ""
     if out is not None and isinstance(judged, str | Path):
         kept = Path(out).parent / f".{Path(out).name}.audits"
