@@ -142,6 +142,8 @@ def fit_verb(
 
     if (task is None) != pretrain:
         raise typer.BadParameter("give either --task or --pretrain")
+    if pretrain and model_kind not in ("hybrid", "transformer"):
+        raise typer.BadParameter("--pretrain fits networks alone: leave out --model")
     kind = {"agesex": "age_sex"}.get(model_kind, model_kind)
     config = ModelConfig.of_size(size, seed=seed, model="transformer" if task is None else kind)
     with epochs(config.training.max_epochs * config.training.members if config.has_networks else 0) as report:
@@ -166,7 +168,8 @@ def recalibrate_verb(
     done = recalibrate_model(model, timelines, out)
     branch = done.fitted_.branches[0]
     say(f"{'outcome':<24}{'observed':>10}{'expected before':>17}{'after':>9}   (events; after: set by other subjects)")
-    for row in (r for r in done.fitted_.recalibrated if r["branch"] == branch):
+    last = done.fitted_.recalibrated[-1]["round"]
+    for row in (r for r in done.fitted_.recalibrated if (r["branch"], r["round"]) == (branch, last)):
         say(f"{row['outcome']:<24}{row['observed']:>10.1f}{row['expected_before']:>17.1f}{row['expected_after']:>9.1f}")
     say(f"model: {out}")
 

@@ -21,6 +21,7 @@ from ehrseq.explaining import Explaining
 from ehrseq.forecast.labs import STANDARD, baseline_tables, check_levels, labs_table
 from ehrseq.forecast.paths import PathSource
 from ehrseq.forecast.predict import outcome_hazards
+from ehrseq.forecast.screen import nobody_scored
 from ehrseq.forecast.table import Forecast, risk_table
 from ehrseq.model.artifact import Artifact, hashed_ids, load_artifact, save_artifact
 from ehrseq.model.card import model_card
@@ -66,12 +67,14 @@ class ProgressionModel(Explaining):
         else a seeded hash of the subject. `report(epoch, tuning_loss)` is called after each epoch. `checkpoint`
         is a folder for the state of training after each epoch: an interrupted fit of the same data, task and
         configuration goes on from it, and gives the same model. Without a task the networks learn to read histories
-        alone (pretraining), for `adapt`. Returns self.
+        alone (pretraining), for `adapt`, from up to 256 codes whatever `auxiliary_codes` says. Returns self.
         """
         timelines = as_timelines(timelines)
         self.faithfulness_ = None  # what was measured was another fit
         splits = split_subjects(timelines, seed=self.config.seed)
         if task is None:
+            if not self.config.has_networks:
+                raise UserError("a task, or a model with networks", f"'{self.config.model}' without", "give a task")
             self.__dict__.pop("task_", None)
             self.fitted_ = pretrain(timelines, splits, self.config, report, checkpoint)
             self.trained_on_ = _trained_on(splits, self.fitted_.data_hash)
@@ -90,20 +93,28 @@ class ProgressionModel(Explaining):
         """A new model for another task, whose networks go on from this one's: for outcomes with few labels.
 
         `config` is as for a new model, with the network of this one (the default: this model's own settings, a hybrid).
-        Takes and gives what `fit` does; whom this model was fitted on is remembered. ForecastError where it has no
-        networks, UserError for a network of another shape.
+        The auxiliary codes stay those of this model. Takes and gives what `fit` does; whom this model was fitted on is
+        remembered, and never tunes. ForecastError where it has no networks, UserError for settings without networks or
+        with some of another shape.
         """
         origin = self._check_fitted(task=False)
         if not origin.networks:
             raise ForecastError("a model with networks to go on from", "none", "fit a transformer or a hybrid first")
         config = replace(self.config, model="hybrid") if config is None else config
+        if not config.has_networks:
+            raise UserError("a model with networks to go on", f"'{config.model}'", "choose transformer or hybrid")
         if config.network != self.config.network:
             raise UserError("the network settings of the model to go on from", "others", "leave `network` as it was")
         timelines = as_timelines(timelines)
         model = ProgressionModel(config)
         model.task_ = with_dataset_descendants(timelines, task if isinstance(task, Task) else Task.from_toml(task))
         model.times_withheld_ = False
+        # what the networks were trained on cannot stop, blend or adjust them
         splits = split_subjects(timelines, seed=config.seed)
+        hashed = pl.Series(hashed_ids(splits["subject_id"].to_numpy(), origin.data_hash), dtype=pl.String)
+        trained = hashed.is_in(self.trained_on_.filter(pl.col("split") == "train")["hashed_id"].implode())
+        moved = pl.when(trained & (pl.col("split") == "tuning")).then(pl.lit("train")).otherwise("split")
+        splits = splits.with_columns(split=moved)
         model.fitted_ = fit_model(timelines, model.task_, splits, config, report, checkpoint, origin)
         model.trained_on_ = _together(_trained_on(splits, origin.data_hash), self.trained_on_)
         return model
@@ -118,17 +129,18 @@ class ProgressionModel(Explaining):
         if not fitted.branches:
             raise ForecastError("a branch whose level can be set", "baselines alone", "fit another kind of model")
         timelines = as_timelines(timelines)
-        seen = self.seen_in_training(timelines.subjects["subject_id"].to_numpy())
-        unseen = timelines.select(timelines.subjects["subject_id"].filter(~pl.Series(seen)))
+        unseen = self._unseen(timelines)
         if not len(unseen):
             raise ForecastError(
                 "subjects that the model was not fitted on", "none", "recalibrate on data of another site"
             )
         model = ProgressionModel(self.config)
         model.task_, model.times_withheld_ = self.task_, self.times_withheld_
-        model.fitted_ = recalibrate(
-            fitted, unseen, self.task_, max_events=self.config.network.max_events, seed=self.config.seed
+        known = self._for_codes_of(unseen)  # as in forecasting
+        settled = recalibrate(
+            known, unseen, self.task_, max_events=self.config.network.max_events, seed=self.config.seed
         )
+        model.fitted_ = replace(settled, vocabulary=fitted.vocabulary)
         used = unseen.subjects.select("subject_id", split=pl.lit("tuning"))
         model.trained_on_ = _together(_trained_on(used, fitted.data_hash), self.trained_on_)
         return model
@@ -149,15 +161,22 @@ class ProgressionModel(Explaining):
         `horizons` such as "18m" replace the task's. `branch` says who answers: "hybrid" (the default where it was
         fitted), "transformer", "boosted", "cox", or a baseline, "age_sex" or "null".
         `lab_levels` are the quantiles of the labs table, among .05, .1, .2, .25, .3, .4 and so on to .95; () leaves the
-        labs out. Raises ForecastError where nobody can be scored.
+        labs out. Raises ForecastError where nobody can be scored and no lab be forecast.
         """
         check_levels(lab_levels)
         branch = self._branch(branch)
         timelines = as_timelines(timelines)
-        fitted, scored, skipped = self._screened(timelines, at)
+        fitted, scored, skipped = self._screen(timelines, at)
         spans = tuple(Horizon(h) for h in horizons) if horizons is not None else self.task_.horizons
-        tables = outcome_hazards(fitted, timelines, scored, branch, self.config.network.max_events)
-        who = scored.select(pl.col("subject_id").unique().sort())
+        keys = ["subject_id", "prediction_time"]
+        usable = _usable(pl.concat([t.select(keys) for t in (scored, skipped)]).unique().sort(keys), skipped)
+        labs = labs_table(fitted, timelines, usable, spans, lab_levels)
+        if skipped.height and not (scored.height or labs.height):
+            raise nobody_scored(skipped)
+        tables = []
+        if scored.height:
+            tables = outcome_hazards(fitted, timelines, scored, branch, self.config.network.max_events)
+        who = pl.concat([scored.select("subject_id"), labs.select("subject_id")]).unique().sort("subject_id")
         seen = who.filter(pl.Series(self.seen_in_training(who["subject_id"].to_numpy())))
         metadata = {
             "model": branch,
@@ -165,12 +184,11 @@ class ProgressionModel(Explaining):
             "data_hash": self.fitted_.data_hash,
             "labs_withheld": self.labs_withheld,
         }
-        keys = ["subject_id", "prediction_time"]
-        usable = _usable(pl.concat([t.select(keys) for t in (scored, skipped)]).unique().sort(keys), skipped)
         explainer = partial(self.explain, timelines, at, branch=branch)
-        labs = labs_table(fitted, timelines, usable, spans, lab_levels)
         source = PathSource(fitted, self.task_, timelines, scored, branch, self.config.network.max_events)
-        return Forecast(risk_table(tables, spans), skipped, metadata, tuple(tables), seen, labs, explainer, source)
+        return Forecast(
+            risk_table(tables, spans), skipped, metadata, tuple(tables), seen, labs, spans, explainer, source
+        )
 
     def unseen_codes(self, timelines: Any) -> pl.DataFrame:
         """The codes that the model does not know, the most frequent first.
@@ -213,15 +231,15 @@ class ProgressionModel(Explaining):
                 "a model whose table of them was withheld (it names patients)",
                 "give the task again",
             )
-        task = self.task_ if task is None else self._same_outcomes(task)
+        task = self.task_ if task is None else self.settled(task)
         timelines = as_timelines(timelines)
-        seen = self.seen_in_training(timelines.subjects["subject_id"].to_numpy())
-        unseen = timelines.select(timelines.subjects["subject_id"].filter(~pl.Series(seen)))
+        unseen = self._unseen(timelines)
+        seen = len(timelines) - len(unseen)
         queries = prediction_times(unseen, task)
         if not queries.height:
             raise EvaluationError(
                 "subjects that the model was not fitted on, with a prediction time",
-                f"{len(timelines)} subjects, {int(seen.sum())} of them seen in training",
+                f"{len(timelines)} subjects, {seen} of them seen in training",
                 "evaluate on held-out subjects or on another data set",
             )
         labels = label(queries, occurrences(unseen, task), unseen.subjects, task)
@@ -240,13 +258,13 @@ class ProgressionModel(Explaining):
             "training_data_hash": self.fitted_.data_hash,
             "model_seed": self.config.seed,
             "inputs": self._inputs(),
-            **({"data_source": "internal"} if seen.any() else {}),  # else it may be the same source or another
+            **({"data_source": "internal"} if seen else {}),  # else it may be the same source or another
         }
         labs = self._lab_rivals(unseen, at, task)
         result = evaluate_study(
             risks, labels, unseen, task, n_bootstrap=n_bootstrap, seed=seed, by=by, labs=labs, provenance=provenance
         )
-        result.facts.update(subjects=len(timelines), seen_in_training=int(seen.sum()), evaluated=len(unseen))
+        result.facts.update(subjects=len(timelines), seen_in_training=seen, evaluated=len(unseen))
         if self.faithfulness_ is not None:
             result.facts["faithfulness"] = self.faithfulness_
         return result
@@ -265,7 +283,11 @@ class ProgressionModel(Explaining):
         rivals = baseline_tables(*asked)
         return {"ehrseq": labs_table(*asked), **rivals} if rivals else {}
 
-    def _same_outcomes(self, task: Task) -> Task:
+    def settled(self, task: Task) -> Task:
+        """A task with other times and horizons for the model's outcomes, these as the model was fitted for them.
+
+        EvaluationError for other outcomes.
+        """
         theirs, ours = ({o.name: o.as_written() for o in t.outcomes} for t in (task, self.task_))
         if theirs != ours:
             raise EvaluationError(
@@ -277,6 +299,11 @@ class ProgressionModel(Explaining):
         """Whether each subject was in the train or tuning split of the fit."""
         known = set(self.trained_on_["hashed_id"].to_list())
         return np.array([h in known for h in hashed_ids(subject_ids, self.fitted_.data_hash)], dtype=bool)
+
+    def _unseen(self, timelines: Timelines) -> Timelines:
+        """The subjects that the model was not fitted on."""
+        ids = timelines.subjects["subject_id"]
+        return timelines.select(ids.filter(~pl.Series(self.seen_in_training(ids.to_numpy()))))
 
     def save(self, folder: str | Path) -> None:
         """Write the model folder atomically: JSON and safetensors, no code."""

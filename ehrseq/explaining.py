@@ -36,15 +36,19 @@ class Explaining:
     config: ModelConfig
     task_: Task
     fitted_: Fitted
+    times_withheld_: bool
     faithfulness_: dict[str, Any] | None = None
 
     if TYPE_CHECKING:
 
         def forecast(  # noqa: D102
-            self, timelines: Any, at: Any = None, *, horizons: Sequence[str] | None = None, branch: str | None = None
-        ) -> Forecast: ...
+            self, timelines: Any, at: Any = None, *, horizons: Sequence[str] | None = None, branch: str | None = None,
+            lab_levels: Sequence[float] = (),
+        ) -> Forecast: ...  # fmt: skip
 
         def seen_in_training(self, subject_ids: NDArray[np.int64]) -> NDArray[np.bool_]: ...  # noqa: D102
+
+        def _unseen(self, timelines: Timelines) -> Timelines: ...
 
         def _for_codes_of(self, timelines: Timelines) -> Fitted: ...
 
@@ -77,7 +81,7 @@ class Explaining:
         contributions, scope = occlude(
             timelines, scored, score, kinds=kinds, recent_events=recent_events, demographics=reads
         )
-        return Explanation(contributions, scope, branch, display_names(timelines), self.faithfulness_)
+        return Explanation(contributions, scope, branch, display_names(timelines), self._faithfulness_of(branch))
 
     def integrated_gradients(
         self,
@@ -120,7 +124,7 @@ class Explaining:
         """
         timelines = as_timelines(timelines)
         mine = timelines.select(timelines.subject_ids([patient]))
-        issued = self.forecast(mine, at, horizons=horizons, branch=branch)
+        issued = self.forecast(mine, at, horizons=horizons, branch=branch, lab_levels=())
         times = issued.risk["prediction_time"].unique()
         if len(times) != 1 or not (without or values):
             found = f"{len(times)} prediction times" if len(times) != 1 else "no edit"
@@ -130,7 +134,7 @@ class Explaining:
         edited_history = edit_history(mine, times[0], without, values or {})
         at = pl.DataFrame({"subject_id": mine.subjects["subject_id"], "prediction_time": times})
         try:
-            edited = self.forecast(edited_history, at, horizons=horizons, branch=branch)
+            edited = self.forecast(edited_history, at, horizons=horizons, branch=branch, lab_levels=())
             risk, skipped = edited.risk, edited.skipped
         except ForecastError:  # nobody is left to be scored: say why
             skipped = self._screen(edited_history, at)[2]
@@ -152,19 +156,24 @@ class Explaining:
         if branch not in self.fitted_.branches:
             raise ForecastError("a model that reads events", f"the branch '{branch}'", "there is nothing to measure")
         timelines = as_timelines(timelines)
-        seen = pl.Series(self.seen_in_training(timelines.subjects["subject_id"].to_numpy()))
-        timelines = timelines.select(timelines.subjects["subject_id"].filter(~seen))
+        timelines = self._unseen(timelines)
         fitted, scored, _ = self._screened(timelines, at)
         first = scored.filter(pl.col("prediction_time") == pl.col("prediction_time").min().over("subject_id"))
         drawn = first["subject_id"].unique().sort().sample(min(n, first["subject_id"].n_unique()), seed=seed)
         first = first.filter(pl.col("subject_id").is_in(drawn.implode()))
         spans = self._longest_supported() if horizon is None else (Horizon(horizon),)
         controls = [self._scorer(randomised(fitted, seed + i), branch, spans) for i in range(SHUFFLES)]
-        self.faithfulness_ = measure(
+        found = measure(
             timelines, first, self._scorer(fitted, branch, spans), controls,
             demographics=self.config.network.demographics, seed=seed,
         )  # fmt: skip
+        self.faithfulness_ = {"branch": branch, **found}
         return self.faithfulness_
+
+    def _faithfulness_of(self, branch: str) -> dict[str, Any] | None:
+        """What was measured, if it was of this branch."""
+        found = self.faithfulness_
+        return found if found is not None and found.get("branch", self._branch(None)) == branch else None
 
     def _longest_supported(self) -> tuple[Horizon]:
         """The task's longest horizon that no outcome is extrapolated at, else the shortest."""
@@ -190,6 +199,10 @@ class Explaining:
 
     def _screen(self, timelines: Timelines, at: Any) -> tuple[Fitted, pl.DataFrame, pl.DataFrame]:
         """What answers for the codes of these timelines, the rows that can be scored, and the `skipped` table."""
+        if isinstance(at, str) and at == "task" and self.times_withheld_:
+            raise ForecastError(
+                "prediction times", "a model whose table of them was withheld (it names patients)", "give them as `at`"
+            )
         queries = resolve_prediction_times(timelines, at, self.task_)
         fitted = self._for_codes_of(timelines)
         codes = fitted.vocabulary.understood(timelines.events["code"])

@@ -346,3 +346,16 @@ def test_who_was_measured_higher_is_forecast_higher(steady):
     moved = fitted.forecast(higher, at="task").labs["q50"] - fitted.forecast(people, at="task").labs["q50"]
     assert 2 < moved.mean() < 6
     assert moved.min() == 0  # of the few without any value then
+
+
+def test_who_has_every_outcome_is_forecast_alone_as_among_others(timelines):
+    illness = replace(LABS, outcomes=tuple(replace(o, competing=()) for o in LABS.outcomes if o.name == "illness"))
+    model = ProgressionModel(QUICK).fit(timelines, illness)
+    forecast = model.forecast(timelines, AT)
+    alone = set(forecast.labs["subject_id"]) - set(forecast.risk["subject_id"])
+    assert alone
+    one = model.forecast(timelines.select([min(alone)]), AT)
+    assert not one.risk.height
+    assert_same(one.labs, forecast.labs.filter(pl.col("subject_id") == min(alone)))
+    with pytest.raises(ForecastError):
+        model.forecast(timelines.select([min(alone)]), AT, lab_levels=())

@@ -127,7 +127,8 @@ def future_events(m: Material) -> Audit:
     few = m.timelines.select(queries["subject_id"])
     cut = truncated(few, queries)
     tables = [
-        m.model.forecast(t, queries, horizons=(m.horizon.label,)).risk for t in (cut, few, extended(few, queries))
+        m.model.forecast(t, queries, horizons=(m.horizon.label,), lab_levels=()).risk
+        for t in (cut, few, extended(few, queries))
     ]
     keys = [*KEY, "outcome", "horizon_days"]
     moved, same = 0.0, True
@@ -185,11 +186,11 @@ def seen_in_training(m: Material) -> Audit:
     timelines = m.timelines.select(some)
     labels = m.labels_of(timelines)
     at = labels.select(KEY).unique(maintain_order=True)
-    forecast = m.model.forecast(timelines, at, horizons=(m.horizon.label,))
+    forecast = m.model.forecast(timelines, at, horizons=(m.horizon.label,), lab_levels=())
     flagged = forecast.seen["subject_id"].is_in(some.implode()).sum()
     scored = forecast.risk["subject_id"].n_unique()
     at = m.labels.select(KEY).unique(maintain_order=True)
-    others = m.model.forecast(m.unseen, at, horizons=(m.horizon.label,))
+    others = m.model.forecast(m.unseen, at, horizons=(m.horizon.label,), lab_levels=())
     false_flags = others.seen.height
     passed = flagged == scored == forecast.seen.height and not false_flags
     rows = []

@@ -57,7 +57,9 @@ def evaluate_designs(
         test = timelines.select(at["subject_id"].unique())
         horizons = [h.label for h in task.horizons]
         for name in (*model.fitted_.branches, "age_sex"):
-            risks.setdefault(name, []).append(model.forecast(test, at, horizons=horizons, branch=name).risk)
+            risks.setdefault(name, []).append(
+                model.forecast(test, at, horizons=horizons, branch=name, lab_levels=()).risk
+            )
         folds.append(at.with_columns(fold=pl.lit(design.name)))
     queries = prediction_times(timelines, task).join(pl.concat(folds), on=list(KEY), maintain_order="left")
     labels = label(queries, occurrences(timelines, task), timelines.subjects, task)

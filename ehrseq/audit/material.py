@@ -113,7 +113,9 @@ class Material:
     def forecasts(self, branch: str | None = None, horizons: tuple[str, ...] | None = None) -> pl.DataFrame:
         """The model's own risk table of the subjects it is judged on, at the main horizon or at others."""
         at = self.labels.select(KEY).unique(maintain_order=True)
-        return self.model.forecast(self.unseen, at, horizons=horizons or (self.horizon.label,), branch=branch).risk
+        return self.model.forecast(
+            self.unseen, at, horizons=horizons or (self.horizon.label,), branch=branch, lab_levels=()
+        ).risk
 
     def refit(self, kind: str, seed: int, timelines: Timelines, happened: pl.DataFrame) -> Fitted:
         """Fit on the subjects that the model was fitted on, with its settings but one network.
@@ -130,7 +132,7 @@ class Material:
         """The model's settings for a refit."""
         config = self.model.config
         training = replace(config.training, members=min(MEMBERS, config.training.members))
-        return replace(config, model=kind, seed=seed, training=training)
+        return replace(config, model=kind, seed=seed, training=training, labs=replace(config.labs, members=0))
 
     def score(self, fitted: Fitted, branch: str, timelines: Timelines, labels: pl.DataFrame) -> pl.DataFrame:
         """Forecasts at the main horizon of everybody at risk in `labels`, from what `timelines` show."""

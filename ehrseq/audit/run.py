@@ -92,7 +92,7 @@ def run_audits(
 
     What is done is kept in the folder `kept`, for a later run with the same `mark`.
     """
-    task = model.task_ if task is None else task
+    task = model.task_ if task is None else model.settled(task)
     main = next((h for h in task.horizons if h.label == found.main_horizon), None)
     if main is None:
         return [Audit(name, "Not run: nobody at risk could be judged.") for name in AUDITS]

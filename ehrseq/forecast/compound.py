@@ -9,6 +9,7 @@ import polars as pl
 
 from ehrseq.errors import ForecastError
 from ehrseq.forecast.paths import END_CODE, KEY, PATH_SCHEMA, PathSource, visible_history
+from ehrseq.model.path_fitting import event_patterns
 from ehrseq.task.composite import resolve
 from ehrseq.task.definition import MICROSECONDS_A_DAY, Horizon, Outcome, Task
 from ehrseq.task.label import label
@@ -129,7 +130,7 @@ def _task_with(task: Task, outcome: str | Mapping[str, Any]) -> tuple[Task, str]
 
 def _check_codes(task: Task, outcome: Outcome, source: PathSource) -> None:
     """ForecastError for a definition none of whose codes a path can have."""
-    if source.fitted.paths is None or outcome.admission is not None or outcome.discharge is not None:
+    if source.fitted.paths is None:
         return
     if outcome.parts:
         for part in resolve(outcome, {o.name: o for o in task.outcomes}):
@@ -138,7 +139,7 @@ def _check_codes(task: Task, outcome: Outcome, source: PathSource) -> None:
     possible = {*source.fitted.paths.codes, *(c for codes in source.fitted.paths.emitted.values() for c, _ in codes)}
     some = pl.DataFrame({"subject_id": 0, "code": sorted(possible)}).pipe(conform, EVENT_SCHEMA, "event")
     events = pl.concat([source.timelines.events.filter(pl.col("code").is_in(sorted(possible))), some])
-    patterns = outcome.patterns
+    patterns = event_patterns(outcome, task) or outcome.patterns
     if len(unmatched_codes(Timelines(events=events, subjects=source.timelines.subjects), patterns)) == len(patterns):
         raise ForecastError(
             "an outcome of codes that paths have (the model's most frequent, and those of its task)",

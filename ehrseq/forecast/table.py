@@ -164,6 +164,7 @@ class Forecast:
     hazards: tuple[Hazards, ...] = field(default=(), repr=False)
     seen: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=SEEN_SCHEMA), repr=False)
     labs: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=LAB_SCHEMA), repr=False)
+    spans: tuple[Horizon, ...] = field(default=(), repr=False, compare=False)
     explainer: Callable[..., Any] | None = field(default=None, repr=False, compare=False)
     source: PathSource | None = field(default=None, repr=False, compare=False)
 
@@ -184,7 +185,7 @@ class Forecast:
         Curves start at 0 days. A forecast read from a folder has the horizons of its risk table only. Raises
         ForecastError for a patient without a forecast.
         """
-        mine = pl.col("patient") == patient.rsplit("Patient/", 1)[-1]
+        mine = self._of(patient)
         rows = self.risk.filter(mine)
         if not rows.height:
             raise ForecastError(
@@ -228,27 +229,31 @@ class Forecast:
             raise ForecastError(
                 "an outcome that was forecast at the last prediction time", f"'{outcome}'", nearest(outcome, set(names))
             )
-        explanation = self.explainer(patient=patient, outcome=outcome, horizon=horizon)
-        return plot_explained(
-            latest, explanation, outcome, self._days(patient, outcome, at, horizon), self._labs_of(patient, at)
-        )
+        span = self._span(patient, outcome, at) if horizon is None else Horizon(horizon)
+        days = float(pl.DataFrame({"t": [at]}).select(span.days_after(pl.col("t")).cast(pl.Float64)).item())
+        explanation = self.explainer(patient=patient, outcome=outcome, horizon=span.label)
+        # the very point of which the page tells, with the range of the members there
+        point = pl.concat(_curve(h, self._of(patient), np.array([days])) for h in self.hazards)
+        latest = pl.concat([latest, point.filter(pl.col("prediction_time") == at).select(latest.columns)])
+        latest = latest.unique(maintain_order=True).sort(*CURVE_KEY, "days")
+        return plot_explained(latest, explanation, outcome, days, self._labs_of(patient, at))
 
     def _labs_of(self, patient: str, at: Any) -> pl.DataFrame | None:
         """The lab forecasts of one patient at one prediction time; None without those that are drawn."""
         from ehrseq.forecast.explained import LAB_QUANTILES
 
-        mine = (pl.col("patient") == patient.rsplit("Patient/", 1)[-1]) & (pl.col("prediction_time") == at)
+        mine = self._of(patient) & (pl.col("prediction_time") == at)
         return self.labs.filter(mine) if set(LAB_QUANTILES) <= set(self.labs.columns) else None
 
-    def _days(self, patient: str, outcome: str, at: Any, horizon: str | None) -> float:
-        """A horizon in days at one prediction time: by default the longest that is not extrapolated."""
-        if horizon is not None:
-            days = pl.DataFrame({"t": [at]}).select(Horizon(horizon).days_after(pl.col("t")).cast(pl.Float64))
-            return float(days.item())
-        mine = (pl.col("patient") == patient.rsplit("Patient/", 1)[-1]) & (pl.col("prediction_time") == at)
-        rows = self.risk.filter(mine, pl.col("outcome") == outcome)
-        inside = rows.filter(~pl.col("extrapolated"))["horizon_days"]
-        return float(inside.max() if len(inside) else rows["horizon_days"].min())  # type: ignore[arg-type]
+    def _span(self, patient: str, outcome: str, at: Any) -> Horizon:
+        """The longest horizon of a forecast that is not extrapolated, else the shortest."""
+        rows = self.risk.filter(self._of(patient), pl.col("prediction_time") == at, pl.col("outcome") == outcome)
+        inside = int((~rows.sort("horizon_days")["extrapolated"]).sum())
+        return sorted(self.spans, key=lambda span: span.days)[max(inside - 1, 0)]
+
+    @staticmethod
+    def _of(patient: str) -> pl.Expr:
+        return pl.col("patient") == patient.rsplit("Patient/", 1)[-1]
 
     def paths(self, n: int = 100, until: str | None = None, seed: int = 0) -> pl.DataFrame:
         """`n` futures of each scored prediction time, sampled from what was known then: one row an event.

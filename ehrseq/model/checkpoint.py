@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,8 @@ class Checkpoint:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / MANIFEST).exists():
             write_manifest(folder, KIND, 1)
-        run = json.dumps([*facts, torch.__version__], sort_keys=True, default=str)
+        made_with = [version(name) for name in ("ehrseq", "torch", "pytorch-lightning", "numpy")]
+        run = json.dumps([*facts, made_with], sort_keys=True, default=str)
         return cls(folder, hashlib.sha256(run.encode()).hexdigest())
 
     def save(self, member: int, state: State) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -49,7 +50,10 @@ def fit_model(
     vocabulary is that of an earlier model, and the networks go on from its own. `happened` replaces what happened to
     the subjects (a table like that of `occurrences`): audits learn it from timelines that do not show it.
     """
-    vocabulary = learn_vocabulary(timelines, splits, config) if start is None else start.vocabulary
+    if start is None:
+        vocabulary = learn_vocabulary(timelines, splits, config)
+    else:
+        vocabulary = start.vocabulary.with_parents(code_parents(timelines))
     parts = split_parts(timelines, splits, vocabulary)
     happened = occurrences(timelines, task) if happened is None else happened
     events = _count_events(happened, parts["train"].subjects, task)
@@ -61,8 +65,8 @@ def fit_model(
     hazards = labeller.hazards
     networks, history, boosted = [], [], []
     if config.has_networks:
-        origin = "" if start is None else start.data_hash
-        run = (config.to_dict(), task.to_dict(), origin, [data_hash(part.encoded) for part in parts.values()])
+        origin = [] if start is None else [network.state_dict() for network in start.networks]
+        run = (config.to_dict(), task.to_dict(), digest(*parts.values(), sample, origin))
         kept = None if checkpoint is None else Checkpoint.open(checkpoint, *run)
         for member in range(config.training.members):
             network, losses = fit_member(
@@ -87,8 +91,10 @@ def fit_model(
         )
         fitted = replace(fitted, paths=paths)
     fitted = _adjust(fitted, parts, labeller, config)
-    recorded = {name: timelines.select(_members(splits, name)).events for name in parts}
-    return replace(fitted, labs=fit_labs(parts, recorded, vocabulary, edges, task, config))
+    if task.labs:
+        recorded = {name: timelines.select(_members(splits, name)).events for name in parts}
+        fitted = replace(fitted, labs=fit_labs(parts, recorded, vocabulary, edges, task, config))
+    return replace(fitted, vocabulary=vocabulary.without_rare(timelines.events["code"]))
 
 
 def learn_vocabulary(timelines: Timelines, splits: pl.DataFrame, config: ModelConfig) -> Vocabulary:
@@ -286,7 +292,25 @@ def _supported_days(target: Targets, hazards: list[HazardName], edges: Float) ->
 
 def data_hash(encoded: EncodedTimelines) -> str:
     """SHA-256 of the encoded timelines."""
-    digest = hashlib.sha256()
-    for column in (encoded.subject_id, encoded.known_time, encoded.code, encoded.value):
-        digest.update(np.ascontiguousarray(column).tobytes())
-    return digest.hexdigest()
+    return digest(encoded.subject_id, encoded.known_time, encoded.code, encoded.value)
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256 of all arrays in arrays, tensors, dataclasses, lists and dictionaries of them.
+
+    >>> digest(np.arange(2), [np.zeros(1)]) == digest(np.arange(2), {"x": np.zeros(1)})
+    True
+    """
+    found = hashlib.sha256()
+    waiting = list(reversed(parts))
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Mapping):
+            waiting += reversed(list(part.values()))
+        elif isinstance(part, Sequence):
+            waiting += reversed(part)
+        elif is_dataclass(part):
+            waiting += [getattr(part, f.name) for f in reversed(fields(part))]
+        elif not isinstance(part, pl.DataFrame):  # a part's subjects: all that is learned from is an array beside them
+            found.update(np.ascontiguousarray(part).tobytes())
+    return found.hexdigest()

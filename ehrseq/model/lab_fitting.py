@@ -59,13 +59,11 @@ class Landmarks:
         rng: np.random.Generator,
     ) -> Landmarks:  # fmt: skip
         """Uniform over each subject's follow-up, which death ends."""
-        death = part.subjects["death_time"].cast(pl.Datetime("us")).dt.epoch("us").fill_null(np.iinfo(np.int64).max)
-        end = np.minimum(part.end, death.to_numpy())
+        end = part.lived_until
         row, time, weight = draw_landmarks(part.start, end, per_subject, rng)
         context = linear_features(part.encoded, vocabulary, row, time)
         followed = events.following(row, time, end[row], edges)
-        died = (death.to_numpy() <= part.end)[row]
-        return cls(events, row, time, end[row], weight, died, context, *followed)
+        return cls(events, row, time, end[row], weight, part.died[row], context, *followed)
 
     def own(self, labs: Labs) -> Float:
         """(n, own) features of each value's lab at its landmark."""
@@ -82,7 +80,8 @@ def fit_labs(
         return None
     least = config.network.min_subjects
     scales, withheld = choose_labs(events["train"], task.labs, least)
-    windows = np.append(0.0, [h.days for h in task.horizons])
+    # a forecast for a horizon belongs to the window that ends with it, in leap years and long months too
+    windows = np.append(0.0, np.maximum.accumulate([h.longest_days for h in task.horizons]))
 
     def draw(name: str, per_subject: int) -> Landmarks:
         rng = np.random.default_rng([config.seed, 4 + (name == "tuning")])
@@ -107,7 +106,7 @@ def fit_labs(
         for member in range(settings.members):
             labs.networks.append(_fit_network(training, own, len(scales), settings, config.seed + 1000 * member))
         labs.measuring.extend(_fit_measuring(training, labs))
-        labs.correction[:] = fit_correction(draw("tuning", 1), labs)
+        labs.correction[:] = fit_correction(draw("tuning", 1), labs, config.seed)
     return labs
 
 
@@ -237,24 +236,34 @@ def _fit_hazard(
     return CoxHazard.fit(features, exposure, np.where(inside, interval, -1), weight, base)
 
 
-def fit_correction(drawn: Landmarks, labs: Labs) -> Float:
+def fit_correction(drawn: Landmarks, labs: Labs, seed: int = 0) -> Float:
     """(labs, W + 1, Q): how far each interval between two quantiles is widened, or narrowed, from held-back people.
 
     Conformalised quantile regression (Romano, Patterson and Candes 2019, NeurIPS 32) for each pair of levels that lie
-    evenly about the median. One landmark a subject, so that the values of a lab and a window are those of different
-    people. Where a window has fewer than ENOUGH values, the lab's in all windows stand in; failing that, all labs'.
+    evenly about the median. One landmark a subject, and of each subject one value, drawn at random, for each lab and
+    window: the rank counts people. Where a window has fewer than ENOUGH, the lab's in all windows stand in; failing
+    that, all labs'.
     """
     own = drawn.own(labs)
     fitted = labs.shifts(own, drawn.context, drawn.query, drawn.lab)
     window = labs.window(own, drawn.days)
     out = np.zeros_like(labs.correction)
-    everyone = widening(fitted, drawn.value)
+    mixed = np.random.default_rng(seed).permutation(len(drawn.value))
+
+    def of(here: NDArray[np.bool_]) -> Index:
+        """One row of each subject among these."""
+        rows = mixed[here[mixed]]
+        return rows[np.unique(drawn.query[rows], return_index=True)[1]]
+
+    def widened(rows: Index, otherwise: Float) -> Float:
+        return widening(fitted[rows], drawn.value[rows]) if len(rows) >= ENOUGH else otherwise
+
+    everyone = widened(of(np.ones(len(mixed), bool)), np.zeros(len(LEVELS)))
     for lab in range(out.shape[0]):
         mine = drawn.lab == lab
-        whole = widening(fitted[mine], drawn.value[mine]) if mine.sum() >= ENOUGH else everyone
+        whole = widened(of(mine), everyone)
         for w in range(out.shape[1]):
-            here = mine & (window == w)
-            out[lab, w] = widening(fitted[here], drawn.value[here]) if here.sum() >= ENOUGH else whole
+            out[lab, w] = widened(of(mine & (window == w)), whole)
     return out
 
 

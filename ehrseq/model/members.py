@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from ehrseq.config import ModelConfig
 from ehrseq.model.checkpoint import Checkpoint
 from ehrseq.model.heads import HazardHead, base_log_hazard
-from ehrseq.model.module import LandmarkBatches, ProgressionModule, train
+from ehrseq.model.module import LandmarkBatches, ProgressionModule, train, world_size
 from ehrseq.model.network import ProgressionNetwork
 from ehrseq.model.sample import Labeller, Part, Sample
 from ehrseq.tokens.batch import Batches
@@ -64,9 +63,10 @@ def fit_member(
             _go_on_from(network, origin)
         n_batches = max(1.0, tokens / tokens_per_batch)
         module = ProgressionModule(network, settings, training.years / n_batches, n_batches)
+        if world_size() > 1:  # each process has random numbers of its own: what several began is begun anew
+            checkpoint = None
         start = None if checkpoint is None else checkpoint.load(member)
-        first = os.environ.get("RANK", "0") == "0"  # of processes that train together one keeps the state of all
-        keep = partial(checkpoint.save, member) if checkpoint is not None and first else None
+        keep = None if checkpoint is None else partial(checkpoint.save, member)
         train(module, passes[0], passes[1], report, start, keep)
     return network, module.history
 

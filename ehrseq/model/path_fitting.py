@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +40,7 @@ INTERVALS = 24
 QUANTILES = 41
 PENALTY = 5.0  # of a weight's square, in observations: rare codes keep to what all people have in common
 TOKENS_PER_BATCH = 8192
+FEWEST_VALUES = 20
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,9 @@ def fit_paths(
     seed: int,
 ) -> PathModel:  # fmt: skip
     """Head B of one network, from the training subjects."""
-    emitted = emitted_codes(task, vocabulary, part)
+    emitted = emitted_codes(task, [h.outcome for h in labeller.hazards], vocabulary, part)
     codes = path_codes(task, vocabulary, emitted)
-    end = _ends(part)
+    end = part.lived_until
     rng = np.random.default_rng([seed, 4])
     numbers = _numbers(vocabulary, codes)[part.encoded.code]
     anywhere = _anywhere(part.start, end, rng)
@@ -90,29 +91,36 @@ def fit_paths(
     )  # fmt: skip
 
 
-def emitted_codes(task: Task, vocabulary: Vocabulary, part: Part) -> Emitted:
-    """Of each outcome that is an event, the codes it comes with, weighted by how many subjects have them.
+def emitted_codes(task: Task, fitted: Sequence[str], vocabulary: Vocabulary, part: Part) -> Emitted:
+    """Of each fitted outcome that is an event, the codes it comes with, weighted by how many subjects have them.
 
-    Outcomes that follow from values or from other outcomes are not drawn: they happen when their events do.
+    Outcomes that follow from values or from other outcomes are not drawn: they happen when their events do. Nor are
+    those that share a code with one before them in the task, which would bring it twice as often.
     """
     owner = np.repeat(np.arange(len(part.start)), np.diff(part.encoded.offset))
     pairs = np.unique(np.column_stack([part.encoded.code, owner]), axis=0)[:, 0]
     subjects = np.bincount(pairs, minlength=vocabulary.n_codes)[FIRST_CODE:]
     out: Emitted = {}
-    for outcome in task.outcomes:
+    taken: set[str] = set()
+    for outcome in (o for o in task.outcomes if o.name in fitted):
         patterns = event_patterns(outcome, task)
+        codes: list[tuple[str, float]] = []
         if patterns == (DEATH_CODE,):
-            out[outcome.name] = [(DEATH_CODE, 1.0)]
+            codes = [(DEATH_CODE, 1.0)]
         elif patterns:
             matches = pl.DataFrame({"code": vocabulary.codes}).select(code_matches(patterns)).to_series().to_numpy()
             known = [(vocabulary.codes[i], float(subjects[i])) for i in np.flatnonzero(matches) if subjects[i]]
             exact = [p for p in patterns if not p.endswith("*")] or [p[:-1] for p in patterns]
-            out[outcome.name] = known or [(exact[0], 1.0)]
+            codes = known or [(exact[0], 1.0)]
+        if codes and taken.isdisjoint(code for code, _ in codes):
+            out[outcome.name] = codes
+            taken.update(code for code, _ in codes)
     return out
 
 
 def event_patterns(outcome: Outcome, task: Task) -> tuple[str, ...]:
-    """The codes of an outcome that happens with one event of these codes; none where more than that is asked.
+    """The codes of an outcome that happens with one event of these codes; none where more than that is asked, and for
+    death beside something else, which is known of another outcome.
 
     >>> task = Task.from_dict({"horizons": ["1y"], "prediction_times": {"rule": "every_encounter"}, "outcomes": {
     ...     "mi": {"codes": ["SNOMED//22298006"]}, "ckd": {"measure": "LOINC//1-1", "above": 3}}})
@@ -127,8 +135,10 @@ def event_patterns(outcome: Outcome, task: Task) -> tuple[str, ...]:
         return ()
     if outcome.any_of and all(isinstance(p, Outcome) for p in outcome.any_of):
         parts = [event_patterns(p, task) for p in outcome.own_parts]
-        return tuple(c for patterns in parts for c in patterns) if all(parts) else ()
-    return () if outcome.parts else outcome.patterns
+        together = tuple(c for patterns in parts for c in patterns) if all(parts) else ()
+        return () if DEATH_CODE in together else together
+    patterns = () if outcome.parts else outcome.patterns
+    return () if DEATH_CODE in patterns and len(patterns) > 1 else patterns
 
 
 def path_codes(task: Task, vocabulary: Vocabulary, emitted: Emitted) -> tuple[str, ...]:
@@ -215,14 +225,6 @@ def tracked_numbers(vocabulary: Vocabulary, codes: tuple[str, ...]) -> tuple[Ind
     """The place of each vocabulary code among the tracked ones (-1 for none), and that of each of `codes`."""
     tracked = tracked_codes(vocabulary, codes)
     return _numbers(vocabulary, tracked), np.array([tracked.index(c) for c in codes], dtype=np.int64)
-
-
-def _ends(part: Part) -> Index:
-    """Until when a subject can have events: the end of follow-up or death."""
-    if "death_time" not in part.subjects.columns:
-        return part.end
-    died = part.subjects["death_time"].cast(pl.Datetime("us")).dt.epoch("us").fill_null(np.iinfo(np.int64).max)
-    return np.asarray(np.minimum(part.end, died.to_numpy()))
 
 
 def _anywhere(start: Index, end: Index, rng: np.random.Generator) -> tuple[Index, Index, Float]:
@@ -322,6 +324,8 @@ def _fit_values(parts: list[Asked]) -> tuple[Float, Float, Float, Float]:
     terms = np.concatenate([value_terms(p.state, _next_time(p)) for p in parts])[happened]
     n = codes.shape[1]
     valued = ~np.isnan(values)
+    # a value that few were seen with would be theirs on every path
+    valued &= valued.sum(0) >= FEWEST_VALUES
     share = valued.sum(0) / np.maximum(codes.sum(0), 1)
     probabilities = np.clip(np.linspace(0, 1, QUANTILES), 0.005, 0.995)
     coefficient, residual, bounds = np.zeros((terms.shape[1], n)), np.zeros((2, QUANTILES, n)), np.zeros((2, n))

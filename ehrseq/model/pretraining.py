@@ -11,7 +11,7 @@ import polars as pl
 from ehrseq.config import ModelConfig
 from ehrseq.model.checkpoint import Checkpoint
 from ehrseq.model.fitted import Fitted
-from ehrseq.model.fitting import auxiliary_codes, code_indices, data_hash, learn_vocabulary, split_parts
+from ehrseq.model.fitting import auxiliary_codes, code_indices, data_hash, digest, learn_vocabulary, split_parts
 from ehrseq.model.heads import interval_edges
 from ehrseq.model.members import fit_member
 from ehrseq.model.sample import Labeller
@@ -36,7 +36,7 @@ def pretrain(
     labeller = Labeller(None, timelines.subjects, None, [], code_indices(vocabulary, names))
     rng = np.random.default_rng([config.seed, 1])
     sample = parts["train"].draw(rng, config.training.landmarks_per_subject, labeller, auxiliary=True)
-    run = (config.to_dict(), "pretraining", [data_hash(part.encoded) for part in parts.values()])
+    run = (config.to_dict(), "pretraining", digest(*parts.values(), sample))
     kept = None if checkpoint is None else Checkpoint.open(checkpoint, *run)
     networks, history = [], []
     for member in range(config.training.members):
@@ -46,7 +46,7 @@ def pretrain(
         networks.append(network)
         history.append(losses)
     return Fitted(
-        vocabulary=vocabulary, edges=edges, hazards=[], auxiliary=names, networks=networks, boosted=[], cox=[],
-        adjustments={}, blend=np.zeros(0), baselines={}, supported_days={}, events={}, history=history,
-        data_hash=data_hash(parts["train"].encoded),
+        vocabulary=vocabulary.without_rare(timelines.events["code"]), edges=edges, hazards=[], auxiliary=names,
+        networks=networks, boosted=[], cox=[], adjustments={}, blend=np.zeros(0), baselines={}, supported_days={},
+        events={}, history=history, data_hash=data_hash(parts["train"].encoded),
     )  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ehrseq.model.adjustment import Outcomes, fit_level, fit_slope
+from ehrseq.model.adjustment import Adjustment, Outcomes, fit_level, fit_slope
 from ehrseq.model.fitted import Fitted
 from ehrseq.model.sample import Labeller, Part
 from ehrseq.task.definition import Task
@@ -16,16 +16,16 @@ from ehrseq.timeline.store import Timelines
 
 Float = NDArray[np.float64]
 LANDMARKS = 8  # a subject
-SITE_PRIOR = 10.0  # expected events by which a site's level is drawn to the model's: a small site stays near it
+SITE_PRIOR = 5.0  # expected events by which a site's level is drawn to the model's: a small site stays near it
 
 
 def recalibrate(fitted: Fitted, timelines: Timelines, task: Task, *, max_events: int, seed: int) -> Fitted:
     """The model with level and slope of each branch set on the follow-up of these subjects, and before and after.
 
-    The networks and trees stay as they are. `recalibrated` has a row for each branch and outcome: events observed over
-    the follow-up from `LANDMARKS` prediction times a subject (each counts as that share of one), events expected before
-    and after, and the negative log-likelihood a subject. "After" is judged by halves: each half of the subjects with
-    the level and slope that the other half set.
+    The networks and trees stay as they are. `recalibrated` has a row for each branch and outcome (`round` counts the
+    recalibrations): events observed over the follow-up from `LANDMARKS` prediction times a subject (each counts as that
+    share of one), events expected before and after, and the negative log-likelihood a subject. "After" is judged by
+    halves: each half of the subjects with the level and slope that the other half set.
     """
     part = Part.prepare(timelines, fitted.vocabulary, "the new site")
     none = np.empty(0, dtype=np.int64)
@@ -39,6 +39,7 @@ def recalibrate(fitted: Fitted, timelines: Timelines, task: Task, *, max_events:
 
     one, other = (_settle(fitted, raw, everything, rows) for rows in (half, ~half))
     rows = []
+    made = 1 + max((row["round"] for row in fitted.recalibrated), default=0)
     for branch in fitted.branches:
         before = fitted.combine(raw, branch)[0]
         after = np.where(half[:, None, None], other.combine(raw, branch)[0], one.combine(raw, branch)[0])
@@ -50,7 +51,7 @@ def recalibrate(fitted: Fitted, timelines: Timelines, task: Task, *, max_events:
             observed, before_, after_ = counts[0][0, h], counts[0][1, h], counts[1][1, h]
             rows.append(
                 {
-                    "branch": branch, "outcome": hazard.outcome, "subjects": len(part.start),
+                    "round": made, "branch": branch, "outcome": hazard.outcome, "subjects": len(part.start),
                     "observed": float(observed), "expected_before": float(before_), "expected_after": float(after_),
                     "loss_before": losses[0], "loss_after": losses[1],
                 }
@@ -60,14 +61,17 @@ def recalibrate(fitted: Fitted, timelines: Timelines, task: Task, *, max_events:
 
 
 def _settle(fitted: Fitted, raw: dict[str, Float], outcomes: Outcomes, rows: NDArray[np.bool_]) -> Fitted:
-    """The model with each branch's level and slope set on some rows."""
+    """The model with each part's level and slope set on some rows; the hybrid follows from its parts."""
     mine = Outcomes(outcomes.exposure[rows], outcomes.interval[rows], outcomes.weight[rows], LANDMARKS)
     some = {branch: log_hazard[:, rows] for branch, log_hazard in raw.items()}
     new = replace(fitted, adjustments=dict(fitted.adjustments))
-    for branch in sorted(fitted.branches, key=lambda name: name == "hybrid"):  # what it is made of comes first
-        now = new.combine(some, branch)[0]
-        level = fit_level([(now, mine)], SITE_PRIOR)
-        step = level.then(fit_slope(level.apply(now), mine))
-        again = fit_level([(step.apply(now), mine)], SITE_PRIOR)
-        new.adjustments[branch] = new.adjustments[branch].then(step).then(again)
+    for branch in (name for name in fitted.branches if name != "hybrid"):  # which is made of two of these
+        now = fitted.combine(some, branch)[0]
+        slope = fit_slope(now, mine)
+        # a slope comes with a level of its own: taken out, so that the prior draws to the model's
+        before, after = (mine.counts(log_hazard)[1].sum(1, keepdims=True) for log_hazard in (now, slope.apply(now)))
+        changed = np.log(np.where(before > 0, after, 1) / np.where(before > 0, before, 1))
+        step = Adjustment(slope.slope, slope.shift - changed)
+        level = fit_level([(step.apply(now), mine)], SITE_PRIOR)
+        new.adjustments[branch] = fitted.adjustments[branch].then(step).then(level)
     return new

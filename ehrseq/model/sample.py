@@ -13,11 +13,14 @@ from ehrseq.features.tabular import History
 from ehrseq.model.heads import HazardName
 from ehrseq.model.landmarks import Targets, draw_landmarks, next_known, targets
 from ehrseq.task.definition import Task
+from ehrseq.task.outcome import deaths
+from ehrseq.timeline.follow_up import within_follow_up
 from ehrseq.timeline.store import Timelines
 from ehrseq.tokens.encode import EncodedTimelines, encode
 from ehrseq.tokens.vocabulary import Vocabulary, is_static_fact
 
 Index = NDArray[np.int64]
+FOREVER = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Part:
-    """The subjects of one split that can teach: birth known, some follow-up; `start`, `end` in microseconds."""
+    """The subjects of one split that can teach: birth known, some follow-up.
+
+    `start`, `end` of follow-up and `death` (FOREVER for none) in microseconds; a death of the last day is not after it.
+    """
 
     encoded: EncodedTimelines
     subjects: pl.DataFrame
     start: Index
     end: Index
+    death: Index
 
     @classmethod
     def prepare(cls, timelines: Timelines, vocabulary: Vocabulary, name: str) -> Part:
@@ -74,7 +81,20 @@ class Part:
         if "sex" not in usable.columns:
             usable = usable.with_columns(sex=pl.lit(None, pl.String))
         start, end = (usable[c].dt.epoch("us").to_numpy() for c in ("follow_up_start", "follow_up_end"))
-        return cls(encode(timelines.events, usable, vocabulary), usable, start, end)
+        died = usable.join(deaths(timelines), on="subject_id", how="left", maintain_order="left")
+        time = within_follow_up(pl.col("time"), pl.col("follow_up_end"), pl.col("by_day"))
+        death = died.select(time.dt.epoch("us").fill_null(FOREVER)).to_series().to_numpy()
+        return cls(encode(timelines.events, usable, vocabulary), usable, start, end, death)
+
+    @property
+    def died(self) -> NDArray[np.bool_]:
+        """Who died while followed."""
+        return self.death <= self.end
+
+    @property
+    def lived_until(self) -> Index:
+        """Until when a subject can have events: the end of follow-up or death."""
+        return np.minimum(self.end, self.death)
 
     @property
     def years(self) -> float:
@@ -88,7 +108,7 @@ class Part:
         row, time, weight = draw_landmarks(self.start, self.end, per_subject, rng)
         found = labeller.after(self.encoded.subject_id[row], time, weight)
         if auxiliary and len(labeller.auxiliary):
-            more = next_known(self.encoded, labeller.auxiliary, row, time, self.end[row])
+            more = next_known(self.encoded, labeller.auxiliary, row, time, self.lived_until[row])
             found = Targets(
                 np.concatenate([found.days, more.days], axis=1),
                 np.concatenate([found.event, more.event], axis=1),

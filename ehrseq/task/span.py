@@ -50,6 +50,18 @@ class Horizon:
         """The nominal length in days: a year is 365.25, a month a twelfth of that."""
         return self.count * NOMINAL_DAYS[self.unit]
 
+    @property
+    def longest_days(self) -> float:
+        """The greatest length in days: a year may have 366, a month 31.
+
+        >>> [Horizon(h).longest_days for h in ("1y", "3y", "5y", "1m", "3m", "48h")]
+        [366.0, 1096.0, 1827.0, 31.0, 92.0, 2.0]
+        """
+        if self.unit not in ("m", "y"):
+            return self.days
+        starts = pl.datetime_range(pl.datetime(2000, 1, 1), pl.datetime(2007, 12, 31), "1d")
+        return float(pl.select(self.days_after(starts).max()).item())
+
     def after(self, expr: pl.Expr) -> pl.Expr:
         """The exact instant this long after each datetime: y and m keep the calendar day (29 February: the 28th)."""
         return expr.dt.offset_by(f"{self.count}{_POLARS_UNIT[self.unit]}")

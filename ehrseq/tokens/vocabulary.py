@@ -107,6 +107,11 @@ class Vocabulary:
         family = Family.of([*self.parents, *parents.select("code", "parent").iter_rows()])
         return replace(self, parents=family.leading_to(set(self.codes)))
 
+    def without_rare(self, recorded: pl.Series) -> Vocabulary:
+        """Without pairs of codes that are recorded, and by too few to be in the vocabulary: these identify people."""
+        rare = set(recorded.unique().to_list()) - set(self.codes)
+        return replace(self, parents=tuple(pair for pair in self.parents if pair[0] not in rare))
+
     @cached_property
     def family(self) -> Family:
         """Who is above whom."""

@@ -169,6 +169,8 @@ def test_a_forecast_with_its_model_draws_the_page_and_one_from_a_folder_says_it_
     assert "within 3 years" in figure.get_suptitle()
     other = forecast.plot(name, explain=True, outcome="death", horizon="18m")
     assert "risk of death within 1.5 years" in other.get_suptitle()
+    asked = model.forecast(timelines, day(1000), horizons=["18m"]).plot(name, explain=True)
+    assert "within 1.5 years" in asked.get_suptitle()  # its own horizon, not the task's
     with pytest.raises(ForecastError, match="one without"):
         forecast.plot("nobody", explain=True)
     with pytest.raises(ForecastError, match="found 'deth'; did you mean 'death'"):
@@ -182,6 +184,11 @@ def test_a_forecast_with_its_model_draws_the_page_and_one_from_a_folder_says_it_
     assert labelled.axes[4].lines[0].get_ydata().tolist() == [6.0, 6.5]
     unusual = replace(forecast, labs=mine.drop("q05"))  # forecast at other levels
     assert len(unusual.plot(name, explain=True).axes) == 4
+    model.times_withheld_ = True  # as when a table of prediction times was not saved
+    with pytest.raises(ForecastError, match="give them as `at`"):
+        model.explain(timelines, "task")
+    with pytest.raises(ForecastError, match="give them as `at`"):
+        model.forecast(timelines, "task")
     forecast.save(tmp_path / "forecast")
     with pytest.raises(ForecastError, match="a forecast with its model; found one read from a folder"):
         Forecast.load(tmp_path / "forecast").plot(name, explain=True)

@@ -188,3 +188,16 @@ def test_random_weights_change_every_branch_and_leave_the_model_alone(kind):
     model.fitted_ = kept
     for branch, risk in before.items():
         assert model.forecast(timelines, AT, branch=branch).risk.equals(risk)
+
+
+def test_what_was_measured_of_one_branch_is_not_told_of_another():
+    timelines = cohort()
+    model = ProgressionModel(replace(CONFIG, model="boosted")).fit(timelines, TASK)
+    measured = model.check_faithfulness(timelines, n=10)
+    assert measured["branch"] == "boosted"
+    name = model.forecast(timelines, AT).risk["patient"][0]
+    notes = {
+        b: model.explain(timelines, AT, patient=name, kinds=["code"], branch=b).notes for b in ("boosted", "age_sex")
+    }
+    assert notes["boosted"][-1] == trust(measured)
+    assert notes["age_sex"][-1] == trust(None)

@@ -236,3 +236,16 @@ def test_outcomes_that_paths_cannot_have_are_told(forecast, paths):
         forecast.path_incidence(paths, 3)
     with pytest.raises(TaskError, match="did you mean 'death'"):
         forecast.path_incidence(paths, "deth")
+
+
+def test_an_outcome_that_was_not_fitted_is_refused_not_counted_as_never(everyone, timelines):
+    table = TASK.to_dict()
+    outcomes = {**table["outcomes"], "rare": {"codes": ["ICD10CM//never"]}}
+    unfitted = ProgressionModel(CONFIG).fit(everyone, Task.from_dict({**table, "outcomes": outcomes}))
+    forecast = unfitted.forecast(timelines, AT)
+    paths = forecast.paths(2, "2y")
+    assert forecast.path_incidence(paths, "illness", ["1y"]).height
+    with pytest.raises(ForecastError, match="codes that paths have"):
+        forecast.path_incidence(paths, "rare", ["1y"])
+    with pytest.raises(ForecastError, match="codes that paths have"):
+        forecast.path_incidence(paths, {"any_of": ["rare", "illness"]}, ["1y"])

@@ -12,6 +12,10 @@ import torch
 from ehrseq.config import ModelConfig, NetworkConfig
 from ehrseq.errors import ForecastError, UserError
 from ehrseq.estimator import ProgressionModel, load_model
+from ehrseq.model.artifact import hashed_ids
+from ehrseq.model.recalibration import SITE_PRIOR
+from ehrseq.task.split import split_subjects
+from ehrseq.timeline.hierarchy import with_code_parents
 from tests.toy import CONFIG, TASK, append, cohort, day
 
 NETWORKS = replace(CONFIG, model="transformer")
@@ -151,3 +155,64 @@ def test_a_site_of_one_subject_changes_next_to_nothing(boosted):
     model = boosted.recalibrate(one)
     for branch, adjustment in model.fitted_.adjustments.items():
         assert np.abs(adjustment.shift - boosted.fitted_.adjustments[branch].shift).max() < 0.2
+
+
+def test_settings_that_cannot_be_are_refused(pretrained, timelines):
+    with pytest.raises(UserError, match="a model with networks to go on"):
+        pretrained.adapt(timelines, TASK, config=BOOSTED)
+    with pytest.raises(UserError, match="a task, or a model with networks"):
+        ProgressionModel(BOOSTED).fit(timelines)
+
+
+def test_whom_the_networks_were_trained_on_does_not_tune_them(timelines):
+    start = ProgressionModel(NETWORKS).fit(timelines)
+    other = replace(NETWORKS, seed=5)
+    train = start.trained_on_.filter(pl.col("split") == "train")["hashed_id"]
+    plain = split_subjects(timelines, seed=5)
+    assert (
+        pl.Series(hashed_ids(plain.filter(split="tuning")["subject_id"].to_numpy(), start.fitted_.data_hash))
+        .is_in(train.implode())
+        .any()
+    )
+    adapted = start.adapt(timelines, TASK, config=other)
+    tuned = adapted.trained_on_.filter(pl.col("split") == "tuning")["hashed_id"]
+    assert len(tuned)
+    assert not tuned.is_in(train.implode()).any()
+
+
+def test_each_recalibration_has_its_own_rows(boosted, timelines):
+    ids = timelines.subjects["subject_id"].to_numpy()
+    unseen = ids[~boosted.seen_in_training(ids)]
+    once = boosted.recalibrate(timelines.select(unseen[::2]))
+    twice = once.recalibrate(timelines.select(unseen[1::2]))
+    assert [row["round"] for row in twice.fitted_.recalibrated] == [1, 1, 2, 2]
+    assert twice.fitted_.recalibrated[:2] == once.fitted_.recalibrated
+
+
+def test_a_site_without_an_event_is_drawn_to_the_model_by_the_prior_once(boosted):
+    site = cohort(300, seed=7)
+    site = replace(site, events=site.events.filter(pl.col("code") != "SNOMED//1"))
+    moved = site.subjects.with_columns(subject_id=pl.col("subject_id") + 10_000)
+    site = replace(site, subjects=moved, events=site.events.with_columns(subject_id=pl.col("subject_id") + 10_000))
+    model = boosted.recalibrate(site)
+    ill = next(row for row in model.fitted_.recalibrated if row["outcome"] == "illness")
+    before, at = ill["expected_before"], day(1000)
+    assert ill["observed"] == 0
+    mean = [
+        m.forecast(site, at, horizons=["1y"]).risk.filter(outcome="illness")["probability"].mean()
+        for m in (boosted, model)
+    ]
+    expected = SITE_PRIOR / (before + SITE_PRIOR)
+    assert mean[1] / mean[0] == pytest.approx(expected, rel=0.25)  # the intervals are drawn on from there
+
+
+def test_recalibration_reads_a_sites_codes_as_its_forecasts_do(timelines):
+    parents = {"code": ["ICD10CM//y", "ICD10CM//z"], "parent": ["ICD10CM//Y-Z", "ICD10CM//Y-Z"]}
+    model = ProgressionModel(NETWORKS).fit(with_code_parents(timelines, parents), TASK)
+    local = pl.col("code").str.replace("ICD10CM//", "LOCAL//")
+    site = replace(timelines, events=timelines.events.with_columns(code=local))
+    told = with_code_parents(site, {"code": ["LOCAL//y", "LOCAL//z"], "parent": ["ICD10CM//Y-Z"] * 2})
+    told = replace(told, events=site.events)
+    before = [row["loss_before"] for row in model.recalibrate(told).fitted_.recalibrated]
+    untold = [row["loss_before"] for row in model.recalibrate(site).fitted_.recalibrated]
+    assert before != untold

@@ -117,3 +117,16 @@ def test_a_state_comes_back_as_it_was(tmp_path):
         "manifest.json",
         "member-0.safetensors",
     ]
+
+
+def test_the_state_of_the_same_events_with_other_follow_up_or_origin_is_not_used(timelines, tmp_path):
+    folder = tmp_path / "training"
+    ProgressionModel(NETWORKS).fit(timelines, TASK, checkpoint=folder)
+    end = pl.col("follow_up_end") - pl.duration(days=1)
+    shorter = replace(timelines, subjects=timelines.subjects.with_columns(follow_up_end=end))
+    with pytest.raises(Interrupted):
+        ProgressionModel(NETWORKS).fit(shorter, TASK, report=stop_after(0), checkpoint=folder)
+    starts = [ProgressionModel(NETWORKS, seed=seed).fit(timelines) for seed in (0, 1)]
+    starts[0].adapt(timelines, TASK, config=NETWORKS, checkpoint=folder)
+    with pytest.raises(Interrupted):
+        starts[1].adapt(timelines, TASK, config=NETWORKS, report=stop_after(0), checkpoint=folder)

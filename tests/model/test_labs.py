@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 import numpy as np
 import polars as pl
@@ -13,7 +14,7 @@ from ehrseq.config import ModelConfig
 from ehrseq.features.labs import LEVEL, LabEvents
 from ehrseq.model.lab_fitting import Landmarks, choose_labs, fit_correction, fit_labs, widening
 from ehrseq.model.lab_network import LabNetwork
-from ehrseq.model.labs import ENOUGH, LEVELS, Labs
+from ehrseq.model.labs import ENOUGH, LEVELS, Labs, window_of
 from ehrseq.model.sample import Part
 from ehrseq.tokens.vocabulary import Vocabulary
 from tests.test_lab_forecasts import STEADY, steady_people
@@ -126,3 +127,46 @@ def test_parts_come_back_and_others_are_refused(fitted):
         Labs.from_parts({**labs.parts(), "levels": [0.5]}, labs.arrays())
     with pytest.raises(KeyError):
         Labs.from_parts({k: v for k, v in labs.parts().items() if k != "dying"}, labs.arrays())
+
+
+def test_a_forecast_for_a_horizon_is_in_the_window_that_ends_with_it(fitted):
+    """A year has 366 days at times, and three of them 1,096."""
+    labs, _ = fitted
+    assert len(labs.windows) == 1 + len(STEADY.horizons)
+    starts = pl.Series([datetime(2022, 1, 1) + timedelta(days=d) for d in range(0, 1500, 7)])
+    for window, horizon in enumerate(STEADY.horizons):
+        days = pl.select(horizon.days_after(pl.lit(starts))).to_series().cast(pl.Float64).to_numpy()
+        assert len(set(days)) > 1
+        assert (window_of(days, labs.windows) == window).all()
+
+
+def test_people_who_are_measured_often_count_once(fitted):
+    labs, draw = fitted
+    drawn = draw("tuning", 0)
+    repeated = np.repeat(np.arange(len(drawn.value)), 1 + 30 * (drawn.query[: len(drawn.value)] % 2))
+    often = replace(
+        drawn, query=drawn.query[repeated], lab=drawn.lab[repeated], days=drawn.days[repeated],
+        value=drawn.value[repeated],
+    )  # fmt: skip
+    once = fit_correction(drawn, labs)
+    spread = np.abs(fit_correction(often, labs) - once).max()
+    other = np.abs(fit_correction(drawn, labs, seed=1) - once).max()
+    assert spread < 0.1
+    assert other < 0.1  # whichever of a subject's values is drawn
+    few = np.repeat(np.flatnonzero(drawn.query < ENOUGH // 2), 3)
+    assert len(few) > ENOUGH
+    some = replace(drawn, query=drawn.query[few], lab=drawn.lab[few], days=drawn.days[few], value=drawn.value[few])
+    assert not fit_correction(some, labs).any()  # many values of too few people
+
+
+def test_a_death_of_the_last_day_ends_follow_up():
+    people = steady_people(20, seed=9)
+    end = people.subjects["follow_up_end"].dt.truncate("1d") + timedelta(hours=15)
+    closing = end.dt.truncate("1d") + timedelta(days=1) - timedelta(microseconds=1)
+    subjects = people.subjects.with_columns(follow_up_end=end, death_time=closing)
+    vocabulary = Vocabulary.fit(people.events, ModelConfig().network, subjects)
+    part = Part.prepare(replace(people, subjects=subjects), vocabulary, "some")
+    assert part.died.all()
+    assert (part.lived_until == part.end).all()
+    later = replace(people, subjects=subjects.with_columns(death_time=closing + timedelta(days=1)))
+    assert not Part.prepare(later, vocabulary, "some").died.any()

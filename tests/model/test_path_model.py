@@ -9,8 +9,12 @@ import pytest
 
 from ehrseq.features.summary import PER_CODE, summarise
 from ehrseq.model.code_state import CodeState
-from ehrseq.model.path_fitting import _fit_codes, _fit_hazard, next_moments
+from ehrseq.model.path_fitting import _fit_codes, _fit_hazard, _fit_values, emitted_codes, next_moments
+from ehrseq.model.sample import Part
+from ehrseq.task.definition import Task
 from ehrseq.tokens.encode import STATIC
+from ehrseq.tokens.vocabulary import Vocabulary
+from tests.toy import CONFIG, TASK, cohort
 
 DAY = 86_400_000_000
 
@@ -87,3 +91,42 @@ def test_codes_that_come_together_are_drawn_together():
     assert chain[0, 1] > 4
     assert chain[0, 2] < -1
     assert (np.tril(chain) == 0).all()
+
+
+def outcomes_of(**outcomes):
+    timelines = cohort(60)
+    task = Task.from_dict({**TASK.to_dict(), "outcomes": outcomes})
+    vocabulary = Vocabulary.fit(timelines.events, CONFIG.network, timelines.subjects)
+    part = Part.prepare(timelines, vocabulary, "some")
+    return emitted_codes(task, [o.name for o in task.outcomes], vocabulary, part)
+
+
+def test_outcomes_that_share_a_code_do_not_bring_it_twice():
+    death = {"codes": ["MEDS_DEATH"]}
+    found = outcomes_of(
+        y={"codes": ["ICD10CM//y"]}, any={"codes": ["ICD10CM//*"]}, ill={"codes": ["SNOMED//1"]}, end=death
+    )
+    assert set(found) == {"y", "ill", "end"}  # `any` happens with the events of y and with moments of z
+    assert set(outcomes_of(end=death, again={**death, "incident": False})) == {"end"}
+
+
+def test_death_beside_something_else_follows_from_events():
+    either = {"codes": ["ICD10CM//y", "MEDS_DEATH"]}
+    assert set(outcomes_of(either=either, death={"codes": ["MEDS_DEATH"]})) == {"death"}
+    inline = {"any_of": [{"codes": ["ICD10CM//y"]}, {"codes": ["MEDS_DEATH"]}]}
+    assert set(outcomes_of(inline=inline, death={"codes": ["MEDS_DEATH"]})) == {"death"}
+
+
+def test_a_value_of_few_people_is_on_no_path():
+    n = 400
+    codes = np.ones((n, 2), bool)
+    values = np.full((n, 2), np.nan)
+    values[:, 0] = np.arange(n) / n
+    values[:3, 1] = 7.0
+    asked = SimpleNamespace(
+        happened=np.ones(n, bool), codes=codes, values=values, state=state_of(n, 2), time=np.zeros(n, np.int64),
+        days=np.ones(n),
+    )  # fmt: skip
+    _, _, share, bounds = _fit_values([asked])
+    assert share.tolist() == [1.0, 0.0]
+    assert not bounds[:, 1].any()

@@ -128,3 +128,12 @@ def test_ancestors_through_save_and_load(model, timelines, tmp_path):
     assert loaded.forecast(timelines, day(1000)).risk.equals(model.forecast(timelines, day(1000)).risk)
     plain = cohort()  # the parents stay with the model
     assert loaded.forecast(plain, day(1000)).risk.equals(model.forecast(timelines, day(1000)).risk)
+
+
+def test_codes_of_few_people_are_not_in_the_model_folder(timelines):
+    rare = append(timelines, [(5, day(400), "ICD10CM//rare", None, day(400))])
+    more = with_code_parents(with_code_parents(rare, PARENTS), {"code": ["ICD10CM//rare"], "parent": ["ICD10CM//Y-Z"]})
+    fitted = ProgressionModel(replace(CONFIG, model="transformer")).fit(more, TASK)
+    assert "ICD10CM//rare" not in str(fitted.fitted_.parts()["vocabulary"])
+    assert "ICD10CM//new" in str(fitted.fitted_.parts()["vocabulary"])  # nobody's
+    assert fitted.unseen_codes(more)["backs_off_to"].to_list() == ["ICD10CM//Y-Z"]  # the data bring it along
