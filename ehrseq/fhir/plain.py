@@ -1,6 +1,6 @@
 """The commonest shapes of the commonest records, read by column; anything unusual goes to the type's own function.
 
-A *plain* record has one coding, an ordinary status, and one value at most. It gives exactly one event, the same that
+A *plain* record has one concept, an ordinary status, and one value at most. It gives exactly one event, the same that
 the type's own function gives (a test compares the two). Every field is taken, numbered and packed for a whole batch:
 the interpreter's steps for one record after the other are most of what reading it costs.
 """
@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool
+from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, concept_code
 from ehrseq.fhir.dating import POLICY, dated
 from ehrseq.fhir.rows import PACKED, Rows
-from ehrseq.fhir.statuses import DISPENSE_STATUS, EVENT_STATUS, ORDER_INTENT, ORDER_STATUS, RESULT_STATUS
+from ehrseq.fhir.statuses import DISPENSE_STATUS, EVENT_STATUS, ORDER_INTENT, ORDER_STATUS, RESULT_STATUS, USE_STATUS
 from ehrseq.fhir.values import LARGEST, NAN, read_value
 
 Column = Callable[[list[Any]], list[Any]]
@@ -43,13 +43,15 @@ def _none(batch: list[Any]) -> list[None]:
     return [None] * len(batch)
 
 
-def _medicated(odd: Column, time: Column, period: Column = _none, quantity: Column = _none) -> Shape:
+def _medicated(
+    odd: Column, time: Column, period: Column = _none, quantity: Column = _none, known: Column = _none
+) -> Shape:
     return Shape(
         odd,
         lambda batch: [r.medication_codeable_concept for r in batch],
         time,
         period,
-        _none,
+        known,
         quantity,
         lambda batch: [None if (m := r.medication_reference) is None else m.reference for r in batch],
     )
@@ -90,6 +92,15 @@ SHAPES = {
             r.status in DISPENSE_STATUS or r.modifier_extension or r.medication or r.not_done for r in batch
         ],
         lambda batch: [r.when_handed_over for r in batch],
+    ),
+    "MedicationStatement": _medicated(
+        lambda batch: [
+            r.status in USE_STATUS or r.modifier_extension or r.medication or r.taken == "n" or r.was_not_taken
+            for r in batch
+        ],
+        lambda batch: [r.effective_date_time for r in batch],
+        lambda batch: [r.effective_period for r in batch],
+        known=lambda batch: [r.date_asserted for r in batch],
     ),
     "Condition": Shape(
         lambda batch: [
@@ -162,11 +173,16 @@ def plain_reader(
             if strange:
                 pass
             elif concept is not None:
-                if (codings := concept.coding) and len(codings) == 1:
+                codings = concept.coding
+                if codings and len(codings) == 1:
                     coding = codings[0]
                     system, code = known_code(coding.code, _UNKNOWN)
                     if not code or system != coding.system:
                         code = number_of(coding.system, coding.code)
+                elif codings:
+                    code = concept_code(concept, pool)
+                    if special is not None and special.get(code, True):
+                        code = 0
             elif reference and reference[0] != "#":
                 code = -1 - references[reference]
             if not code:

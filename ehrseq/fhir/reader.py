@@ -181,8 +181,10 @@ class Reader:
                 return
             for name, count in types.items():
                 self.count(name, reason_for_type(name), count)
-        elif None not in [r.id for r in batch] and not any(holds_records(c) for r in batch if (c := r.contained)):
-            self._take(kind, batch)
+        elif None not in (ids := [r.id for r in batch]) and not any(
+            holds_records(c) for r in batch if (c := r.contained)
+        ):
+            self._take(kind, batch, ids)
             self._cut()
         else:
             self._read_one_by_one(block, lines_before)
@@ -297,14 +299,14 @@ class Reader:
             return
         with self.rows.references.scope(self._names):
             for kind, batch in self._waiting.items():
-                self._take(kind, batch)
+                self._take(kind, batch, [r.id for r in batch])
         self._waiting = {}
 
-    def _take(self, kind: str, batch: list[Any]) -> None:
+    def _take(self, kind: str, batch: list[Any], ids: list[Any]) -> None:
         """Give resources of one type to the function that makes events of them."""
         rows, size = self.rows, len(batch)
         references, times, start = rows.references, rows.times, rows.records
-        rows.record_id.extend([r.id for r in batch])
+        rows.record_id.extend(ids)
         rows.record_kind.frombytes(bytes([TYPE_NUMBER[kind]]) * size)
         rows.record_file.extend(array("i", [self._file]) * size)
         metas = [r.meta for r in batch]
