@@ -168,9 +168,15 @@ def propagate(kernels: Kernels, state: State, first_step: Int, steps: int) -> tu
     probabilities that count only this disease's own deaths: that the disease becomes known in the step; that the
     subject is alive and it is not known at the end of the step; that the subject is alive then.
     """
-    n, disease = state.level.size, kernels.config
-    mass = np.zeros((3, n, 2, 2, disease.levels))  # status, subject, exposed, treated, severity
+    n = state.level.size
+    mass = np.zeros((3, n, 2, 2, kernels.config.levels))
     mass[state.status, np.arange(n), state.exposed, state.treated, state.level] = 1.0
+    return carry(kernels, mass, first_step, steps)
+
+
+def carry(kernels: Kernels, mass: Float, first_step: Int, steps: int) -> tuple[Float, Float, Float]:
+    """As `propagate`, from a distribution over states: (status 3, n, exposed 2, treated 2, severity L)."""
+    n, mass = mass.shape[1], mass.copy()
     survive = kernels.survive[:, None, None, None, :]
     flow, unknown, alive = np.zeros((3, steps, n))
     for step in range(steps):
