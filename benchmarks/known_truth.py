@@ -63,14 +63,13 @@ def error(forecast: NDArray[np.float64], truth: NDArray[np.float64], tenth: NDAr
 
 
 def cells(table: pl.DataFrame, branches: list[str]) -> Iterator[dict[str, object]]:
-    """What is found of each outcome, landmark and horizon."""
+    """What is found of each outcome, landmark and horizon; the last four where the columns for them are there."""
     for key, cell in table.group_by("outcome", "landmark", "horizon", maintain_order=True):
         truth = cell["truth"].to_numpy()
-        days, kind, at = cell["followed"].to_numpy(), cell["kind"].to_numpy(), cell["horizon_days"].median()
-        naive, correct = (aalen_johansen(days, k, [at])[0].item() for k in (np.where(kind == 1, 1, 0), kind))
-        best = expected_auc(cell["oracle"].to_numpy(), truth) - 0.5
+        facts = beside(cell, truth) if "oracle" in cell.columns else {}
         for branch in branches:
             forecast = cell[branch].to_numpy()
+            auc = expected_auc(forecast, truth)
             tenth = np.argsort(np.argsort(forecast, kind="stable")) * GROUPS // len(forecast)
             yield {
                 "branch": branch,
@@ -78,12 +77,17 @@ def cells(table: pl.DataFrame, branches: list[str]) -> Iterator[dict[str, object
                 "truth": truth.mean(),
                 "ratio": forecast.mean() / truth.mean(),
                 "error": error(forecast, truth, tenth),
-                "auc": expected_auc(forecast, truth),
-                "oracle": best + 0.5,
-                "share": (expected_auc(forecast, truth) - 0.5) / best,
-                "naive": naive / truth.mean(),
-                "aalen_johansen": correct / truth.mean(),
+                "auc": auc,
+                **({"share": (auc - 0.5) / (facts["oracle"] - 0.5)} | facts if facts else {}),
             }
+
+
+def beside(cell: pl.DataFrame, truth: NDArray[np.float64]) -> dict[str, float]:
+    """The oracle's AUC, and the marginal estimates over the mean truth."""
+    days, kind, at = cell["followed"].to_numpy(), cell["kind"].to_numpy(), cell["horizon_days"].median()
+    naive, correct = (aalen_johansen(days, k, at=[at])[0].item() for k in (np.where(kind == 1, 1, 0), kind))
+    best = expected_auc(cell["oracle"].to_numpy(), truth)
+    return {"oracle": best, "naive": naive / truth.mean(), "aalen_johansen": correct / truth.mean()}
 
 
 def followed(lives: pl.DataFrame, outcomes: list[str]) -> pl.DataFrame:
@@ -146,7 +150,9 @@ def main() -> None:
                     numbers.mean(), pl.col("error").max().alias("worst error"), pl.col("ratio").min().alias("least"),
                     pl.col("ratio").max().alias("most"),
                 )  # fmt: skip
-                with pl.Config(tbl_rows=-1, tbl_cols=-1, float_precision=4, tbl_hide_dataframe_shape=True):
+                with pl.Config(
+                    tbl_rows=-1, tbl_cols=-1, tbl_width_chars=200, float_precision=4, tbl_hide_dataframe_shape=True
+                ):
                     print(traps, subjects, "subjects, seed", seed, tables[-1]["fit_cpu_seconds"][0], "CPU s to fit")
                     print(by_outcome, overall, sep="\n", flush=True)
                 if options.out:
