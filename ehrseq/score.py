@@ -6,10 +6,11 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import polars as pl
 
+from ehrseq.batch import score_population
 from ehrseq.config import ModelConfig
 from ehrseq.errors import EvaluationError, UserError
 from ehrseq.evaluate.design import check_no_overlap
@@ -17,7 +18,9 @@ from ehrseq.evaluate.evaluation import Evaluation
 from ehrseq.evaluate.groups import read_table, with_subject_ids
 from ehrseq.evaluate.predictions import read_predictions
 from ehrseq.evaluate.study import evaluate_study
-from ehrseq.forecast.table import Forecast, check_format
+from ehrseq.forecast.files import check_format
+from ehrseq.forecast.stored import StoredForecast
+from ehrseq.forecast.table import Forecast
 from ehrseq.storage import MANIFEST, check_target, read_json, sha256_file
 from ehrseq.task.definition import Task
 from ehrseq.task.label import label
@@ -73,6 +76,20 @@ def recalibrate_model(model: ProgressionModel | str | Path, timelines: Any, out:
     return recalibrated
 
 
+@overload
+def score_export(
+    source: Any, model: ProgressionModel | str | Path, out: None = None, *, at: Any = None, branch: str | None = None,
+    file_format: str = "parquet", workers: int | None = None, progress: bool = False,
+) -> Forecast: ...  # fmt: skip
+
+
+@overload
+def score_export(
+    source: Any, model: ProgressionModel | str | Path, out: str | Path, *, at: Any = None, branch: str | None = None,
+    file_format: str = "parquet", workers: int | None = None, progress: bool = False,
+) -> StoredForecast: ...  # fmt: skip
+
+
 def score_export(
     source: Any,
     model: ProgressionModel | str | Path,
@@ -81,20 +98,23 @@ def score_export(
     at: Any = None,
     branch: str | None = None,
     file_format: str = "parquet",
+    workers: int | None = None,
     progress: bool = False,
-) -> Forecast:
+) -> Forecast | StoredForecast:
     """Forecast everyone in a FHIR export or a timelines folder, and write the forecast folder `out`.
 
     `source` is what `read_fhir` reads, a timelines folder, a Timelines or an event frame; `at` and `branch` as in
-    `ProgressionModel.forecast`; `file_format` "parquet" or "csv". Returns the Forecast. Raises UserError.
+    `ProgressionModel.forecast`; `file_format` "parquet" or "csv". Without `out` the Forecast is made, and stays, in
+    memory. With it, some thousand subjects are forecast at a time, by as many processes as `workers` says (default: one
+    a core), so that memory does not grow with their number; interrupted, the same call goes on from what is done, and
+    writes the same bytes. Then a StoredForecast is returned, with counts and what drift was found. Raises UserError.
     """
+    if out is not None:
+        return score_population(
+            source, model, out, at=at, branch=branch, file_format=file_format, workers=workers, progress=progress
+        )
     check_format(file_format)
-    if out is not None:
-        check_target(out, "forecast")
-    forecast = _loaded(model).forecast(open_timelines(source, progress=progress), at, branch=branch)
-    if out is not None:
-        forecast.save(out, file_format=file_format)
-    return forecast
+    return _loaded(model).forecast(open_timelines(source, progress=progress), at, branch=branch)
 
 
 def open_timelines(source: Any, *, progress: bool = False) -> Timelines:
