@@ -224,7 +224,9 @@ def counts_of(forecast: Forecast) -> dict[str, Any]:
 # -- after
 
 
-def _join(out: Path, folders: list[Path], file_format: str, facts: dict[str, Any], model: ProgressionModel) -> Any:
+def _join(
+    out: Path, folders: list[Path], file_format: str, facts: dict[str, Any], model: ProgressionModel
+) -> StoredForecast:
     """The forecast folder from its parts."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()

@@ -206,7 +206,7 @@ class ProgressionModel(Explaining):
         """What the people of a forecast look like, in counts that add up over parts, for `drift_of`."""
         keys = ["subject_id", "prediction_time"]
         asked = pl.concat([table.select(keys) for table in (forecast.risk, forecast.skipped)])
-        return Observed.of(self._for_codes_of(timelines), timelines, asked)
+        return Observed.of(self.fitted_.profile, self._for_codes_of(timelines).vocabulary, timelines, asked)
 
     def forecast_facts(self, branch: str | None = None) -> dict[str, Any]:
         """What a forecast says of its model (`metadata`)."""

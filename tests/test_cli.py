@@ -363,7 +363,7 @@ def test_every_error_is_one_line_without_content(run, monkeypatch, error, expect
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("ehrseq.score.inspect", fail)
+    monkeypatch.setattr("ehrseq.inspection.inspect", fail)
     status, out, err = run("inspect", "somewhere")
     assert (status, out) == (1, "")
     assert expected in err
@@ -375,7 +375,7 @@ def test_an_interrupt_is_status_130(run, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ehrseq.score.inspect", interrupt)
+    monkeypatch.setattr("ehrseq.inspection.inspect", interrupt)
     assert run("inspect", "somewhere")[0] == 130
 
 

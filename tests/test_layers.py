@@ -20,7 +20,7 @@ ORDER = (
     "forecast evaluate explain",
     "explaining",
     "estimator",
-    "batch",
+    "batch inspection",
     "score",
     "audit",
     "serve spark demo",

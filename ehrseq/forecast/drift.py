@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ehrseq.model.profile import Observed, Profile, ValueProfile
+from ehrseq.model.profile import Observed, Profile
 
 SURE = 4.0  # standard errors: one false warning in 16,000 comparisons
 UNSEEN = 0.05  # of the events, more than in training, that mean nothing to the model
@@ -40,8 +40,8 @@ def drift_of(profile: Profile | None, seen: Observed) -> dict[str, Any]:
         "age_shift": _stability(profile.age_shares, seen.ages), "sex": _sexes(profile, seen),
     }  # fmt: skip
     warnings = [
-        *_unseen_warnings(profile, seen), *_rate_warnings(rates), *_value_warnings(values), *_unit_warnings(profile, seen),
-        *_people_warnings(profile, seen),
+        *_unseen_warnings(profile, seen), *_rate_warnings(rates), *_value_warnings(values),
+        *_unit_warnings(profile, seen), *_people_warnings(profile, seen),
     ]  # fmt: skip
     return {
         "compared": True, "warnings": warnings, **facts, "unseen_codes": _unseen_codes(seen), "rates": rates,
@@ -142,7 +142,8 @@ def _values(profile: Profile, seen: Observed) -> Iterator[dict[str, Any]]:
         outside = _ratio(seen.outside[code, unit], n)
         yield {
             "code": code, "unit": unit or None, "subjects": n, "stability_index": _stability(training.shares, bins),
-            "stability_index_by_chance": _by_chance(training, n), "tails": outside, "tails_in_training": training.outside,
+            "stability_index_by_chance": _by_chance(len(training.shares), n, training.subjects), "tails": outside,
+            "tails_in_training": training.outside,
         }  # fmt: skip
 
 
@@ -160,10 +161,10 @@ def _stability(shares: tuple[float, ...], counts: list[int]) -> float:
     return float(((observed - expected) * np.log(observed / expected)).sum())
 
 
-def _by_chance(training: ValueProfile, n: int) -> float:
+def _by_chance(bins: int, n: int, training: int) -> float:
     """The index that people of the same population stay below: its mean and SURE standard deviations (chi-squared)."""
-    free = len(training.shares) - 1
-    return float((free + SURE * np.sqrt(2 * free)) * (1 / max(n, 1) + 1 / training.subjects))
+    free = bins - 1
+    return float((free + SURE * np.sqrt(2 * free)) * (1 / max(n, 1) + 1 / max(training, 1)))
 
 
 def _value_warnings(values: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -203,9 +204,7 @@ def _sexes(profile: Profile, seen: Observed) -> dict[str, list[float]]:
 
 def _people_warnings(profile: Profile, seen: Observed) -> Iterator[dict[str, Any]]:
     index = _stability(profile.age_shares, seen.ages)
-    free = len(profile.age_shares) - 1
-    chance = (free + SURE * np.sqrt(2 * free)) * (1 / max(sum(seen.ages), 1) + 1 / profile.subjects)
-    if index > max(SHIFT, float(chance)):
+    if index > max(SHIFT, _by_chance(len(profile.age_shares), sum(seen.ages), profile.subjects)):
         yield _warning(
             "age", "age", f"ages unlike those of training (stability index {index:.2f})", stability_index=index
         )

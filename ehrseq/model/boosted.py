@@ -39,7 +39,7 @@ class LeafSets:
     `nodes` are (feature, threshold, missing goes left, leaves on the left as bits); `value` (L,) of the leaves.
     """
 
-    nodes: list[tuple[int, np.float32, bool, np.unsignedinteger[Any]]]
+    nodes: list[tuple[int, np.float32, bool, Any]]
     value: Float
 
     @classmethod
@@ -66,8 +66,8 @@ class LeafSets:
         """(n, max(1, P)) the value of the leaf of each row in each period, from columns (F, n)."""
         kind = np.uint16 if len(self.value) <= FEW_LEAVES else np.uint64
         n_features, n = columns.shape
-        out = np.zeros(n, kind)
-        by_period = np.zeros(max(1, n_periods), kind)
+        out: NDArray[Any] = np.zeros(n, kind)
+        by_period: NDArray[Any] = np.zeros(max(1, n_periods), kind)
         for feature, threshold, missing_left, bits in self.nodes:
             if n_periods and feature == n_features:
                 by_period |= (np.arange(n_periods) > threshold) * bits
@@ -92,7 +92,7 @@ def _first_zero(bits: NDArray[Any]) -> Index:
     ([0, 2], [33])
     """
     if bits.dtype == np.uint16:
-        return _FIRST_ZERO[bits]
+        return np.asarray(_FIRST_ZERO[bits], dtype=np.int64)
     lowest = ~bits & (bits + np.uint64(1))
     return np.asarray(np.frexp(lowest.astype(np.float64))[1] - 1, dtype=np.int64)
 

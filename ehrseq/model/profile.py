@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -20,9 +21,6 @@ from ehrseq.task.history import visible
 from ehrseq.timeline.store import Timelines
 from ehrseq.tokens.encode import MICROSECONDS_PER_DAY
 from ehrseq.tokens.vocabulary import Vocabulary, model_events
-
-if TYPE_CHECKING:
-    from ehrseq.model.fitted import Fitted
 
 Float = NDArray[np.float64]
 YEAR = 365.25 * MICROSECONDS_PER_DAY
@@ -83,7 +81,8 @@ class Profile:
             for (code, unit), rows in seen.last_values(vocabulary).group_by("code", "unit")
             if rows.height >= minimum
         }
-        known, numbers, others = seen.understood(vocabulary), Counter[str](), Counter[str]()
+        known = seen.understood(vocabulary).to_numpy()
+        numbers, others = Counter[str](), Counter[str]()
         for code, unit, n in seen.numbers().select("code", "unit", "events").iter_rows():
             numbers[code] += n
             others[code] += n * ((code, unit) not in values)
@@ -119,12 +118,16 @@ class Profile:
             raise ValueError("other bands")
         values = {}
         for row in content["values"]:
-            facts = {k: tuple(x) if isinstance(x, list) else x for k, x in row.items() if k not in ("code", "unit")}
+            facts: dict[str, Any] = {
+                k: tuple(x) if isinstance(x, list) else x for k, x in row.items() if k not in ("code", "unit")
+            }
             values[row["code"], row["unit"]] = ValueProfile(**facts)
-        plain = {name: content[name] for name in ("subjects", "minimum", "other_units", "unknown", "sex")}
+        plain: dict[str, Any] = {
+            name: content[name] for name in ("subjects", "minimum", "other_units", "unknown", "sex")
+        }
+        plain |= {name: tuple(content[name]) for name in ("years", "age_edges", "age_shares")}
         return cls(
             **plain, values=values, rates={k: Rate(tuple(e), float(d)) for k, (e, d) in content["rates"].items()},
-            **{name: tuple(content[name]) for name in ("years", "age_edges", "age_shares")},
         )  # fmt: skip
 
 
@@ -149,16 +152,15 @@ class Observed:
     sex: Counter[str] = field(default_factory=Counter)
 
     @classmethod
-    def of(cls, fitted: Fitted, timelines: Timelines, asked: pl.DataFrame) -> Observed:
+    def of(cls, profile: Profile | None, vocabulary: Vocabulary, timelines: Timelines, asked: pl.DataFrame) -> Observed:
         """Of the subjects asked about (`subject_id`, `prediction_time`), at the last prediction time of each.
 
-        `fitted` has the parents of codes that these timelines bring.
+        `vocabulary` has the parents of codes that these timelines bring. Nothing is counted without a profile.
         """
-        profile = fitted.profile
         if profile is None or not asked.height:
             return cls()
         seen = _Seen(timelines, asked.group_by("subject_id").agg(_T.max()))
-        known = seen.understood(fitted.vocabulary)
+        known = seen.understood(vocabulary)
         other = seen.events.filter(~known).group_by("code").agg(n=pl.len(), s=pl.col("subject_id").n_unique())
         found = cls(
             subjects=seen.subjects.height, years=seen.years.sum(0).tolist(), known=int(known.sum()),
@@ -171,7 +173,7 @@ class Observed:
         )  # fmt: skip
         ages = seen.ages()
         found.ages = _bins(ages[~np.isnan(ages)], np.array(profile.age_edges)).tolist()
-        for (code, unit), rows in seen.last_values(fitted.vocabulary).group_by("code", "unit"):
+        for (code, unit), rows in seen.last_values(vocabulary).group_by("code", "unit"):
             key = (str(code), str(unit))
             if key in profile.values:
                 value, scale = rows["value"].to_numpy(), profile.values[key]
@@ -184,7 +186,8 @@ class Observed:
         self.subjects += other.subjects
         self.known += other.known
         self.years = [a + b for a, b in zip(self.years, other.years, strict=True)]
-        self.ages = [a + b for a, b in zip(self.ages, other.ages, strict=True)] if self.ages else list(other.ages)
+        # a part in which nobody was asked about has no bins
+        self.ages = [a + b for a, b in zip_longest(self.ages, other.ages, fillvalue=0)]
         for name in ("events", "unknown", "unknown_subjects", "outside", "numbers", "sex"):
             getattr(self, name).update(getattr(other, name))
         for key, bins in other.values.items():
@@ -200,9 +203,9 @@ class Observed:
         """All parts together, from what `to_dict` wrote of each."""
         total = cls()
         for part in parts:
-            paired = {name: {(c, u): n for c, u, n in part[name]} for name in _PAIRED}
-            plain = {k: Counter(x) if isinstance(x, dict) else x for k, x in part.items()}
-            total.add(cls(**{**plain, **paired}))
+            facts: dict[str, Any] = {k: Counter(x) if isinstance(x, dict) else x for k, x in part.items()}
+            facts |= {name: {(c, u): n for c, u, n in part[name]} for name in _PAIRED}
+            total.add(cls(**facts))
         return total
 
 
@@ -254,8 +257,8 @@ class _Seen:
         out = {}
         for (key,), rows in sorted(cells.join(enough, on="key").group_by("key"), key=lambda item: str(item[0][0])):
             band, n, who = (rows[c].to_numpy() for c in ("_band", "n", "_row"))
-            events = np.bincount(band, n, minlength=len(BANDS))
-            events = _blurred(events, np.bincount(band, minlength=len(BANDS)), years, minimum)
+            counted = np.bincount(band, n, minlength=len(BANDS)).astype(np.float64)
+            events = _blurred(counted, np.bincount(band, minlength=len(BANDS)), years, minimum)
             rate = np.divide(events, years, out=np.zeros(len(years)), where=years > 0)
             people, number = np.unique(who, return_inverse=True)
             x, e = np.bincount(number, n), self.years[people] @ rate

@@ -46,7 +46,8 @@ class Piece:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Piece:
         """What `to_dict` wrote."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
+        facts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        return cls(**facts)
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,8 @@ class Folder:
             if group.weight <= 1:
                 held.append(group)
                 continue
-            for ids in np.array_split(group.ids, int(np.ceil(group.weight))):
-                if len(ids):
-                    out.append(Piece(group.files, group.shards, int(ids[0]), int(ids[-1]), len(ids)))
+            parts = (ids for ids in np.array_split(group.ids, int(np.ceil(group.weight))) if len(ids))
+            out += [Piece(group.files, group.shards, int(ids[0]), int(ids[-1]), len(ids)) for ids in parts]
         flush()
         return [piece for piece in out if piece.size]
 
