@@ -27,14 +27,12 @@ if TYPE_CHECKING:
     from ehrseq.estimator import load_model as load_model
     from ehrseq.evaluate.evaluation import Evaluation as Evaluation
     from ehrseq.forecast.table import Forecast as Forecast
+    from ehrseq.inspection import inspect as inspect
     from ehrseq.score import (
         evaluate_export as evaluate_export,
     )
     from ehrseq.score import (
         fit_model as fit_model,
-    )
-    from ehrseq.score import (
-        inspect as inspect,
     )
     from ehrseq.score import (
         recalibrate_model as recalibrate_model,
@@ -79,7 +77,7 @@ _HOME = {
     "evaluate_export": "ehrseq.score",
     "fit_model": "ehrseq.score",
     "ingest": "ehrseq.timeline.ingest",
-    "inspect": "ehrseq.score",
+    "inspect": "ehrseq.inspection",
     "load_model": "ehrseq.estimator",
     "read_fhir": "ehrseq.timeline.build",
     "recalibrate_model": "ehrseq.score",

@@ -24,6 +24,7 @@ say = typer.echo  # plain text: nothing is wrapped, so that tables stay tables a
 
 Timelines = Annotated[Path, typer.Argument(help="A timelines folder made by `ehrseq ingest`, or a MEDS dataset.")]
 TaskFile = Annotated[Path, typer.Option("--task", help="The task file (TOML).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 Out = Annotated[Path, typer.Option("--out", help="The folder to write; an earlier one of ours is replaced.")]
 
 
@@ -62,6 +63,7 @@ def ingest_verb(
         str | None, typer.Option(help="With --validate: R4, R4B, STU3 or R5. Default: what fits each record.")
     ] = None,
     workers: Annotated[int | None, typer.Option(help="How many processes read. Default: one a core.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Read a FHIR export into a timelines folder. Interrupted, the same command goes on where it was."""
     from ehrseq.fhir.concept_map import coding_preference
@@ -73,7 +75,8 @@ def ingest_verb(
 
         if Path("-") in sources:
             raise SourceError("files or folders to validate", "standard input, which is read once", "pass its path")
-        show(summary(validate_source(sources, sample=sample, version=version)))
+        checked = summary(validate_source(sources, sample=sample, version=version))
+        show(checked if not as_json else {})
     done = ingest(
         sources,
         out,
@@ -85,6 +88,10 @@ def ingest_verb(
         progress=sys.stdout.isatty(),
     )
     facts = done.summary()
+    if as_json:
+        found = {"validation": checked} if validate else {}
+        say(json.dumps({**found, "timelines": str(out), **facts}, default=str))
+        return
     show(facts)
     if facts["records"].get("quarantined"):
         say(f"file number, line and reason of each quarantined record: {out / 'quarantine.parquet'}")
@@ -93,17 +100,16 @@ def ingest_verb(
 
 @app.command("inspect")
 def inspect_verb(
-    folder: Annotated[Path, typer.Argument(help="A timelines, model or forecast folder.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    path: Annotated[
+        Path, typer.Argument(help="A timelines, model, forecast or evaluation folder, or a task file.", metavar="PATH")
+    ],
+    as_json: AsJson = False,
 ) -> None:
-    """Show what a folder holds."""
-    from ehrseq.score import inspect
+    """Show what a folder or a task file holds."""
+    from ehrseq.inspection import as_text, inspect
 
-    facts = inspect(folder)
-    if as_json:
-        say(json.dumps(facts, default=str))
-    else:
-        show(facts)
+    facts = inspect(path)
+    say(json.dumps(facts, default=str) if as_json else as_text(facts))
 
 
 @app.command("cohort")
@@ -199,21 +205,30 @@ def score_verb(
     branch: Annotated[
         str | None, typer.Option("--branch", help="Who answers: hybrid, transformer, boosted, cox, age_sex or null.")
     ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="How many processes. Default: one a core.")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Forecast everyone in an export or a timelines folder."""
+    """Forecast everyone in an export or a timelines folder. Interrupted, the same command goes on where it was."""
+    from ehrseq.forecast.drift import summary_lines
     from ehrseq.score import score_export
 
-    forecast = score_export(
-        source, model, out, at=at, branch=branch, file_format=file_format, progress=sys.stdout.isatty()
-    )
-    scored = forecast.risk.select("subject_id", "prediction_time").unique()
-    say(f"scored: {scored.height:,} prediction times of {scored['subject_id'].n_unique():,} subjects")
-    if forecast.skipped.height:
-        reasons = forecast.skipped["reason"].value_counts().sort("count", "reason", descending=[True, False])
-        show({"not scored, for one outcome or for all (see `skipped`)": dict(reasons.iter_rows())})
-    seen = forecast.seen.height
+    done = score_export(
+        source, model, out, at=at, branch=branch, file_format=file_format, workers=workers,
+        progress=sys.stdout.isatty() and not as_json,
+    )  # fmt: skip
+    counts = done.counts
+    if as_json:
+        say(json.dumps({"forecasts": str(out), **counts, "drift": done.drift["warnings"]}))
+        return
+    say(f"scored: {counts['prediction_times']:,} prediction times of {counts['subjects']:,} subjects")
+    if counts["skipped"]:
+        reasons = sorted(counts["skipped"].items(), key=lambda item: (-item[1], item[0]))
+        show({"not scored, for one outcome or for all (see `skipped`)": dict(reasons)})
+    seen = counts["seen_in_training"]
     if seen:
         say(f"{seen:,} of these subjects were in the model's training data: do not judge it on them")
+    for line in summary_lines(done.drift):
+        say(line)
     say(f"forecasts: {out}")
 
 
@@ -245,6 +260,7 @@ def evaluate_verb(
     audits: Annotated[
         bool, typer.Option("--audits", help="Audit a model too: a few lighter refits and checks, minutes to an hour.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Judge forecasts against what happened: a report with a page, its numbers, a model card and two checklists."""
     if audits:
@@ -254,7 +270,7 @@ def evaluate_verb(
             raise typer.BadParameter("--against and --trained-on are for predictions, which cannot be audited")
         result = audit_export(
             judged, timelines, out, task=task, n_bootstrap=bootstrap, seed=seed, by=by,
-            report=lambda name: say(f"audit: {name}"),
+            report=None if as_json else lambda name: say(f"audit: {name}"),
         )  # fmt: skip
     else:
         from ehrseq.score import evaluate_export
@@ -263,6 +279,11 @@ def evaluate_verb(
             judged, timelines, out, task=task, n_bootstrap=bootstrap, seed=seed, against=against or (), by=by,
             trained_on=trained_on,
         )  # fmt: skip
+    if as_json:
+        from ehrseq.inspection import inspect
+
+        say(json.dumps(inspect(out), default=str))
+        return
     say(result.summary())
     show({name.replace("_", " "): fact for name, fact in result.facts.items()})
     say(f"evaluation: {out / 'report.html'}")
@@ -314,7 +335,7 @@ def main() -> None:
     """Run a verb. Exit status: 0 done; 1 a user's error, in one line; 2 wrong usage; 130 interrupted."""
     debug = "--debug" in sys.argv[1:]
     try:
-        app([argument for argument in sys.argv[1:] if argument != "--debug"])
+        app([argument for argument in sys.argv[1:] if argument != "--debug"], prog_name="ehrseq")
     except Exception as error:
         if debug:
             raise

@@ -56,12 +56,13 @@ def run_demo(
     others = timelines.select(timelines.subjects["subject_id"].filter(~seen))
     starts = " and ".join(h.label for h in task.prediction_times.after_start)
     say(f"4/6 forecasting the {len(others):,} people kept apart from fitting, {starts} into their follow-up")
-    forecast = score_export(others, model, paths["forecasts"], at="task")
-    times = forecast.risk.select("subject_id", "prediction_time").n_unique()
+    stored = score_export(others, model, paths["forecasts"], at="task")
+    times = stored.counts["prediction_times"]
     say(f"    {times:,} prediction times; who was not scored, for which outcome and why: skipped.parquet")
     say("5/6 judging these forecasts by what happened, beside an age-sex and a null model\n")
     say(evaluate_export(model, timelines, paths["evaluation"]).summary())
     say("\n6/6 plotting risk curves beside the truth, which only a simulation knows\n")
+    forecast = model.forecast(others, "task")  # with its whole curves, which no folder holds
     plot_beside_truth(forecast, pl.read_parquet(paths["simulation"] / "truth.parquet"), paths["plot"])
     for name in ("simulation", "timelines", "model"):
         say(f"{name}: {paths[name]}")

@@ -1,4 +1,4 @@
-"""Whole jobs on folders: fit, score an export, evaluate, inspect."""
+"""Whole jobs on folders: fit, score an export, evaluate."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import polars as pl
 
+from ehrseq.batch import score_population
 from ehrseq.config import ModelConfig
 from ehrseq.errors import EvaluationError, UserError
 from ehrseq.evaluate.design import check_no_overlap
@@ -17,8 +18,11 @@ from ehrseq.evaluate.evaluation import Evaluation
 from ehrseq.evaluate.groups import read_table, with_subject_ids
 from ehrseq.evaluate.predictions import read_predictions
 from ehrseq.evaluate.study import evaluate_study
-from ehrseq.forecast.table import Forecast, check_format
-from ehrseq.storage import MANIFEST, check_target, read_json, sha256_file
+from ehrseq.forecast.files import check_format
+from ehrseq.forecast.stored import StoredForecast
+from ehrseq.forecast.table import Forecast
+from ehrseq.inspection import kind_of
+from ehrseq.storage import MANIFEST, check_target, sha256_file
 from ehrseq.task.definition import Task
 from ehrseq.task.label import label
 from ehrseq.task.outcome import occurrences
@@ -73,6 +77,20 @@ def recalibrate_model(model: ProgressionModel | str | Path, timelines: Any, out:
     return recalibrated
 
 
+@overload
+def score_export(
+    source: Any, model: ProgressionModel | str | Path, out: None = None, *, at: Any = None, branch: str | None = None,
+    file_format: str = "parquet", workers: int | None = None, progress: bool = False,
+) -> Forecast: ...  # fmt: skip
+
+
+@overload
+def score_export(
+    source: Any, model: ProgressionModel | str | Path, out: str | Path, *, at: Any = None, branch: str | None = None,
+    file_format: str = "parquet", workers: int | None = None, progress: bool = False,
+) -> StoredForecast: ...  # fmt: skip
+
+
 def score_export(
     source: Any,
     model: ProgressionModel | str | Path,
@@ -81,20 +99,23 @@ def score_export(
     at: Any = None,
     branch: str | None = None,
     file_format: str = "parquet",
+    workers: int | None = None,
     progress: bool = False,
-) -> Forecast:
+) -> Forecast | StoredForecast:
     """Forecast everyone in a FHIR export or a timelines folder, and write the forecast folder `out`.
 
     `source` is what `read_fhir` reads, a timelines folder, a Timelines or an event frame; `at` and `branch` as in
-    `ProgressionModel.forecast`; `file_format` "parquet" or "csv". Returns the Forecast. Raises UserError.
+    `ProgressionModel.forecast`; `file_format` "parquet" or "csv". Without `out` the Forecast is made, and stays, in
+    memory. With it, some thousand subjects are forecast at a time, by as many processes as `workers` says (default: one
+    a core), so that memory does not grow with their number; interrupted, the same call goes on from what is done, and
+    writes the same bytes. Then a StoredForecast is returned, with counts and what drift was found. Raises UserError.
     """
+    if out is not None:
+        return score_population(
+            source, model, out, at=at, branch=branch, file_format=file_format, workers=workers, progress=progress
+        )
     check_format(file_format)
-    if out is not None:
-        check_target(out, "forecast")
-    forecast = _loaded(model).forecast(open_timelines(source, progress=progress), at, branch=branch)
-    if out is not None:
-        forecast.save(out, file_format=file_format)
-    return forecast
+    return _loaded(model).forecast(open_timelines(source, progress=progress), at, branch=branch)
 
 
 def open_timelines(source: Any, *, progress: bool = False) -> Timelines:
@@ -132,7 +153,7 @@ def evaluate_export(
     if out is not None:
         check_target(out, "evaluation")
     timelines = as_timelines(timelines)
-    if isinstance(judged, str | Path) and (Path(judged).is_file() or _kind(Path(judged)) == "forecast"):
+    if isinstance(judged, str | Path) and (Path(judged).is_file() or kind_of(Path(judged)) == "forecast"):
         result = _evaluate_tables([judged, *against], timelines, task, n_bootstrap, seed, by, trained_on)
     else:
         if against or trained_on is not None:
@@ -249,67 +270,3 @@ def _task_of(forecast: Forecast | None) -> Task:
         raise EvaluationError("a task file, or a forecast folder that holds its task", "neither", "give the task file")
     times = content.get("prediction_times") or {"rule": "every_encounter"}
     return Task.from_dict({**content, "prediction_times": times})
-
-
-def inspect(folder: str | Path) -> dict[str, Any]:
-    """Plain facts about a timelines, model or forecast folder."""
-    folder = Path(folder)
-    kind = _kind(folder)
-    if kind == "timelines":
-        return {"kind": kind, **Timelines.load(folder).summary()}
-    if kind == "model":
-        model = _loaded(folder)
-        task = getattr(model, "task_", None)
-        return {
-            "kind": kind,
-            "model": next(iter((*model.fitted_.branches, "age_sex"))) if task is not None else "pretrained",
-            "outcomes": model.fitted_.events,
-            "horizons": [h.label for h in task.horizons] if task is not None else [],
-            "codes": len(model.fitted_.vocabulary.codes),
-            "parameters": sum(p.numel() for n in model.fitted_.networks[:1] for p in n.parameters()),
-            "members": len(model.fitted_.networks),
-            "labs": [] if model.fitted_.labs is None else [s.code for s in model.fitted_.labs.scales],
-            "trained_on": dict(model.trained_on_["split"].value_counts().sort("split").iter_rows()),
-            "tuning_loss": [min(losses) for losses in model.fitted_.history],
-        }
-    if kind == "forecast":
-        forecast = Forecast.load(folder)
-        return {
-            "kind": kind,
-            "rows": forecast.risk.height,
-            "subjects": forecast.risk["subject_id"].n_unique(),
-            "mean_probability": _means(forecast.risk),
-            "labs": forecast.labs["code"].unique().sort().to_list(),
-            "skipped": dict(forecast.skipped["reason"].value_counts().sort("reason").iter_rows()),
-        }
-    raise UserError(
-        "a timelines, model or forecast folder",
-        (f"a folder of kind '{kind}'" if kind else "another folder") if folder.is_dir() else "no such folder",
-        "check the path",
-    )
-
-
-def _means(risk: pl.DataFrame) -> dict[str, dict[str, float]]:
-    """Mean probability by outcome and horizon; a horizon of years has a day more or less, by the leap years in it."""
-    by_horizon = risk.with_columns(
-        horizon=pl.col("horizon_days").rank("dense").over("subject_id", "prediction_time", "outcome")
-    )
-    means = (
-        by_horizon.group_by("outcome", "horizon")
-        .agg(pl.col("horizon_days").median(), pl.col("probability").mean())
-        .sort("outcome", "horizon")
-    )
-    found: dict[str, dict[str, float]] = {}
-    for outcome, _, days, probability in means.iter_rows():
-        found.setdefault(outcome, {})[f"{days:g} days"] = round(probability, 4)
-    return found
-
-
-def _kind(folder: Path) -> str | None:
-    if (folder / MANIFEST).is_file():
-        manifest = read_json(folder / MANIFEST)
-        kind = manifest.get("kind") if isinstance(manifest, dict) else None
-        return kind if isinstance(kind, str) else None
-    if is_ours(folder) or any((folder / "data").glob("**/*.parquet")):
-        return "timelines"
-    return None

@@ -272,16 +272,61 @@ def test_evaluate_with_audits(run, refused, work, tmp_path):
 
 
 def test_inspect_each_folder(run, work):
-    for name, expected in (
-        ("timelines", f"subjects: {SUBJECTS}"),
-        ("model", "horizons: 1y, 3y, 5y"),
-        ("forecasts", "mean_probability:\n  death:\n"),
+    for path, kind, expected in (
+        ("timelines", "timelines", rf"^subjects +{SUBJECTS}$"),
+        ("model", "model", r"^horizons +1y, 3y, 5y$"),
+        (
+            "forecasts",
+            "forecast",
+            r"^mean probability\n +365 days +109\d days +182\d days\n  death +[.\d]+ +[.\d]+ +[.\d]+$",
+        ),
+        ("report", "evaluation", r"^  model +outcome +landmark +horizon +n +events +observed expected +auc +brier$"),
+        ("simulation/task.toml", "task", r"^  death +MEDS_DEATH; at risk until known$"),
     ):
-        status, out, err = run("inspect", work / name)
+        status, out, err = run("inspect", work / path)
         assert (status, err) == (0, "")
-        assert expected in out
-        status, out, _ = run("inspect", "--json", work / name)
-        assert json.loads(out)["kind"] == {"forecasts": "forecast"}.get(name, name)
+        assert re.search(expected, out, re.MULTILINE), out
+        assert re.search(rf"^kind +{kind}$", out, re.MULTILINE)
+        status, out, _ = run("inspect", "--json", work / path)
+        assert json.loads(out)["kind"] == kind
+
+
+def test_json_of_other_verbs(run, work, tmp_path):
+    status, out, err = run("ingest", work / "simulation" / "export", "--json", "--out", tmp_path / "t")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["subjects"] == SUBJECTS
+    status, out, err = run("score", work / "model", work / "timelines", "--json", "--out", tmp_path / "f")
+    assert (status, err) == (0, "")
+    told = json.loads(out)
+    assert told["prediction_times"] == Forecast.load(tmp_path / "f").risk["subject_id"].n_unique()
+    assert told["drift"] == []
+    assert set(told["skipped"]) >= {"dead"}
+
+
+def test_score_says_what_has_drifted(run, work, tmp_path):
+    timelines = Timelines.load(work / "timelines")
+    measured = timelines.events.filter(pl.col("numeric_value").is_not_null())["code"].value_counts()
+    code = measured.sort("count", "code")["code"][-1]
+    mixed = pl.when(pl.col("code") == code).then(pl.col("numeric_value") * 38.67).otherwise("numeric_value")
+    events = timelines.events.with_columns(mixed.cast(pl.Float32).alias("numeric_value"))
+    replace(timelines, events=events).save(tmp_path / "t")
+    status, out, _ = run("score", work / "model", tmp_path / "t", "--out", tmp_path / "f")
+    assert status == 0
+    assert "DRIFT: 1 warnings" in out
+    assert re.search(rf"^  {re.escape(code)} .*look at its units$", out, re.MULTILINE)
+    assert "no drift" in run("score", work / "model", work / "timelines", "--out", tmp_path / "g")[1]
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("sc", "score"), ("score --work", "--workers"), ("inspect --j", "--json")]
+)
+def test_the_shell_completes(monkeypatch, capfd, typed, offered):
+    words = f"ehrseq {typed}"
+    monkeypatch.setenv("_EHRSEQ_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    call()
+    assert capfd.readouterr().out.split() == [offered]
 
 
 def test_demo(run, tmp_path):
@@ -363,7 +408,7 @@ def test_every_error_is_one_line_without_content(run, monkeypatch, error, expect
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("ehrseq.score.inspect", fail)
+    monkeypatch.setattr("ehrseq.inspection.inspect", fail)
     status, out, err = run("inspect", "somewhere")
     assert (status, out) == (1, "")
     assert expected in err
@@ -375,7 +420,7 @@ def test_an_interrupt_is_status_130(run, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ehrseq.score.inspect", interrupt)
+    monkeypatch.setattr("ehrseq.inspection.inspect", interrupt)
     assert run("inspect", "somewhere")[0] == 130
 
 

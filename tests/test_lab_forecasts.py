@@ -16,7 +16,7 @@ from ehrseq.errors import ForecastError
 from ehrseq.estimator import ProgressionModel, load_model
 from ehrseq.forecast import labs
 from ehrseq.forecast.table import LAB_SCHEMA, Forecast
-from ehrseq.score import inspect
+from ehrseq.inspection import inspect
 from ehrseq.task.definition import Task
 from ehrseq.timeline.store import Timelines
 from tests.make_artifact import DATA

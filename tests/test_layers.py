@@ -20,6 +20,7 @@ ORDER = (
     "forecast evaluate explain",
     "explaining",
     "estimator",
+    "batch inspection",
     "score",
     "audit",
     "serve spark demo",

@@ -11,7 +11,8 @@ from ehrseq.config import ModelConfig
 from ehrseq.errors import ArtifactError, EvaluationError, SourceError, TaskError, TimelineError, UserError
 from ehrseq.estimator import ProgressionModel
 from ehrseq.forecast.table import Forecast
-from ehrseq.score import evaluate_export, fit_model, inspect, score_export
+from ehrseq.inspection import inspect
+from ehrseq.score import evaluate_export, fit_model, score_export
 from ehrseq.storage import MANIFEST, write_json
 from ehrseq.synthetic import write_simulation
 from ehrseq.task.definition import Task

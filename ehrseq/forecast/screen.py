@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -48,11 +48,16 @@ def screen(
 
 def nobody_scored(skipped: pl.DataFrame) -> ForecastError:
     """The error that says why nobody can be scored."""
-    reasons = skipped.group_by("reason").len().sort("len", "reason", descending=[True, False])
     queries = skipped.select("subject_id", "prediction_time").n_unique()
+    return none_of(queries, dict(skipped["reason"].value_counts().iter_rows()))
+
+
+def none_of(queries: int, reasons: Mapping[str, int]) -> ForecastError:
+    """The same from how many were asked about, and how often each reason was given."""
+    most = min(reasons, key=lambda reason: (-reasons[reason], reason))
     return ForecastError(
         "a subject with usable history at the prediction time",
-        f"none of {queries} (most often: {reasons['reason'][0]})",
+        f"none of {queries} (most often: {most})",
         "choose a later prediction time, or check that the export and the model speak of the same codes",
     )
 

@@ -13,6 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ehrseq.errors import ArtifactError, ForecastError, nearest
+from ehrseq.forecast.files import FORMATS, check_format
 from ehrseq.forecast.incidence import cumulative_incidence
 from ehrseq.frames import to_pandas
 from ehrseq.storage import atomic_folder, read_manifest, write_manifest
@@ -57,7 +58,6 @@ SKIPPED_SCHEMA: dict[str, Any] = {
 }
 CURVE_KEY = ("outcome", "prediction_time")
 CURVE_SCHEMA: dict[str, Any] = dict.fromkeys(("days", "probability", "competing", "lower", "upper"), pl.Float64)
-FORMATS = ("parquet", "csv")
 QUANTILE = re.compile(r"q\d\d")
 HAZARD_KEY = ("subject_id", "patient", "prediction_time")
 
@@ -292,18 +292,13 @@ class Forecast:
     def save(self, folder: str | Path, *, file_format: str = "parquet") -> None:
         """Write `risk`, `labs`, `skipped`, `seen_in_training` (parquet or csv) and `manifest.json` atomically."""
         check_format(file_format)
-        tables = {"risk": self.risk, "labs": self.labs, "skipped": self.skipped, "seen_in_training": self.seen}
         with atomic_folder(folder, KIND) as scratch:
-            for name, table in tables.items():
-                if file_format == "csv":
-                    table.write_csv(scratch / f"{name}.csv")
-                else:
-                    table.write_parquet(scratch / f"{name}.parquet")
+            FORMATS[file_format](self, scratch)
             write_manifest(scratch, KIND, FORMAT_VERSION, format=file_format, **self.metadata)
 
     @classmethod
     def load(cls, folder: str | Path) -> Forecast:
-        """Read a forecast folder after checking its manifest."""
+        """Read a forecast folder after checking its manifest; rows are in order, however they stand in the files."""
         folder = Path(folder)
         manifest = read_manifest(folder, KIND, FORMAT_VERSION)
         suffix = manifest.get("format", "parquet")
@@ -316,14 +311,12 @@ class Forecast:
             raise ArtifactError(
                 "readable risk, skipped and seen_in_training tables", type(error).__name__, "score the export again"
             ) from None
-        facts = {k: v for k, v in manifest.items() if k not in ("kind", "format_version", "files", "format")}
-        return cls(tables[0], tables[1], facts, seen=tables[2], labs=labs)
-
-
-def check_format(file_format: str) -> None:
-    """Raise ForecastError unless forecasts can be written in this format."""
-    if file_format not in FORMATS:
-        raise ForecastError(f"the format {' or '.join(FORMATS)}", f"'{file_format}'", "choose one of them")
+        facts = {k: v for k, v in manifest.items() if k not in ("kind", "format_version", "files", "format", "counts")}
+        keys = ("subject_id", "prediction_time")
+        return cls(
+            tables[0].sort(*keys, "outcome", "horizon_days"), tables[1].sort(*keys, "outcome", nulls_last=False), facts,
+            seen=tables[2].sort("subject_id"), labs=labs.sort(*keys, "code", "horizon_days"),
+        )  # fmt: skip
 
 
 _TABLES = {"risk": RISK_SCHEMA, "skipped": SKIPPED_SCHEMA, "seen_in_training": SEEN_SCHEMA}

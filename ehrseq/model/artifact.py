@@ -26,6 +26,7 @@ KIND, FORMAT_VERSION = "model", 3
 TRAINED_ON_SCHEMA: dict[str, Any] = {"hashed_id": pl.String, "split": pl.String}
 JSON_PARTS = ("config", "task", "vocabulary", "baselines", "training", "calibration")
 SINCE = {"calibration": 2}  # parts that earlier format versions do not have are empty
+OPTIONAL_JSON = ("profile",)  # a JSON part alone, where the model has it
 OPTIONAL = ("labs", "paths")  # each a JSON part and arrays of the same name, since version 3, where the model has it
 
 
@@ -48,7 +49,8 @@ class Artifact:
 def save_artifact(folder: str | Path, artifact: Artifact) -> None:
     """Write a model folder atomically, its manifest last."""
     with atomic_folder(folder, KIND) as scratch:
-        for name in (*JSON_PARTS, *artifact.optional):
+        alone = [name for name in OPTIONAL_JSON if name in artifact.parts]
+        for name in (*JSON_PARTS, *alone, *artifact.optional):
             write_json(scratch / f"{name}.json", artifact.parts[name], sort_keys=False)  # outcomes have an order
         # `save_file` would make the files readable by their owner alone, unlike their neighbours
         (scratch / "weights.safetensors").write_bytes(
@@ -69,7 +71,8 @@ def load_artifact(folder: str | Path) -> Artifact:
     version = int(manifest["format_version"])
     parts = {name: read_json(folder / f"{name}.json") if SINCE.get(name, 1) <= version else {} for name in JSON_PARTS}
     present = [name for name in OPTIONAL if f"{name}.json" in manifest["files"]]
-    parts |= {name: read_json(folder / f"{name}.json") for name in present}
+    alone = [name for name in OPTIONAL_JSON if f"{name}.json" in manifest["files"]]
+    parts |= {name: read_json(folder / f"{name}.json") for name in (*alone, *present)}
     try:
         weights = _nested(load_file(folder / "weights.safetensors"))
         boosted = _nested(load_arrays(folder / "boosted.safetensors")) if version > 1 else []

@@ -21,6 +21,7 @@ from ehrseq.model.inference import predict_log_hazards
 from ehrseq.model.labs import Labs
 from ehrseq.model.network import ProgressionNetwork
 from ehrseq.model.path_model import PathModel
+from ehrseq.model.profile import Profile
 from ehrseq.model.sample import history_of
 from ehrseq.tokens.encode import MICROSECONDS_PER_DAY, EncodedTimelines
 from ehrseq.tokens.vocabulary import Vocabulary
@@ -38,6 +39,7 @@ class Fitted:
     blends the first two with weight `blend` (H,) on the boosted. `adjustments` sets level and slope of each.
     `recalibrated` has what setting them again for another site gave. `data_hash` is that of the data first fitted on.
     `labs` are None where the task names none, and in folders of format versions before 3, which have no `paths` either.
+    `profile` is what the training subjects looked like, for drift; folders written before there was one have none.
     """
 
     vocabulary: Vocabulary
@@ -57,6 +59,7 @@ class Fitted:
     recalibrated: list[dict[str, Any]] = field(default_factory=list)
     paths: PathModel | None = None  # of the first network; none without one
     labs: Labs | None = None
+    profile: Profile | None = None
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -117,6 +120,7 @@ class Fitted:
             },
             **({} if self.paths is None else {"paths": self.paths.to_dict()}),
             **({} if self.labs is None else {"labs": self.labs.parts()}),
+            **({} if self.profile is None else {"profile": self.profile.to_dict()}),
         }  # fmt: skip
 
     @classmethod
@@ -151,6 +155,7 @@ class Fitted:
             data_hash=str(artifact.facts["data_hash"]), recalibrated=list(settings.get("recalibrated", [])),
             paths=PathModel.from_parts(parts["paths"], artifact.optional["paths"][0]) if "paths" in parts else None,
             labs=Labs.from_parts(parts["labs"], artifact.optional["labs"]) if "labs" in parts else None,
+            profile=Profile.from_dict(parts["profile"]) if "profile" in parts else None,
         )  # fmt: skip
 
 

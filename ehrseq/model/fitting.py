@@ -26,6 +26,7 @@ from ehrseq.model.lab_fitting import fit_labs
 from ehrseq.model.landmarks import Targets
 from ehrseq.model.members import fit_member
 from ehrseq.model.path_fitting import fit_paths
+from ehrseq.model.profile import Profile
 from ehrseq.model.sample import Labeller, Part, Sample, history_of
 from ehrseq.task.definition import Task
 from ehrseq.task.outcome import occurrences
@@ -91,9 +92,11 @@ def fit_model(
         )
         fitted = replace(fitted, paths=paths)
     fitted = _adjust(fitted, parts, labeller, config)
+    recorded = {name: timelines.select(_members(splits, name)) for name in parts}
     if task.labs:
-        recorded = {name: timelines.select(_members(splits, name)).events for name in parts}
-        fitted = replace(fitted, labs=fit_labs(parts, recorded, vocabulary, edges, task, config))
+        frames = {name: some.events for name, some in recorded.items()}
+        fitted = replace(fitted, labs=fit_labs(parts, frames, vocabulary, edges, task, config))
+    fitted = replace(fitted, profile=Profile.fit(recorded["train"], vocabulary, config.network.min_subjects))
     return replace(fitted, vocabulary=vocabulary.without_rare(timelines.events["code"]))
 
 

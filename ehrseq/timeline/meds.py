@@ -116,7 +116,7 @@ def read_ours(folder: Path) -> Dataset:
 def read_foreign(folder: Path) -> Dataset:
     """Any other MEDS dataset: its events, its code and split tables (where there), its dataset facts."""
     files = sorted((folder / "data").rglob("*.parquet"))
-    events = sort_events(pl.concat(normalise_events(_read_columns(file, EVENT_SCHEMA)) for file in files))
+    events = sort_events(pl.concat(normalise_events(read_columns(file, EVENT_SCHEMA, None)) for file in files))
     names = [name for name in (CODES, SPLITS_FILE) if (folder / name).is_file()]
     tables = {name: read_table(folder / name, TABLE_SCHEMAS[name]) for name in names}
     facts = read_json(folder / DATASET, TimelineError) if (folder / DATASET).is_file() else {}
@@ -130,18 +130,27 @@ def is_ours(folder: Path) -> bool:
     return (folder / MANIFEST).is_file() or (folder / SUBJECTS).is_file()
 
 
-def read_table(path: Path, schema: dict[str, Any] | None) -> pl.DataFrame:
-    """A parquet table, in the columns and types of `schema` where one is given."""
-    frame = _read_columns(path, schema)
+def read_table(path: Path, schema: dict[str, Any] | None, groups: list[int] | None = None) -> pl.DataFrame:
+    """A parquet table (or some of its row groups), in the columns and types of `schema` where one is given."""
+    frame = read_columns(path, schema, groups)
     return frame if schema is None else conform(frame, schema, path.stem)
 
 
-def _read_columns(path: Path, schema: dict[str, Any] | None) -> pl.DataFrame:
+def groups_with(path: Path, low: int, high: int) -> list[int]:
+    """The row groups of a parquet file that may hold subjects with ids between `low` and `high`."""
+    try:
+        facts = pq.read_metadata(path)
+        return [g for g in range(facts.num_row_groups) if _may_hold(facts.row_group(g), low, high)]
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged("a parquet table", type(error).__name__) from None
+
+
+def read_columns(path: Path, schema: dict[str, Any] | None, groups: list[int] | None) -> pl.DataFrame:
     """The columns of a parquet file that are in `schema` (None: all)."""
     try:
         with pq.ParquetFile(path) as file:
             columns = None if schema is None else [c for c in file.schema_arrow.names if c in schema]
-            table = file.read(columns)
+            table = file.read(columns) if groups is None else file.read_row_groups(groups, columns)
         # text that is not UTF-8, in values or metadata, must stop here: polars does not expect it
         table.validate(full=True)
         frame = pl.from_arrow(table.replace_schema_metadata(None))
@@ -150,6 +159,15 @@ def _read_columns(path: Path, schema: dict[str, Any] | None) -> pl.DataFrame:
     if not isinstance(frame, pl.DataFrame):
         raise _damaged("a parquet table", "a single column")
     return frame
+
+
+def _may_hold(group: Any, low: int, high: int) -> bool:
+    """Whether a row group can have subject ids between two: so where it does not tell."""
+    for number in range(group.num_columns):
+        column = group.column(number)
+        if column.path_in_schema == "subject_id" and column.is_stats_set and column.statistics.has_min_max:
+            return bool(column.statistics.min <= high and column.statistics.max >= low)
+    return True
 
 
 def _damaged(expected: str, found: str) -> TimelineError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.ensemble import HistGradientBoostingRegressor
@@ -43,6 +45,35 @@ def test_trees_give_what_scikit_learn_gives(n_bins):
     again = Trees.from_arrays(trees.arrays())
     assert np.array_equal(again.predict(fresh), trees.predict(fresh))
     np.testing.assert_allclose(trees.first(7).predict(fresh), list(trees.stages(fresh))[6], atol=1e-12)
+
+
+@pytest.mark.parametrize("leaves", [12, 40, 90])
+def test_columns_give_what_walking_each_tree_gives_to_the_last_bit(leaves):
+    """12 leaves are bits of one number, 40 of a longer one, 90 of none: then trees are walked."""
+    x, rng = rows(3000), np.random.default_rng(4)
+    y = rng.poisson(np.exp(np.nan_to_num(x[:, 0]) + x[:, 4] * np.isnan(x[:, 1]) + np.sin(3 * np.nan_to_num(x[:, 5]))))
+    cuts = Cuts.fit(x, 127)
+    model = HistGradientBoostingRegressor(
+        loss="poisson", max_iter=15, max_bins=127, max_leaf_nodes=leaves, min_samples_leaf=3, early_stopping=False
+    ).fit(cuts.codes(x), y.astype(float))
+    trees = cuts.uncoded(Trees.from_sklearn(model))
+    fresh = rows(5000, seed=5)
+    for feature in range(6):  # values at the very thresholds, which go left
+        at = trees.threshold[(trees.feature == feature) & (trees.left >= 0) & np.isfinite(trees.threshold)]
+        if len(at):
+            fresh[:500, feature] = rng.choice(at, 500)
+    walked = list(trees.stages(fresh))[-1]
+    assert np.array_equal(trees.predict(fresh), walked)
+    # the last feature as the period: each of its values for every row
+    order = [0, 1, 2, 3, 5, 6, 4]
+    moved = replace(trees, feature=np.argsort(order)[trees.feature].astype(np.int32))
+    found = moved.predict(fresh[:, order[:-1]], 3)
+    assert found.shape == (5000, 3)
+    for period in range(3):
+        of_period = fresh.copy()
+        of_period[:, 4] = period
+        assert np.array_equal(found[:, period], list(trees.stages(of_period))[-1])
+    assert np.ptp(found, axis=1).max() > 0.1
 
 
 def test_boosted_hazards_come_near_the_hazards_that_made_the_data():

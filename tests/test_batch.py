@@ -1,0 +1,276 @@
+"""Batch scoring: the same bytes however many processes, wherever it was cut off, and nothing lost on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from datetime import date
+from pathlib import Path
+
+import polars as pl
+import pytest
+from rich.progress import Progress
+
+import ehrseq.batch
+from ehrseq.config import ModelConfig
+from ehrseq.errors import ForecastError, TimelineError, UserError, WorkerError
+from ehrseq.estimator import ProgressionModel
+from ehrseq.forecast import files
+from ehrseq.forecast.table import Forecast
+from ehrseq.score import score_export
+from ehrseq.storage import read_json
+from ehrseq.task.definition import Task
+from ehrseq.timeline import pieces
+from ehrseq.timeline.store import Timelines
+from tests.toy import CONFIG, TASK, cohort, day
+
+PIECE = 30
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Timelines, and a cheap model of some of their subjects."""
+    folder = tmp_path_factory.mktemp("batch")
+    timelines = cohort(150, seed=1)
+    timelines.save(folder / "timelines")
+    some = timelines.select(timelines.subjects["subject_id"].head(120))
+    ProgressionModel(ModelConfig(CONFIG.network, CONFIG.training, CONFIG.boosted, "boosted", 1)).fit(some, TASK).save(
+        folder / "model"
+    )
+    return folder
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Pieces of some subjects."""
+    monkeypatch.setattr(pieces, "SUBJECTS", PIECE)
+
+
+def content(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_the_same_bytes_however_many_processes(work, small, tmp_path):
+    one = score_export(work / "timelines", work / "model", tmp_path / "one", workers=1)
+    score_export(work / "timelines", work / "model", tmp_path / "two", workers=2)
+    assert content(tmp_path / "one") == content(tmp_path / "two")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
+    memory = score_export(work / "timelines", work / "model")
+    for name in ("risk", "skipped", "seen"):
+        assert getattr(one, name).equals(getattr(memory, name))
+    assert one.metadata == memory.metadata
+    scored = memory.risk.select("subject_id", "prediction_time").unique()
+    assert (one.counts["prediction_times"], one.counts["subjects"]) == (scored.height, scored.height)
+    assert sum(one.counts["skipped"].values()) == memory.skipped.height
+    assert one.counts["seen_in_training"] == memory.seen.height > 50
+    assert repr(one).startswith(f"StoredForecast({scored.height} prediction times scored")
+    assert read_json(tmp_path / "one" / "drift.json") == json.loads(json.dumps(one.drift))
+    assert one.drift["compared"]
+    assert one.load().risk is one.risk
+
+
+@pytest.mark.parametrize(("source", "file_format"), [("timelines", "csv"), ("foreign", "parquet"), ("frame", "csv")])
+def test_every_source_and_format(work, small, tmp_path, source, file_format):
+    timelines = Timelines.load(work / "timelines")
+    if source == "foreign":
+        (tmp_path / "meds" / "data").mkdir(parents=True)
+        timelines.events.write_parquet(tmp_path / "meds" / "data" / "0.parquet")
+    data = {"timelines": timelines, "foreign": tmp_path / "meds", "frame": timelines.events}[source]
+    model = ProgressionModel.load(work / "model")
+    stored = score_export(data, model, tmp_path / "f", file_format=file_format, at="2014-03-01", workers=1)
+    memory = score_export(data, model, at="2014-03-01")
+    assert stored.risk.equals(memory.risk)
+    assert stored.skipped.equals(memory.skipped)
+    assert [p.suffix for p in (tmp_path / "f").glob("risk.*")] == [f".{file_format}"]
+
+
+def test_prediction_times_of_every_kind(work, small, tmp_path):
+    timelines, model = Timelines.load(work / "timelines"), ProgressionModel.load(work / "model")
+    few = timelines.subjects.select("patient", prediction_time=pl.lit(date(2013, 5, 6))).gather_every(9)
+    for number, at in enumerate((date(2013, 5, 6), day(1000.5), few, "task")):
+        stored = score_export(work / "timelines", model, tmp_path / str(number), at=at, workers=1)
+        memory = score_export(timelines, model, at=at)
+        assert stored.risk.equals(memory.risk)
+        assert stored.skipped.equals(memory.skipped)
+    # the task's own table of times, which no folder keeps
+    times = [{"patient": name, "time": "2013-05-06"} for name in few["patient"].head(4)]
+    model.task_ = Task.from_dict(TASK.to_dict() | {"prediction_times": {"rule": "table", "times": times}})
+    stored = score_export(work / "timelines", model, tmp_path / "table", at="task", workers=1)
+    assert stored.risk["subject_id"].n_unique() + stored.skipped["subject_id"].n_unique() >= 4
+    assert stored.risk.equals(score_export(timelines, model, at="task").risk)
+    model.save(tmp_path / "model")
+    with pytest.raises(ForecastError, match="withheld"):
+        score_export(work / "timelines", tmp_path / "model", tmp_path / "no", at="task")
+
+
+def test_what_cannot_be_is_told_and_leaves_nothing(work, small, tmp_path):
+    timelines, model = Timelines.load(work / "timelines"), work / "model"
+    strangers = pl.DataFrame({"patient": ["nobody"], "prediction_time": [date(2013, 5, 6)]})
+    for at, error, says in (
+        ("2013-13-01", TimelineError, "ISO 8601"),
+        ("1950-01-01", ForecastError, "none of 150 .most often: before_birth"),
+        (strangers, TimelineError, "fit no subject"),
+    ):
+        with pytest.raises(error, match=says) as in_pieces:
+            score_export(work / "timelines", model, tmp_path / "f", at=at, workers=1)
+        with pytest.raises(error) as in_memory:
+            score_export(timelines, model, at=at)
+        assert str(in_pieces.value) == str(in_memory.value)
+    with pytest.raises(ForecastError, match="'cox'"):
+        score_export(timelines, model, tmp_path / "f", branch="cox")
+    with pytest.raises(UserError, match="at least one worker"):
+        score_export(timelines, model, tmp_path / "f", workers=-1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_run_goes_on_and_other_questions_start_anew(work, small, tmp_path, monkeypatch):
+    scored = []
+    real = ehrseq.batch.do
+
+    def failing(job, loaded, advance):
+        scored.append(job["folder"])
+        if len(scored) == 4:
+            raise KeyboardInterrupt
+        real(job, loaded, advance)
+
+    monkeypatch.setattr(ehrseq.batch, "do", failing)
+    out = tmp_path / "f"
+    with pytest.raises(KeyboardInterrupt):
+        score_export(work / "timelines", work / "model", out, workers=1)
+    assert not out.exists()
+    score_export(work / "timelines", work / "model", out, workers=1)
+    assert len(scored) == len(set(scored)) + 1  # the fourth piece alone was begun twice
+    score_export(work / "timelines", work / "model", tmp_path / "whole", workers=1)
+    assert content(out) == content(tmp_path / "whole")
+
+    scored.clear()
+    with pytest.raises(KeyboardInterrupt):
+        score_export(work / "timelines", work / "model", out, workers=1)
+    # a mistake in the meantime does not cost what is done
+    with pytest.raises(TimelineError):
+        score_export(work / "timelines", work / "model", out, at="soon", workers=1)
+    assert len(list((tmp_path / ".f.score" / "parts").iterdir())) == 3
+    scored[:] = scored[:3]
+    monkeypatch.setattr(ehrseq.batch, "do", lambda job, *rest: (scored.append(job["folder"]), real(job, *rest)))
+    score_export(work / "timelines", work / "model", out, at="2013-05-06", workers=1)
+    assert len(scored) == 3 + len(all_pieces(work))
+    assert list(tmp_path.glob(".*")) == []
+
+
+def all_pieces(work):
+    return pieces.Folder(work / "timelines").pieces()
+
+
+def test_a_worker_that_fails_leaves_what_is_done(work, small, tmp_path, monkeypatch):
+    real = ehrseq.batch.do
+    # the other process has another do: it cannot read a model that is gone by then
+    (tmp_path / "model").symlink_to(work / "model")
+
+    def gone(job, loaded, advance):
+        (tmp_path / "model").unlink(missing_ok=True)
+        real(job, loaded, advance)
+
+    monkeypatch.setattr(ehrseq.batch, "do", gone)
+    with pytest.raises(WorkerError, match="what is done is kept"):
+        score_export(work / "timelines", tmp_path / "model", tmp_path / "f", workers=2)
+    assert any(p.name.isdigit() for p in (tmp_path / ".f.score" / "parts").iterdir())
+
+
+def test_a_bar_over_subjects(work, small, tmp_path, monkeypatch):
+    seen = []
+    real = Progress.advance
+    monkeypatch.setattr(Progress, "advance", lambda self, task, n=1: (seen.append(n), real(self, task, n)))
+    score_export(work / "timelines", work / "model", tmp_path / "f", workers=1, progress=True)
+    assert sum(seen) == 150
+    assert len(seen) > 4
+
+
+def test_a_raw_export_is_read_once(work, small, tmp_path, monkeypatch):
+    from ehrseq.synthetic import write_simulation
+
+    write_simulation(tmp_path / "s", 20, seed=3)
+    out = tmp_path / "f"
+    monkeypatch.setattr(ehrseq.batch, "_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        score_export(tmp_path / "s" / "export", work / "model", out, workers=1)
+    monkeypatch.undo()
+    monkeypatch.setattr(ehrseq.batch, "ingest", lambda *_, **__: pytest.fail("it was read again"))
+    # none of its codes are known to the model
+    with pytest.raises(ForecastError, match="unknown_codes"):
+        score_export(tmp_path / "s" / "export", work / "model", out, workers=1)
+
+
+def test_a_format_is_one_function(work, small, tmp_path, monkeypatch):
+    def lines(forecast, folder):
+        ids = forecast.risk["subject_id"].unique().sort()
+        (folder / "risks.ndjson").write_text("".join(f'{{"id": {i}}}\n' for i in ids))
+
+    monkeypatch.setitem(files.FORMATS, "lines", lines)
+    score_export(work / "timelines", work / "model", tmp_path / "f", file_format="lines", workers=1)
+    found = [json.loads(line)["id"] for line in (tmp_path / "f" / "risks.ndjson").read_text().splitlines()]
+    assert sorted(found) == score_export(work / "timelines", work / "model").risk["subject_id"].unique().to_list()
+
+
+KILLED = """
+import os, sys, time
+import torch
+import ehrseq.estimator, ehrseq.score
+from ehrseq.timeline import pieces
+pieces.SUBJECTS = {piece}
+# forked before anything has run: a fresh process each time, without the seconds of the imports
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        ehrseq.score.score_export({timelines!r}, {model!r}, line.strip(), workers=1)
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork, no SIGKILL")
+def test_killed_at_ten_random_moments_nothing_is_lost_or_doubled(work, tmp_path):
+    code = KILLED.format(piece=PIECE // 2, timelines=str(work / "timelines"), model=str(work / "model"))
+    chance = random.Random(0)
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def started(out):
+        process.stdin.write(f"{out}\n")
+        process.stdin.flush()
+        return int(process.stdout.readline())
+
+    try:
+        started(tmp_path / "warm")
+        assert process.stdout.readline() == "0\n"
+        begun = time.monotonic()
+        started(tmp_path / "whole")
+        assert process.stdout.readline() == "0\n"
+        takes = time.monotonic() - begun
+        killed, kept = 0, []
+        while killed < 10:
+            child = started(tmp_path / "killed")
+            time.sleep(chance.uniform(0, takes))
+            with suppress(ProcessLookupError):  # it was done by then
+                os.kill(child, signal.SIGKILL)
+            killed += process.stdout.readline() == f"{signal.SIGKILL.value}\n"
+            parts = tmp_path / ".killed.score" / "parts"
+            kept.append(len([p for p in parts.glob("*") if p.name.isdigit()]))
+            if (tmp_path / "killed").exists():
+                assert content(tmp_path / "killed") == content(tmp_path / "whole")
+        started(tmp_path / "killed")
+        assert process.stdout.readline() == "0\n"
+    finally:
+        process.kill()
+        process.communicate()
+    assert max(kept) > 1  # else nothing was cut off that could be lost
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["killed", "warm", "whole"]
+    risk = Forecast.load(tmp_path / "killed").risk
+    assert not risk.select("subject_id", "prediction_time", "outcome", "horizon_days").is_duplicated().any()
+    assert Path(tmp_path / "killed" / "manifest.json").is_file()
