@@ -7,6 +7,7 @@
     │   ├── TaskError                   a task file: unknown key, bad horizon, impossible outcome
     │   ├── ArtifactError               a model or forecast folder: wrong format, changed bytes
     │   ├── ForecastError               a request a model cannot answer
+    │   │   └── NoPredictionTimeError   nobody has a prediction time
     │   └── EvaluationError             a prediction table that cannot be judged
     └── TrainingError                   fitting failed for a reason that is not the input's shape
 
@@ -53,6 +54,10 @@ class ArtifactError(UserError):
 
 class ForecastError(UserError):
     """A request that the model cannot answer."""
+
+
+class NoPredictionTimeError(ForecastError):
+    """Nobody has a prediction time."""
 
 
 class EvaluationError(UserError):

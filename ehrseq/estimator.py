@@ -14,7 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ehrseq.config import ModelConfig
-from ehrseq.errors import ArtifactError, EvaluationError, ForecastError, UserError
+from ehrseq.errors import ArtifactError, EvaluationError, ForecastError, NoPredictionTimeError, UserError
 from ehrseq.evaluate.evaluation import Evaluation
 from ehrseq.evaluate.study import evaluate_study
 from ehrseq.explaining import Explaining
@@ -22,7 +22,7 @@ from ehrseq.forecast.labs import STANDARD, baseline_tables, check_levels, labs_t
 from ehrseq.forecast.paths import PathSource
 from ehrseq.forecast.predict import outcome_hazards
 from ehrseq.forecast.screen import nobody_scored
-from ehrseq.forecast.table import Forecast, risk_table
+from ehrseq.forecast.table import SKIPPED_SCHEMA, Forecast, risk_table
 from ehrseq.model.artifact import Artifact, hashed_ids, load_artifact, save_artifact
 from ehrseq.model.card import model_card
 from ehrseq.model.fitted import Fitted
@@ -167,32 +167,52 @@ class ProgressionModel(Explaining):
         labs out. Raises ForecastError where nobody can be scored and no lab be forecast.
         """
         check_levels(lab_levels)
-        branch = self._branch(branch)
-        timelines = as_timelines(timelines)
+        found = self._forecast(as_timelines(timelines), at, horizons, self._branch(branch), lab_levels)
+        if found.skipped.height and not (found.risk.height or found.labs.height):
+            raise nobody_scored(found.skipped)
+        return found
+
+    def forecast_part(self, timelines: Timelines, at: At = None, *, branch: str | None = None) -> Forecast:
+        """The same for a part of the people: an empty Forecast where none of them has a prediction time, or is scored.
+
+        The parts of a population hold the same rows as its forecast, whatever the parts.
+        """
+        try:
+            return self._forecast(timelines, at, None, self._branch(branch), STANDARD)
+        except NoPredictionTimeError:
+            none = timelines.subjects.select("subject_id", prediction_time="follow_up_end").clear()
+            labs = labs_table(self.fitted_, timelines, none, self.task_.horizons, STANDARD)
+            return Forecast(risk_table((), ()), pl.DataFrame(schema=SKIPPED_SCHEMA), labs=labs)
+
+    def _forecast(
+        self, timelines: Timelines, at: At, horizons: Sequence[str] | None, branch: str, lab_levels: Sequence[float]
+    ) -> Forecast:
         fitted, scored, skipped = self._screen(timelines, at)
         spans = tuple(Horizon(h) for h in horizons) if horizons is not None else self.task_.horizons
         keys = ["subject_id", "prediction_time"]
         usable = _usable(pl.concat([t.select(keys) for t in (scored, skipped)]).unique().sort(keys), skipped)
         labs = labs_table(fitted, timelines, usable, spans, lab_levels)
-        if skipped.height and not (scored.height or labs.height):
-            raise nobody_scored(skipped)
         tables = []
         if scored.height:
             tables = outcome_hazards(fitted, timelines, scored, branch, self.config.network.max_events)
         who = pl.concat([scored.select("subject_id"), labs.select("subject_id")]).unique().sort("subject_id")
         seen = who.filter(pl.Series(self.seen_in_training(who["subject_id"].to_numpy())))
-        metadata = {
-            "model": branch,
-            "task": _without_patients(self.task_.to_dict()),
-            "data_hash": self.fitted_.data_hash,
-            "labs_withheld": self.labs_withheld,
-            **({} if self.folder_hash_ is None else {"model_manifest_sha256": self.folder_hash_}),
-        }
+        metadata = self.forecast_facts(branch)
         explainer = partial(self.explain, timelines, at, branch=branch)
         source = PathSource(fitted, self.task_, timelines, scored, branch, self.config.network.max_events)
         return Forecast(
             risk_table(tables, spans), skipped, metadata, tuple(tables), seen, labs, spans, explainer, source
         )
+
+    def forecast_facts(self, branch: str | None = None) -> dict[str, Any]:
+        """What a forecast says of its model (`metadata`)."""
+        return {
+            "model": self._branch(branch),
+            "task": _without_patients(self.task_.to_dict()),
+            "data_hash": self.fitted_.data_hash,
+            "labs_withheld": self.labs_withheld,
+            **({} if self.folder_hash_ is None else {"model_manifest_sha256": self.folder_hash_}),
+        }
 
     def unseen_codes(self, timelines: Any) -> pl.DataFrame:
         """The codes that the model does not know, the most frequent first.
