@@ -120,9 +120,14 @@ class Spark:
         return rows.repartition(self.partitions, "shard").sortWithinPartitions("shard", "kind", "place")
 
     def rows(self, rows: Any) -> Iterator[Row]:
-        """The rows, a partition at a time."""
-        for row in rows.toLocalIterator():
+        """The rows, made by all workers at once and then fetched a partition at a time."""
+        is_kept = rows.is_cached
+        made = self.keep(rows)
+        made.count()
+        for row in made.coalesce(self.session.sparkContext.defaultParallelism).toLocalIterator():
             yield {**row.asDict(), "content": bytes(row["content"])}
+        if not is_kept:
+            made.unpersist()
 
 
 def _value(broadcast: Any) -> bytes:

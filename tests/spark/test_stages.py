@@ -19,8 +19,9 @@ from ehrseq.fhir import reader
 from ehrseq.fhir.columns import strings
 from ehrseq.forecast.table import Forecast
 from ehrseq.spark import stages
-from ehrseq.spark.cluster import SparkTimelines, read_on, score
 from ehrseq.spark.engine import Local
+from ehrseq.spark.reading import SparkTimelines, read_on
+from ehrseq.spark.scoring import score
 from ehrseq.spark.wire import TASKS, folder_bytes, frame_bytes, frame_of, part_bytes, part_of, write_folder
 from ehrseq.synthetic import write_simulation
 from ehrseq.task.definition import Task

@@ -1,4 +1,4 @@
-"""Timelines and forecasts as Spark DataFrames: the stages strung together."""
+"""Timelines on a cluster: the stages of ingest strung together, on any engine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import date, datetime
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import polars as pl
@@ -20,11 +20,9 @@ from ehrseq.fhir.chunk import Chunk
 from ehrseq.fhir.codes import CodingPreference
 from ehrseq.fhir.ledger import ledger_frame
 from ehrseq.fhir.source import STANDARD_INPUT, state_on_disk
-from ehrseq.forecast.labs import STANDARD, quantile_columns
-from ehrseq.forecast.table import LAB_SCHEMA, RISK_SCHEMA, SEEN_SCHEMA, SKIPPED_SCHEMA, Forecast
 from ehrseq.spark import stages
 from ehrseq.spark.engine import Engine, Spark
-from ehrseq.spark.stages import EVENTS, FACTS, LABS, RISK, SEEN, SKIPPED, SUBJECTS, UNITS, Place, Shared
+from ehrseq.spark.stages import EVENTS, FACTS, SUBJECTS, UNITS, Place, Shared
 from ehrseq.spark.wire import CHUNKS, PIECES, TASKS, arrow_schema, folder_bytes, frame_of, write_folder
 from ehrseq.timeline.build import (
     check_patients,
@@ -41,9 +39,6 @@ from ehrseq.timeline.schema import EVENT_SCHEMA, SUBJECT_SCHEMA, as_instant, sor
 from ehrseq.timeline.store import Timelines
 from ehrseq.timeline.survey import survey
 from ehrseq.timeline.units import merge_units
-
-if TYPE_CHECKING:
-    from ehrseq.estimator import ProgressionModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,24 +58,24 @@ class SparkTimelines:
     @cached_property
     def events(self) -> Any:
         """One row an event; rows are in no order."""
-        return _table(self.engine, self.pieces, EVENTS, EVENT_SCHEMA)
+        return table_of(self.engine, self.pieces, EVENTS, EVENT_SCHEMA)
 
     @cached_property
     def subjects(self) -> Any:
         """One row a subject; rows are in no order."""
-        return _table(self.engine, self.pieces, SUBJECTS, SUBJECT_SCHEMA)
+        return table_of(self.engine, self.pieces, SUBJECTS, SUBJECT_SCHEMA)
 
     def collect(self) -> Timelines:
         """The same as `Timelines` in this process, with the ledger where they come from FHIR."""
-        found = _collected(self.engine, self.pieces)
+        found = collected(self.engine, self.pieces)
         counts, left_out = Counter(self.records.get("counts", ())), Counter[str]()
         for content in found.get(FACTS, []):
             told = msgspec.json.decode(content)
             counts.update({(file, kind, reason): n for file, kind, reason, n in told["counts"]})
             left_out.update(told["left_out"])
-        events = _frame(found.get(EVENTS, []), EVENT_SCHEMA)
+        events = frame_from(found.get(EVENTS, []), EVENT_SCHEMA)
         timelines = Timelines(
-            events=sort_events(events), subjects=_frame(found.get(SUBJECTS, []), SUBJECT_SCHEMA).sort("subject_id")
+            events=sort_events(events), subjects=frame_from(found.get(SUBJECTS, []), SUBJECT_SCHEMA).sort("subject_id")
         )
         if not self.records:
             return timelines
@@ -97,56 +92,6 @@ class SparkTimelines:
         """Let go of what the workers keep on their disks."""
         for rows in self.kept:
             rows.unpersist()
-
-
-@dataclass(frozen=True, eq=False)
-class SparkForecast:
-    """A forecast on a cluster: the tables of `Forecast` as DataFrames, made when they are looked at."""
-
-    engine: Engine
-    pieces: Any
-    metadata: Mapping[str, Any]
-
-    @cached_property
-    def risk(self) -> Any:
-        """One row a subject, prediction time, outcome and horizon, in no order."""
-        return _table(self.engine, self.pieces, RISK, RISK_SCHEMA)
-
-    @cached_property
-    def skipped(self) -> Any:
-        """Who was not scored for which outcome (null: for all), and why."""
-        return _table(self.engine, self.pieces, SKIPPED, SKIPPED_SCHEMA)
-
-    @cached_property
-    def labs(self) -> Any:
-        """Quantiles of the labs of the task."""
-        return _table(self.engine, self.pieces, LABS, _LABS)
-
-    def collect(self) -> Forecast:
-        """The same as a `Forecast` in this process, as if read from a folder."""
-        found = _collected(self.engine, self.pieces)
-        schemas: dict[str, dict[str, Any]] = {
-            RISK: RISK_SCHEMA,
-            SKIPPED: SKIPPED_SCHEMA,
-            SEEN: SEEN_SCHEMA,
-            LABS: _LABS,
-        }
-        tables = {kind: _frame(found.get(kind, []), schema) for kind, schema in schemas.items()}
-        keys = ["subject_id", "prediction_time"]
-        return Forecast(
-            tables[RISK].sort(*keys, "outcome", "horizon_days"),
-            tables[SKIPPED].sort(*keys, "outcome", nulls_last=False),
-            dict(self.metadata),
-            seen=tables[SEEN].unique().sort("subject_id"),
-            labs=tables[LABS].sort(*keys, "code", "horizon_days"),
-        )
-
-    def unpersist(self) -> None:
-        """Let go of what the workers keep on their disks."""
-        self.pieces.unpersist()
-
-
-_LABS = LAB_SCHEMA | dict.fromkeys(quantile_columns(STANDARD), pl.Float64)
 
 
 def read_fhir(
@@ -241,39 +186,12 @@ def from_tables(events: Any, subjects: Any, *, partitions: int | None = None) ->
     return SparkTimelines(engine, packed[0].union(packed[1]))
 
 
-def score(
-    timelines: SparkTimelines, model: ProgressionModel | str | Path, *, at: Any = None, branch: str | None = None
-) -> SparkForecast:
-    """Forecasts of everyone, as `ProgressionModel.forecast` makes them, by the cluster that holds the timelines.
-
-    `model` is a model or its folder (read here, sent to the workers). `at` is a date or time for everyone, "task" for
-    the task's own prediction times, or None for each subject's end of follow-up. Raises UserError for another `at`,
-    ForecastError for a branch that was not fitted; where nobody can be scored, all are in `skipped`.
-    """
-    if not (at is None or isinstance(at, str | date)):
-        raise UserError("a date, a time, 'task' or nothing for `at`", type(at).__name__, "score a table locally")
-    if isinstance(at, str) and at != "task":
-        at = as_instant(at)
-    from ehrseq.estimator import load_model
-
-    with TemporaryDirectory() as scratch:
-        if not isinstance(model, str | Path):
-            model.save(Path(scratch, "model"))
-        folder = Path(model) if isinstance(model, str | Path) else Path(scratch, "model")
-        loaded = load_model(folder)
-        content = folder_bytes(folder)
-    engine = timelines.engine
-    facts = loaded.forecast_facts(branch)
-    stage = partial(stages.score_shards, shared=engine.share(content), at=at, branch=branch)
-    wanted = engine.map(timelines.pieces, stages.subject_pieces, PIECES)
-    return SparkForecast(engine, engine.keep(engine.map(engine.by_shard(wanted), stage, PIECES)), facts)
-
-
-def _table(engine: Engine, pieces: Any, kind: str, schema: Mapping[str, Any]) -> Any:
+def table_of(engine: Engine, pieces: Any, kind: str, schema: Mapping[str, Any]) -> Any:
+    """The rows of one kind of table, from all pieces."""
     return engine.map(pieces, partial(stages.unpack, kind=kind, schema=schema), arrow_schema(schema))
 
 
-def _collected(engine: Engine, pieces: Any) -> dict[str, list[bytes]]:
+def collected(engine: Engine, pieces: Any) -> dict[str, list[bytes]]:
     """The contents of all pieces by their kind."""
     found: dict[str, list[bytes]] = {}
     for row in engine.rows(pieces):
@@ -281,7 +199,8 @@ def _collected(engine: Engine, pieces: Any) -> dict[str, list[bytes]]:
     return found
 
 
-def _frame(contents: list[bytes], schema: Mapping[str, Any]) -> pl.DataFrame:
+def frame_from(contents: list[bytes], schema: Mapping[str, Any]) -> pl.DataFrame:
+    """Contents of one kind as one frame."""
     frames = [
         frame_of(content).select(pl.col(name).cast(kind) for name, kind in schema.items()) for content in contents
     ]
