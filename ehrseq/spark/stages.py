@@ -52,7 +52,7 @@ from ehrseq.timeline.ingest import read_task
 from ehrseq.timeline.link import link_parts
 from ehrseq.timeline.meds import SHARDS, shard_of
 from ehrseq.timeline.parts import nothing, parts_of
-from ehrseq.timeline.schema import EVENT_SCHEMA, normalise_events
+from ehrseq.timeline.schema import EVENT_SCHEMA, SUBJECT_SCHEMA, conform, normalise_events
 from ehrseq.timeline.store import Timelines
 from ehrseq.timeline.subjects import normalise_subjects
 from ehrseq.timeline.survey import Survey
@@ -130,9 +130,10 @@ def link_shards(batches: Batches, shared: Shared) -> Made:
 
 
 def pack(batches: Batches, kind: str) -> Made:
-    """Rows of an event or subject table, cut by shard; the inverse of `unpack`."""
+    """Rows of an event or subject table, cut by shard; the inverse of `unpack`. Columns that are absent are null."""
+    schema = EVENT_SCHEMA if kind == EVENTS else SUBJECT_SCHEMA
     for place, batch in enumerate(batches):
-        frame = pl.DataFrame(pa.Table.from_batches([batch]))
+        frame = conform(pl.DataFrame(pa.Table.from_batches([batch])), schema, kind)
         shards = shard_of(frame["subject_id"])
         for shard in np.unique(shards).tolist():
             yield batch_of(PIECES, shard, kind, place, frame_bytes(frame.filter(pl.Series(shards == shard))))

@@ -146,7 +146,7 @@ def test_a_simulation_is_read_stored_and_scored(spark, simulated, timelines, mod
     made = read_fhir(spark, simulated / "export", partitions=2)
     made.events.write.parquet(str(tmp_path / "events"))
     made.subjects.write.parquet(str(tmp_path / "subjects"))
-    stored = conform(pl.read_parquet(tmp_path / "events"), EVENT_SCHEMA, "event")
+    stored = conform(pl.read_parquet(tmp_path / "events" / "*.parquet"), EVENT_SCHEMA, "event")
     assert_frame_equal(sort_events(stored), timelines.events, categorical_as_str=True)
     local = ProgressionModel.load(model).forecast(timelines)
     forecast = score(made, model)

@@ -171,6 +171,16 @@ def test_tables_come_and_go_as_they_are(timelines):
     assert {str(kind) for kind in rows[0].schema.types} >= {"timestamp[us]", "string", "float", "int16"}
 
 
+def test_tables_may_lack_columns(timelines, model):
+    engine, plain = Local(2), timelines.events.select("subject_id", "time", "code", "known_time", "numeric_value")
+    tables = {stages.EVENTS: plain, stages.SUBJECTS: timelines.subjects}
+    batches = {kind: t.to_arrow(compat_level=pl.CompatLevel.oldest()).to_batches() for kind, t in tables.items()}
+    made = SparkTimelines(engine, engine.by_shard([list(stages.pack(b, kind)) for kind, b in batches.items()]))
+    assert made.collect().events["unit"].null_count() == plain.height
+    expected = model.forecast(Timelines.from_events(plain, timelines.subjects), "2012-06-30")
+    assert_frame_equal(score(made, model, at="2012-06-30").collect().skipped, expected.skipped)
+
+
 def test_a_frame_of_times_is_scored_elsewhere(simulated, model):
     with pytest.raises(UserError, match="score a table locally"):
         score(read_on(Local(), simulated / "export"), model, at=pl.DataFrame({"patient": ["x"]}))
