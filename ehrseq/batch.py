@@ -238,7 +238,8 @@ def _join(
     counts = {**totals, "skipped": dict(sorted(skipped.items()))}
     names = sorted(p.name for p in folders[0].iterdir() if p.name != FACTS) if folders else []
     for name in names:
-        JOINS[Path(name).suffix]([folder / name for folder in folders], out / name)
+        join = JOINS.get(name) or JOINS[Path(name).suffix]
+        join([folder / name for folder in folders], out / name)
     if not totals["risk"] and not totals["labs"]:
         if not skipped:
             raise NoPredictionTimeError(

@@ -105,10 +105,11 @@ def score_export(
     """Forecast everyone in a FHIR export or a timelines folder, and write the forecast folder `out`.
 
     `source` is what `read_fhir` reads, a timelines folder, a Timelines or an event frame; `at` and `branch` as in
-    `ProgressionModel.forecast`; `file_format` "parquet" or "csv". Without `out` the Forecast is made, and stays, in
-    memory. With it, some thousand subjects are forecast at a time, by as many processes as `workers` says (default: one
-    a core), so that memory does not grow with their number; interrupted, the same call goes on from what is done, and
-    writes the same bytes. Then a StoredForecast is returned, with counts and what drift was found. Raises UserError.
+    `ProgressionModel.forecast`; `file_format` "parquet", "csv" or "fhir". Without `out` the Forecast is made, and
+    stays, in memory. With it, some thousand subjects are forecast at a time, by as many processes as `workers` says
+    (default: one a core), so that memory does not grow with their number; interrupted, the same call goes on from what
+    is done, and writes the same bytes. Then a StoredForecast is returned, with counts and what drift was found. Raises
+    UserError.
     """
     if out is not None:
         return score_population(

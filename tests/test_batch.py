@@ -217,6 +217,20 @@ def test_a_format_is_one_function(work, small, tmp_path, monkeypatch):
     assert sorted(found) == score_export(work / "timelines", work / "model").risk["subject_id"].unique().to_list()
 
 
+def test_fhir_from_parts_is_that_from_memory(work, small, tmp_path):
+    score_export(work / "timelines", work / "model", tmp_path / "parts", file_format="fhir", workers=1)
+    score_export(work / "timelines", work / "model").save(tmp_path / "whole", file_format="fhir")
+    for name, count in (("Device.ndjson", 1), ("RiskAssessment.ndjson", None)):
+        parts, whole = (read_lines(tmp_path / folder / name) for folder in ("parts", "whole"))
+        assert sorted(parts) == sorted(whole)
+        assert len(parts) == (count or len(set(parts))) > 0
+    assert Forecast.load(tmp_path / "parts").risk.equals(Forecast.load(tmp_path / "whole").risk)
+
+
+def read_lines(path):
+    return path.read_text().splitlines()
+
+
 KILLED = """
 import os, sys, time
 import torch

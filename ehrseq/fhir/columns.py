@@ -65,7 +65,7 @@ class Columns:
         """Write everything; equal columns give equal bytes."""
         parts: list[Any] = [np.ascontiguousarray(getattr(self, name)) for name in _FIXED]
         for name in _STRINGS:
-            parts += _buffers(getattr(self, name))
+            parts += buffers(getattr(self, name))
         with path.open("wb") as file:
             file.write(np.array([part.nbytes for part in parts], "<i8").tobytes())
             for part in parts:
@@ -111,7 +111,7 @@ def joined(stretches: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     return np.concatenate([whole(rows) for rows in stretches]).view(stretches[0].dtype)
 
 
-def _buffers(strings: pa.LargeStringArray) -> list[npt.NDArray[Any]]:
+def buffers(strings: pa.LargeStringArray) -> list[npt.NDArray[Any]]:
     """Where each string starts, from 0, and all of them put together."""
     _, offsets, text = strings.buffers()
     bounds = np.frombuffer(offsets, "<i8", len(strings) + 1, 8 * strings.offset) if offsets else np.zeros(1, "<i8")

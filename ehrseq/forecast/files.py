@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ehrseq.errors import ForecastError
+from ehrseq.forecast.fhir import write_folder
 
 if TYPE_CHECKING:
     from ehrseq.forecast.table import Forecast
@@ -44,14 +45,25 @@ def write_csv(forecast: Forecast, folder: Path) -> None:
         table.write_csv(folder / f"{name}.csv")
 
 
-FORMATS: dict[str, Callable[[Forecast, Path], None]] = {"parquet": write_parquet, "csv": write_csv}
+def write_fhir(forecast: Forecast, folder: Path) -> None:
+    """As Parquet, and the risks once more as `RiskAssessment.ndjson`, with the `Device.ndjson` that made them."""
+    write_parquet(forecast, folder)
+    write_folder(forecast, folder)
+
+
+FORMATS: dict[str, Callable[[Forecast, Path], None]] = {
+    "parquet": write_parquet,
+    "csv": write_csv,
+    "fhir": write_fhir,
+}
 """By name, how a forecast (of everyone, or of a part) is written into a folder."""
 
 
 def check_format(file_format: str) -> None:
     """Raise ForecastError unless forecasts can be written in this format."""
     if file_format not in FORMATS:
-        raise ForecastError(f"the format {' or '.join(FORMATS)}", f"'{file_format}'", "choose one of them")
+        *others, last = FORMATS
+        raise ForecastError(f"the format {', '.join(others)} or {last}", f"'{file_format}'", "choose one of them")
 
 
 def join_parquet(parts: Sequence[Path], out: Path) -> None:
@@ -87,9 +99,15 @@ def join_lines(parts: Sequence[Path], out: Path) -> None:
                 shutil.copyfileobj(part, whole)
 
 
+def join_same(parts: Sequence[Path], out: Path) -> None:
+    """The file that is the same in all parts."""
+    shutil.copyfile(parts[0], out)
+
+
 JOINS: dict[str, Callable[[Sequence[Path], Path], None]] = {
     ".parquet": join_parquet,
     ".csv": join_csv,
     ".ndjson": join_lines,
+    "Device.ndjson": join_same,
 }
-"""By suffix, how the files of one name become one."""
+"""By name, else by suffix, how the files of one name become one."""

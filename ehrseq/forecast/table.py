@@ -290,7 +290,10 @@ class Forecast:
         return self.source
 
     def save(self, folder: str | Path, *, file_format: str = "parquet") -> None:
-        """Write `risk`, `labs`, `skipped`, `seen_in_training` (parquet or csv) and `manifest.json` atomically."""
+        """Write `risk`, `labs`, `skipped`, `seen_in_training` (parquet or csv) and `manifest.json` atomically.
+
+        The format "fhir" is Parquet, and the risks once more as `RiskAssessment.ndjson` and `Device.ndjson`.
+        """
         check_format(file_format)
         with atomic_folder(folder, KIND) as scratch:
             FORMATS[file_format](self, scratch)
@@ -301,7 +304,7 @@ class Forecast:
         """Read a forecast folder after checking its manifest; rows are in order, however they stand in the files."""
         folder = Path(folder)
         manifest = read_manifest(folder, KIND, FORMAT_VERSION)
-        suffix = manifest.get("format", "parquet")
+        suffix = "csv" if manifest.get("format") == "csv" else "parquet"
         try:
             tables = [_read(folder / f"{name}.{suffix}", s) for name, s in _TABLES.items()]
             # folders written before labs were forecast have no such table

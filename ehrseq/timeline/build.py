@@ -105,7 +105,11 @@ def assemble(
     chunks: Sequence[Chunk], known: Survey, first: int = 0, last: int = SHARDS, by_shard: bool = False
 ) -> Assembled:
     """The timelines of some shards (`first` up to, not including, `last`), where wanted one shard after the other."""
-    linked = link(chunks, known, first, last)
+    return assembled(link(chunks, known, first, last), known, by_shard)
+
+
+def assembled(linked: Linked, known: Survey, by_shard: bool = False) -> Assembled:
+    """The timelines of what was linked."""
     patients, counts, left_out = linked.patients, _record_counts(linked), Counter(linked.left_out)
     start, known_time = _times(linked, known)
     keys = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,13 @@ def settle_duplicates(chunks: Sequence[Chunk], file_numbers: list[list[int]]) ->
     The others get the reason `duplicate`; where a deletion is the newest, nothing of the record is left (`deleted`).
     """
     dropped: Dropped = [{} for _ in chunks]
+    for places in repeated(chunks):
+        _settle(chunks, file_numbers, places, dropped)
+    return dropped
+
+
+def repeated(chunks: Sequence[Chunk]) -> Iterator[Ints]:
+    """The places (chunk and row: (2, n)) of records that share type and id with another, some ids at a time."""
     total = sum(chunk.record_bounds[-1] for chunk in chunks)
     parts = total // RECORDS_AT_ONCE + 1
     for part in range(parts):
@@ -40,13 +47,11 @@ def settle_duplicates(chunks: Sequence[Chunk], file_numbers: list[list[int]]) ->
             rows.append(row.astype(np.int32))
         key = np.concatenate(keys)
         ordered = np.sort(key)
-        repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-        if len(repeated):
-            suspect = np.flatnonzero(np.isin(key, repeated))
+        found = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+        if len(found):
+            suspect = np.flatnonzero(np.isin(key, found))
             starts = np.cumsum([len(each) for each in keys[1:]])
-            places = np.stack([np.searchsorted(starts, suspect, side="right"), np.concatenate(rows)[suspect]])
-            _settle(chunks, file_numbers, places, dropped)
-    return dropped
+            yield np.stack([np.searchsorted(starts, suspect, side="right"), np.concatenate(rows)[suspect]])
 
 
 def _settle(chunks: Sequence[Chunk], file_numbers: list[list[int]], places: Ints, dropped: Dropped) -> None:

@@ -193,6 +193,11 @@ def _plan(found: list[tuple[Path, bool]], kept: list[Chunk]) -> Iterator[dict[st
         yield task(held)
 
 
+def tasks_of(found: list[tuple[Path, bool]]) -> list[dict[str, Any]]:
+    """The tasks of an export's files (see `paths_of`), for whoever else runs `read_task`."""
+    return list(_plan(found, []))
+
+
 def _fingerprint(task: dict[str, Any], coding: CodingPreference) -> str:
     """What a task's folder is called: the same only for the same files, unchanged, read in the same way."""
     states = [state_on_disk(Path(path)) for path, _ in task["files"]]

@@ -64,8 +64,13 @@ class Linked:
 
 def link(chunks: Sequence[Chunk], survey: Survey, first: int = 0, last: int = SHARDS) -> Linked:
     """Link what the chunks hold for the subjects of some shards (`first` up to, not including, `last`)."""
-    patients = survey.patients_of(first, last)
     parts = [part for number, chunk in enumerate(chunks) for part in parts_of(chunk, number, survey, first, last)]
+    return link_parts(parts, survey, first, last)
+
+
+def link_parts(parts: list[Part], survey: Survey, first: int, last: int) -> Linked:
+    """The same of what was cut out of all chunks, in their order; the parts are used up."""
+    patients = survey.patients_of(first, last)
     parts = parts or [nothing()]
     texts = texts_of(parts)
     events = EventColumns.of(together(parts, "events"))
