@@ -195,7 +195,7 @@ def score_verb(
     at: Annotated[
         str | None, typer.Option(help="Prediction time: a date (its end). Default: each end of follow-up.")
     ] = None,
-    file_format: Annotated[str, typer.Option("--format", help="parquet or csv.")] = "parquet",
+    file_format: Annotated[str, typer.Option("--format", help="parquet, csv or fhir.")] = "parquet",
     branch: Annotated[
         str | None, typer.Option("--branch", help="Who answers: hybrid, transformer, boosted, cox, age_sex or null.")
     ] = None,

@@ -30,6 +30,7 @@ from ehrseq.model.fitting import fit_model
 from ehrseq.model.labs import LEVELS
 from ehrseq.model.pretraining import pretrain
 from ehrseq.model.recalibration import recalibrate
+from ehrseq.storage import MANIFEST, sha256_file
 from ehrseq.task.definition import Horizon, Task
 from ehrseq.task.label import label
 from ehrseq.task.outcome import occurrences, with_dataset_descendants
@@ -53,6 +54,8 @@ class ProgressionModel(Explaining):
     1
     """
 
+    folder_hash_: str | None = None  # sha256 of the manifest of the folder that the model was read from
+
     def __init__(self, config: ModelConfig | None = None, *, seed: int | None = None) -> None:
         config = config or ModelConfig()
         self.config = config if seed is None else replace(config, seed=seed)
@@ -70,7 +73,7 @@ class ProgressionModel(Explaining):
         alone (pretraining), for `adapt`, from up to 256 codes whatever `auxiliary_codes` says. Returns self.
         """
         timelines = as_timelines(timelines)
-        self.faithfulness_ = None  # what was measured was another fit
+        self.faithfulness_ = self.folder_hash_ = None  # what was measured, and saved, was another fit
         splits = split_subjects(timelines, seed=self.config.seed)
         if task is None:
             if not self.config.has_networks:
@@ -183,6 +186,7 @@ class ProgressionModel(Explaining):
             "task": _without_patients(self.task_.to_dict()),
             "data_hash": self.fitted_.data_hash,
             "labs_withheld": self.labs_withheld,
+            **({} if self.folder_hash_ is None else {"model_manifest_sha256": self.folder_hash_}),
         }
         explainer = partial(self.explain, timelines, at, branch=branch)
         source = PathSource(fitted, self.task_, timelines, scored, branch, self.config.network.max_events)
@@ -349,6 +353,7 @@ class ProgressionModel(Explaining):
                 "model settings of this version", type(error).__name__, "make the folder again"
             ) from None
         model.trained_on_ = artifact.trained_on
+        model.folder_hash_ = sha256_file(Path(folder) / MANIFEST)
         return model
 
     def _check_fitted(self, *, task: bool = True) -> Fitted:

@@ -86,7 +86,7 @@ def score_export(
     """Forecast everyone in a FHIR export or a timelines folder, and write the forecast folder `out`.
 
     `source` is what `read_fhir` reads, a timelines folder, a Timelines or an event frame; `at` and `branch` as in
-    `ProgressionModel.forecast`; `file_format` "parquet" or "csv". Returns the Forecast. Raises UserError.
+    `ProgressionModel.forecast`; `file_format` "parquet", "csv" or "fhir". Returns the Forecast. Raises UserError.
     """
     check_format(file_format)
     if out is not None:

@@ -88,8 +88,8 @@ def test_taken_places_and_formats_are_refused_before_any_work(work, tmp_path):
             score_export(nowhere, nowhere, out)
         with pytest.raises(UserError, match=found):
             evaluate_export(nowhere, nowhere, out)
-    with pytest.raises(UserError, match="parquet or csv"):
-        score_export(nowhere, nowhere, tmp_path / "f", file_format="fhir")
+    with pytest.raises(UserError, match="parquet, csv or fhir"):
+        score_export(nowhere, nowhere, tmp_path / "f", file_format="xml")
     assert (tmp_path / "mine.txt").read_text() == "years of work"
     assert len(Timelines.load(work / "timelines")) == 150
 

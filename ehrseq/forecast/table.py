@@ -57,7 +57,7 @@ SKIPPED_SCHEMA: dict[str, Any] = {
 }
 CURVE_KEY = ("outcome", "prediction_time")
 CURVE_SCHEMA: dict[str, Any] = dict.fromkeys(("days", "probability", "competing", "lower", "upper"), pl.Float64)
-FORMATS = ("parquet", "csv")
+FORMATS = ("parquet", "csv", "fhir")
 QUANTILE = re.compile(r"q\d\d")
 HAZARD_KEY = ("subject_id", "patient", "prediction_time")
 
@@ -290,7 +290,10 @@ class Forecast:
         return self.source
 
     def save(self, folder: str | Path, *, file_format: str = "parquet") -> None:
-        """Write `risk`, `labs`, `skipped`, `seen_in_training` (parquet or csv) and `manifest.json` atomically."""
+        """Write `risk`, `labs`, `skipped`, `seen_in_training` (parquet or csv) and `manifest.json` atomically.
+
+        The format "fhir" is Parquet, and the risks once more as `RiskAssessment.ndjson` and `Device.ndjson`.
+        """
         check_format(file_format)
         tables = {"risk": self.risk, "labs": self.labs, "skipped": self.skipped, "seen_in_training": self.seen}
         with atomic_folder(folder, KIND) as scratch:
@@ -299,6 +302,10 @@ class Forecast:
                     table.write_csv(scratch / f"{name}.csv")
                 else:
                     table.write_parquet(scratch / f"{name}.parquet")
+            if file_format == "fhir":
+                from ehrseq.forecast.fhir import write_folder
+
+                write_folder(self, scratch)
             write_manifest(scratch, KIND, FORMAT_VERSION, format=file_format, **self.metadata)
 
     @classmethod
@@ -306,7 +313,7 @@ class Forecast:
         """Read a forecast folder after checking its manifest."""
         folder = Path(folder)
         manifest = read_manifest(folder, KIND, FORMAT_VERSION)
-        suffix = manifest.get("format", "parquet")
+        suffix = "csv" if manifest.get("format") == "csv" else "parquet"
         try:
             tables = [_read(folder / f"{name}.{suffix}", s) for name, s in _TABLES.items()]
             # folders written before labs were forecast have no such table
@@ -323,7 +330,8 @@ class Forecast:
 def check_format(file_format: str) -> None:
     """Raise ForecastError unless forecasts can be written in this format."""
     if file_format not in FORMATS:
-        raise ForecastError(f"the format {' or '.join(FORMATS)}", f"'{file_format}'", "choose one of them")
+        known = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise ForecastError(f"the format {known}", f"'{file_format}'", "choose one of them")
 
 
 _TABLES = {"risk": RISK_SCHEMA, "skipped": SKIPPED_SCHEMA, "seen_in_training": SEEN_SCHEMA}

@@ -147,7 +147,7 @@ def test_files_are_plain_to_other_readers(tmp_path):
 
 
 def test_an_unknown_format_is_refused(tmp_path):
-    with pytest.raises(ForecastError, match="expected the format parquet or csv; found 'xml'"):
+    with pytest.raises(ForecastError, match="expected the format parquet, csv or fhir; found 'xml'"):
         forecast().save(tmp_path / "out", file_format="xml")
     assert not list(tmp_path.iterdir())
 
