@@ -6,19 +6,19 @@ requests about the same person (or two that call different people by the same id
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 import polars as pl
 
-from ehrseq.errors import SourceError, UserError
+from ehrseq.errors import SourceError
 from ehrseq.estimator import ProgressionModel
 from ehrseq.explain.explanation import Explanation
 from ehrseq.forecast.screen import NobodyScored
 from ehrseq.forecast.table import LAB_SCHEMA, RISK_SCHEMA, SKIPPED_SCHEMA, Forecast
-from ehrseq.serve.problems import Problem
+from ehrseq.serve.problems import NoForecast, Problem
 from ehrseq.timeline.build import read_fhir_json
 from ehrseq.timeline.schema import TIME
 from ehrseq.timeline.store import Timelines
@@ -101,7 +101,7 @@ def together(parts: Sequence[Part]) -> tuple[Timelines, pl.DataFrame]:
     return Timelines(pl.concat(events), pl.concat(subjects)), pl.concat(times)
 
 
-def answer(model: ProgressionModel, parts: Sequence[Part]) -> list[Reply | UserError]:
+def answer(model: ProgressionModel, parts: Sequence[Part]) -> list[Reply | NoForecast]:
     """The forecast of each part, or why there is none."""
     asked = [part for part in parts if part.times.height]
     merged, times = together(asked) if asked else (None, pl.DataFrame())
@@ -133,7 +133,7 @@ def _explained(
 def _reply(
     model: ProgressionModel, part: Part, forecast: Forecast | None, skipped: pl.DataFrame,
     explanation: Explanation | None,
-) -> Reply | UserError:  # fmt: skip
+) -> Reply | NoForecast:  # fmt: skip
     people = part.timelines.subjects
     without = people.join(part.times, on="subject_id", how="anti").select("subject_id", "patient")
     unfollowed = without.select(
@@ -148,10 +148,10 @@ def _reply(
     else:
         risk, labs, metadata = part.own(forecast.risk), part.own(forecast.labs), forecast.metadata
     if not risk.height and not labs.height:
-        reasons = own_skipped["reason"].unique().sort().to_list()
-        return UserError(
-            "a patient with usable history at the prediction time", f"none ({', '.join(reasons)})",
-            "send the patient's records, with the codes that the model knows, or another time as `at`",
+        reasons = ", ".join(own_skipped["reason"].unique().sort())
+        return NoForecast(
+            422, f"expected a patient with usable history at the prediction time; found none ({reasons}); send the "
+            "patient's records, with codes that the model knows, or another time as `at`",
         )  # fmt: skip
     who = pl.concat([risk.select("subject_id"), labs.select("subject_id")]).unique().sort("subject_id")
     seen = who.filter(pl.Series(model.seen_in_training(who["subject_id"].to_numpy()), dtype=pl.Boolean))
@@ -169,16 +169,9 @@ def _reply(
 
 
 def _curves(part: Part, forecast: Forecast) -> pl.DataFrame:
-    numbers = forecast.risk["subject_id"].unique().filter(forecast.risk["subject_id"].unique().is_in(
-        part.keys["number"].implode()
-    ))  # fmt: skip
+    """The curves of the subjects who have a forecast."""
+    numbers = part.keys["number"].filter(part.keys["number"].is_in(forecast.risk["subject_id"].implode()))
     tables = [
-        forecast.curves(str(n)).with_columns(subject_id=pl.lit(n, pl.Int64), patient=pl.lit(str(n)))
-        for n in numbers.sort().to_list()
+        forecast.curves(str(n)).with_columns(subject_id=pl.lit(n, pl.Int64), patient=pl.lit(str(n))) for n in numbers
     ]
     return part.own(pl.concat(tables))
-
-
-def outcome_of(forecast: Forecast, skipped: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Why each outcome has no forecast, of one patient."""
-    return {row["outcome"]: row["reason"] for row in skipped if row["outcome"] is not None}

@@ -28,6 +28,10 @@ class Problem(Exception):
         return msgspec.json.encode(operation_outcome(self.status, self.text))
 
 
+class NoForecast(Problem):
+    """Records that were read and of which nothing can be forecast."""
+
+
 def operation_outcome(status: int, text: str) -> dict[str, Any]:
     """An OperationOutcome of one issue.
 

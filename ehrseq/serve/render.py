@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -14,8 +13,8 @@ from ehrseq import __version__
 from ehrseq.explain.names import display_name, display_names
 from ehrseq.fhir.codes import system_name
 from ehrseq.figures import plain
-from ehrseq.forecast.fhir import risk_bundle
-from ehrseq.serve.answer import Reply
+from ehrseq.forecast.fhir import instant, risk_bundle
+from ehrseq.serve.answer import TIMELINE, Reply
 
 REASONS = 3  # of a forecast
 EVENTS = 2000  # of a timeline that are sent: the latest
@@ -23,10 +22,10 @@ NAME = 80  # characters of a name
 _KEY = ("subject_id", "prediction_time")
 
 
-def as_json(reply: Reply, names: Mapping[str, str]) -> bytes:
-    """The reply as `docs/serve.md` describes it; `names` are for codes, and go before our own."""
+def as_json(reply: Reply, document: bytes, include: Collection[str] = ()) -> bytes:
+    """The reply as `docs/serve.md` describes it; codes are called as in the document, where it calls them anything."""
     forecast = reply.forecast
-    names = display_names(reply.timelines) | dict(names)
+    names = names_of(reply, document)
     risk = with_horizons(reply)
     people = pl.concat([t.select(*_KEY, "patient") for t in (forecast.risk, forecast.labs)])
     seen = set(forecast.seen["subject_id"].to_list())
@@ -35,7 +34,7 @@ def as_json(reply: Reply, names: Mapping[str, str]) -> bytes:
         mine = pl.all_horizontal(pl.col(k) == person[k] for k in _KEY)
         made = {
             "patient": person["patient"],
-            "prediction_time": person["prediction_time"],
+            "prediction_time": instant(person["prediction_time"]),
             "seen_in_training": person["subject_id"] in seen,
             "risk": _rows(risk.filter(mine)),
             "labs": [row | {"name": display_name(row["code"], names)} for row in _rows(forecast.labs.filter(mine))],
@@ -54,7 +53,9 @@ def as_json(reply: Reply, names: Mapping[str, str]) -> bytes:
         "records": _records(reply),
         "notes": [] if reply.explanation is None else reply.explanation.notes,
     }
-    return msgspec.json.encode(content, enc_hook=_plain)
+    if TIMELINE in include:
+        content["timeline"] = timeline(reply, names)
+    return msgspec.json.encode(content)
 
 
 def as_fhir(reply: Reply) -> bytes:
@@ -62,12 +63,17 @@ def as_fhir(reply: Reply) -> bytes:
     return msgspec.json.encode(risk_bundle(reply.forecast, timelines=reply.timelines))
 
 
-def timeline_json(reply: Reply, names: Mapping[str, str]) -> list[dict[str, Any]]:
+def timeline(reply: Reply, names: Mapping[str, str]) -> list[dict[str, Any]]:
     """The latest events of the patients, for people to look at."""
-    known = display_names(reply.timelines) | dict(names)
     events = reply.timelines.events.drop_nulls("time").sort("time", maintain_order=True).tail(EVENTS)
-    told = events.select("time", "known_time", "code", "numeric_value", "unit", "resource_type").to_dicts()
-    return [row | {"name": display_name(row["code"], known)} for row in told]
+    events = events.join(reply.timelines.subjects.select("subject_id", "patient"), on="subject_id", how="left")
+    told = _told(events.select("patient", "time", "known_time", "code", "numeric_value", "unit", "resource_type"))
+    return [row | {"name": display_name(row["code"], dict(names))} for row in told]
+
+
+def names_of(reply: Reply, document: bytes) -> dict[str, str]:
+    """Names of codes for people: those of the document go before our own."""
+    return display_names(reply.timelines) | names_in(document)
 
 
 def with_horizons(reply: Reply) -> pl.DataFrame:
@@ -108,7 +114,16 @@ def names_in(document: bytes) -> dict[str, str]:
 def _rows(table: pl.DataFrame, keep: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     """The rows without what the forecast they stand in says already."""
     left_out = {*_KEY, "patient"} - set(keep)
-    return table.select(c for c in table.columns if c not in left_out).to_dicts()
+    return _told(table.select(c for c in table.columns if c not in left_out))
+
+
+def _told(table: pl.DataFrame) -> list[dict[str, Any]]:
+    """Rows whose times are text, as FHIR writes them."""
+    times = [c for c, kind in table.schema.items() if kind.is_temporal()]
+    rows = table.to_dicts()
+    for row in rows:
+        row.update({c: None if row[c] is None else instant(row[c]) for c in times})
+    return rows
 
 
 def _records(reply: Reply) -> dict[str, dict[str, int]]:
@@ -121,9 +136,3 @@ def _records(reply: Reply) -> dict[str, dict[str, int]]:
         ).iter_rows():  # fmt: skip
             counts.setdefault(fate, {})[reason or "read"] = count
     return counts
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return f"{value.isoformat()}Z"
-    raise TypeError
