@@ -49,20 +49,17 @@ class Trees:
     def predict(self, rows: Rows) -> Float:
         """(n,) the sum of the trees' leaves, for rows (n, F) float32 with NaN for missing."""
         out = np.full(len(rows), self.offset)
-        together = max(1, CHUNK // max(1, len(rows)))  # trees: of few rows, most of the time is the number of calls
         for start in range(0, len(rows), CHUNK):
-            chunk, total = rows[start : start + CHUNK], out[start : start + CHUNK]
-            for first in range(0, len(self.root), together):
-                leaves = self.value[self._leaf(chunk, self.root[first : first + together, None])]
-                for leaf in leaves:  # one after the other: the sum of one row does not depend on how many there are
-                    total += leaf
+            chunk = rows[start : start + CHUNK]
+            for root in self.root:
+                out[start : start + CHUNK] += self.value[self._leaf(chunk, root)]
         return out
 
     def stages(self, rows: Rows) -> Iterator[Float]:
         """(n,) the sum after each tree."""
         total = np.full(len(rows), self.offset)
         for root in self.root:
-            total = total + self.value[self._leaf(rows, root[None])]
+            total = total + self.value[self._leaf(rows, root)]
             yield total
 
     def first(self, n_trees: int) -> Trees:
@@ -71,9 +68,8 @@ class Trees:
         names = ("feature", "threshold", "missing_left", "left", "right", "value")
         return replace(self, root=self.root[:n_trees], **{name: getattr(self, name)[:end] for name in names})
 
-    def _leaf(self, rows: Rows, root: NDArray[np.int32]) -> NDArray[np.int32]:
-        """The leaf of each row in the tree at `root` (1,), or in each of several (T, 1): (n,) or (T, n)."""
-        node = np.repeat(root, len(rows), axis=-1)
+    def _leaf(self, rows: Rows, root: np.int32) -> NDArray[np.int32]:
+        node = np.full(len(rows), root, np.int32)
         number = np.arange(len(rows))
         for _ in range(self.depth):
             inner = self.left[node] >= 0
