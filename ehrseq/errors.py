@@ -7,7 +7,9 @@
     │   ├── TaskError                   a task file: unknown key, bad horizon, impossible outcome
     │   ├── ArtifactError               a model or forecast folder: wrong format, changed bytes
     │   ├── ForecastError               a request a model cannot answer
-    │   └── EvaluationError             a prediction table that cannot be judged
+    │   │   └── NoPredictionTimeError   nobody has a prediction time
+    │   ├── EvaluationError             a prediction table that cannot be judged
+    │   └── WorkerError                 a process that worked for this one ended early
     └── TrainingError                   fitting failed for a reason that is not the input's shape
 
 Messages are one line: what was expected, what was found, what to do next. They never carry field
@@ -55,8 +57,16 @@ class ForecastError(UserError):
     """A request that the model cannot answer."""
 
 
+class NoPredictionTimeError(ForecastError):
+    """Nobody has a prediction time."""
+
+
 class EvaluationError(UserError):
     """A prediction table that cannot be judged."""
+
+
+class WorkerError(UserError):
+    """A process that worked for this one ended early: what is done is kept, and the same call goes on from it."""
 
 
 class TrainingError(EhrseqError):

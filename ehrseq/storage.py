@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ehrseq.errors import ArtifactError, UserError
+from ehrseq.errors import ArtifactError, UserError, WorkerError
 
 fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None  # Windows has none
 
@@ -115,6 +115,53 @@ def lock_folder(folder: Path, patience: float = 10.0) -> int | None:
                 "nobody else writing to the same output folder", "another run", "wait for it, or choose another --out"
             )
         time.sleep(0.05)
+
+
+class ResumableFolder:
+    """The folder beside `out` in which a long job makes everything; the same one after an interruption.
+
+    One such job at a time: the lock is shared with the workers, so that those of an interrupted run have ended, and
+    write nothing any more, when the next run looks at what is there.
+    """
+
+    def __init__(self, out: Path, kind: str, job: str) -> None:
+        self.out, self.kind = out, kind
+        self.folder = out.parent / f".{out.name}.{job}"
+        self.retired = out.parent / f".{out.name}.retired"
+
+    def __enter__(self) -> ResumableFolder:
+        self.lock = lock_folder(self.folder)
+        try:
+            if self.retired.exists():
+                if self.out.exists():
+                    shutil.rmtree(self.retired)
+                else:  # interrupted between the two steps of `publish`
+                    os.replace(self.retired, self.out)
+            check_target(self.out, self.kind)
+        except BaseException:
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()
+            self._unlock()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        # an error that the same call would meet again leaves nothing behind; an interruption leaves what is done
+        if kind is None or (issubclass(kind, UserError) and not issubclass(kind, WorkerError)):
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._unlock()
+
+    def _unlock(self) -> None:
+        """Let the next one in."""
+        if self.lock is not None:
+            os.close(self.lock)
+
+    def publish(self, made: Path) -> None:
+        """Give what was made the name `out`."""
+        if self.out.exists():
+            os.replace(self.out, self.retired)
+        os.replace(made, self.out)
+        shutil.rmtree(self.retired, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any, *, sort_keys: bool = True) -> None:

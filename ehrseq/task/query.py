@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from ehrseq.errors import ForecastError
+from ehrseq.errors import ForecastError, NoPredictionTimeError
 from ehrseq.frames import to_polars
 from ehrseq.task.definition import Task
 from ehrseq.task.times import prediction_times
@@ -34,7 +34,7 @@ def resolve_prediction_times(timelines: Timelines, at: Any, task: Task) -> pl.Da
     if at is None:
         queries = subjects.select("subject_id", prediction_time="follow_up_end").drop_nulls()
         if not queries.height and subjects.height:
-            raise ForecastError("subjects with some follow-up", "none", "give a prediction time with `at`")
+            raise NoPredictionTimeError("subjects with some follow-up", "none", "give a prediction time with `at`")
     elif isinstance(at, str) and at == "task":
         queries = prediction_times(timelines, task)
     elif isinstance(at, str | date):
@@ -42,7 +42,9 @@ def resolve_prediction_times(timelines: Timelines, at: Any, task: Task) -> pl.Da
     else:
         queries = _from_frame(timelines, to_polars(at))
     if not queries.height:
-        raise ForecastError("at least one prediction time", "none", "check what `at`, or the task's rule, selects")
+        raise NoPredictionTimeError(
+            "at least one prediction time", "none", "check what `at`, or the task's rule, selects"
+        )
     return (
         queries.select("subject_id", pl.col("prediction_time").cast(TIME))
         .unique(maintain_order=True)

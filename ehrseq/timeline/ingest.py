@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from ehrseq import __version__
-from ehrseq.errors import UserError
 from ehrseq.fhir import reader
 from ehrseq.fhir.chunk import Chunk
 from ehrseq.fhir.codes import CodingPreference
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.reader import Refused
 from ehrseq.fhir.source import STANDARD_INPUT, is_line_file, size_on_disk, state_on_disk
-from ehrseq.storage import check_target, lock_folder
+from ehrseq.storage import ResumableFolder
 from ehrseq.timeline.build import (
     ChunkMaker,
     Source,
@@ -45,6 +44,7 @@ from ehrseq.timeline.survey import Survey, survey
 
 TASK_BYTES = 1 << 26
 EXPANSION = 10  # how much longer compressed files are taken to be than they look
+TASKS = "tasks"  # the folder of what was read
 SMALL = 1 << 24  # bytes of a source that no second process is started for
 
 
@@ -82,7 +82,10 @@ def ingest(
     """
     out = Path(out)
     cut = None if data_cut is None else as_instant(data_cut)
-    with _Scratch(out) as scratch:
+    with ResumableFolder(out, "timelines", "ingest") as scratch:
+        (scratch.folder / TASKS).mkdir(exist_ok=True)
+        dataset = scratch.folder / "dataset"
+        shutil.rmtree(dataset, ignore_errors=True)
         kept: list[Chunk] = []
         if update:
             kept, coding, cut = kept_chunks(out, coding, cut)
@@ -95,60 +98,9 @@ def ingest(
             known.save(scratch.folder / "survey")
             known = Survey.load(scratch.folder / "survey")  # on disk, it is no memory
             result = write_dataset(chunks, known, cut, scratch.folder, pool, out)
-        keep_chunks(chunks, coding, scratch.dataset / KEPT)
-        scratch.publish()
+        keep_chunks(chunks, coding, dataset / KEPT)
+        scratch.publish(dataset)
     return result
-
-
-class _Scratch:
-    """The folder beside `out` in which everything is made; the same one after an interruption.
-
-    One ingest at a time: the lock is shared with the workers, so that those of an interrupted run have ended, and write
-    nothing any more, when the next run looks at what is there.
-    """
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.folder = out.parent / f".{out.name}.ingest"
-        self.tasks = self.folder / "tasks"
-        self.dataset = self.folder / "dataset"
-        self.retired = out.parent / f".{out.name}.retired"
-
-    def __enter__(self) -> _Scratch:
-        self.lock = lock_folder(self.folder)
-        try:
-            if self.retired.exists():
-                if self.out.exists():
-                    shutil.rmtree(self.retired)
-                else:  # interrupted between the two steps of `publish`
-                    os.replace(self.retired, self.out)
-            check_target(self.out, "timelines")
-        except BaseException:
-            if not any(self.folder.iterdir()):
-                self.folder.rmdir()
-            self.unlock()
-            raise
-        self.tasks.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(self.dataset, ignore_errors=True)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        # an error that the same call would meet again leaves nothing behind; an interruption leaves what is done
-        if kind is None or issubclass(kind, UserError):
-            shutil.rmtree(self.folder, ignore_errors=True)
-        self.unlock()
-
-    def unlock(self) -> None:
-        """Let the next one in."""
-        if self.lock is not None:
-            os.close(self.lock)
-
-    def publish(self) -> None:
-        """Give the dataset its name."""
-        if self.out.exists():
-            os.replace(self.out, self.retired)
-        os.replace(self.dataset, self.out)
-        shutil.rmtree(self.retired, ignore_errors=True)
 
 
 # -- the first stage
@@ -156,7 +108,7 @@ class _Scratch:
 
 def _read(
     source: Source,
-    scratch: _Scratch,
+    scratch: ResumableFolder,
     coding: CodingPreference,
     kept: list[Chunk],
     pool: Pool,
@@ -164,36 +116,36 @@ def _read(
     progress: bool,
 ) -> list[Chunk]:
     """Read the source into chunks, but for the tasks that an earlier run finished."""
-    found = paths_of(source)
+    found, done = paths_of(source), scratch.folder / TASKS
     if not isinstance(found, list):
         generation = 1 + max((c.generation for c in kept if c.files == ["(in memory)"]), default=-1)
-        maker = ChunkMaker(["(in memory)"], coding, scratch.tasks / "memory", generation, strict=strict)
-        shutil.rmtree(scratch.tasks / "memory", ignore_errors=True)
+        maker = ChunkMaker(["(in memory)"], coding, done / "memory", generation, strict=strict)
+        shutil.rmtree(done / "memory", ignore_errors=True)
         maker.reader.read_objects(found)
         maker.finish()
-        folders = [scratch.tasks / "memory"]
+        folders = [done / "memory"]
     else:
         tasks = {_fingerprint(task, coding): task for task in _plan(found, kept)}
-        for folder in scratch.tasks.iterdir():
+        for folder in done.iterdir():
             if folder.name not in tasks:
                 shutil.rmtree(folder)
-        missing = {name: task for name, task in tasks.items() if not (scratch.tasks / name).is_dir()}
+        missing = {name: task for name, task in tasks.items() if not (done / name).is_dir()}
         if strict:  # what an interrupted run has read need not have been strict
-            _check_strict(scratch.tasks / name for name in tasks.keys() - missing.keys())
+            _check_strict(done / name for name in tasks.keys() - missing.keys())
         size = sum(task["bytes"] for task in missing.values())
         # another process has another standard input
         small = size < SMALL or any(path == STANDARD_INPUT for path, _ in found)
         with bar(size, progress) as advance:
             how = {"do": "read", "coding": asdict(coding), "full": reader.FULL, "strict": strict}
             jobs: list[dict[str, Any]] = [
-                how | {"task": task, "folder": str(scratch.tasks / name)} for name, task in missing.items()
+                how | {"task": task, "folder": str(done / name)} for name, task in missing.items()
             ]
             if not strict:  # which stops at the first in the order of the files
                 jobs.sort(key=lambda job: -job["task"]["bytes"])  # so that no process waits long for the last
             for refused in pool.run(jobs, advance, small=small):
                 if refused is not None:
                     raise Refused(Reason(refused))
-        folders = [scratch.tasks / name for name in tasks]
+        folders = [done / name for name in tasks]
     return [Chunk.load(part) for folder in folders for part in sorted(folder.iterdir())]
 
 

@@ -1,4 +1,4 @@
-"""Work for several processes, which are plain `python -m ehrseq.timeline.worker`.
+"""Work for several processes, which are plain `python -m` of a module that answers jobs (`ehrseq.timeline.worker`).
 
 They take jobs as lines of JSON and answer in the same way. So nothing is forked (polars runs threads), nothing is
 pickled, the caller's script is not imported again, and a worker ends by itself when the process that started it does.
@@ -15,9 +15,10 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from ehrseq.errors import UserError
+from ehrseq.errors import UserError, WorkerError
 from ehrseq.fhir.source import Progress
-from ehrseq.timeline.worker import do
+from ehrseq.timeline import worker
+from ehrseq.timeline.worker import Do
 
 Job = dict[str, Any]
 
@@ -33,12 +34,18 @@ _FRUGAL = {
 class Pool:
     """Runs jobs in `workers` processes, this one among them; in this one alone where there is little to do."""
 
-    def __init__(self, workers: int, held: int | None = None) -> None:
-        """`held` is an open file that the processes share: a lock on it lasts until the last of them has ended."""
+    def __init__(
+        self, workers: int, held: int | None = None, do: Do = worker.do, module: str = "ehrseq.timeline.worker"
+    ) -> None:
+        """`held` is an open file that the processes share: a lock on it lasts until the last of them has ended.
+
+        A job is done by `do` here, and by `module` in the other processes, which is to do the same.
+        """
         if workers < 1:
             raise UserError("at least one worker", str(workers), "leave it out for one a core")
         self.workers = workers if sys.executable else 1  # an embedded interpreter cannot be started again
         self._held = () if held is None else (held,)
+        self._do, self._module = do, module
         self._started: list[subprocess.Popen[str]] = []
         self.loaded: dict[str, Any] = {}
 
@@ -63,7 +70,7 @@ class Pool:
         """The results of jobs, in no order. `advance` gets what they report on the way."""
         if self.workers == 1 or small or len(jobs) < 2:
             for job in jobs:
-                yield do(job, self.loaded, advance)
+                yield self._do(job, self.loaded, advance)
             return
         waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
         for job in jobs:
@@ -71,13 +78,13 @@ class Pool:
         answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         # this process is one of the workers: it need not import first
         while len(self._started) < min(self.workers, len(jobs)) - 1:
-            self._started.append(_start(self.workers, self._held))
+            self._started.append(_start(self._module, self.workers, self._held))
         for process in self._started:
             threading.Thread(target=_feed, args=(process, waiting, answers), daemon=True).start()
         done = 0
         while done < len(jobs):
             if answers.empty() and (own := _next(waiting)) is not None:
-                result = do(own, self.loaded, advance)
+                result = self._do(own, self.loaded, advance)
                 done += 1
                 yield result
                 continue
@@ -89,7 +96,7 @@ class Pool:
                 done += 1
                 yield answer["done"]
             else:
-                raise UserError(
+                raise WorkerError(
                     "worker processes that finish",
                     answer.get("error", "one that ended early"),
                     "run again with fewer workers: what is done is kept",
@@ -103,7 +110,7 @@ def _next(waiting: queue.SimpleQueue[Job]) -> Job | None:
         return None
 
 
-def _start(workers: int, held: tuple[int, ...]) -> subprocess.Popen[str]:
+def _start(module: str, workers: int, held: tuple[int, ...]) -> subprocess.Popen[str]:
     threads = max(1, (os.cpu_count() or 1) // workers)
     environment = (
         _FRUGAL
@@ -114,7 +121,7 @@ def _start(workers: int, held: tuple[int, ...]) -> subprocess.Popen[str]:
         }
     )
     return subprocess.Popen(
-        [sys.executable, "-m", "ehrseq.timeline.worker"],
+        [sys.executable, "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -7,10 +7,12 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ehrseq.fhir.source import Progress
 
+Do = Callable[[dict[str, Any], dict[str, Any], Progress | None], Any]
 REPORT_BYTES = 1 << 22
 
 
@@ -30,8 +32,8 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def main() -> None:
-    """Answer jobs until there are no more."""
+def main(do: Do = do) -> None:
+    """Answer jobs until there are no more, each by `do`."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     loaded: dict[str, Any] = {}
     answers = sys.stdout
