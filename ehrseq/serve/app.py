@@ -203,5 +203,5 @@ async def _http_problem(request: Request, error: Any) -> Response:
 
 async def _invalid(request: Request, error: Any) -> Response:
     """Which parameters are wrong; what they are is not said again."""
-    names = sorted({str(e["loc"][-1]) for e in error.errors() if e["loc"][0] in ("query", "path")} & openapi.PARAMETERS)
+    names = sorted({str(e["loc"][1]) for e in error.errors() if len(e["loc"]) > 1} & openapi.PARAMETERS)
     return await _problem(request, Problem(422, f"expected other values of: {', '.join(names) or 'the parameters'}"))

@@ -49,7 +49,11 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; what goes wrong is answered with an OperationOutcome."""
         if scope["type"] == "lifespan":
-            await self.app(scope, receive, send)
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                if self.log is not sys.stderr:
+                    self.log.close()
             return
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})

@@ -30,8 +30,11 @@ REQUEST = {
     "hook": "patient-view",
     "hookInstance": "d1577c69-dfbe-44ad-ba6d-3e05e953b2ea",
     "context": {"userId": "Practitioner/example", "patientId": "p1"},
-    "prefetch": {"patient": PATIENT, "conditions": {"resourceType": "Bundle", "type": "searchset",
-                                                    "entry": [{"resource": CONDITION}]}},
+    "prefetch": {
+        "patient": PATIENT,
+        "conditions": {"resourceType": "Bundle", "type": "searchset", "entry": [{"resource": CONDITION}]},
+        "observations": {"resourceType": "Bundle", "type": "searchset", "entry": [{"resource": OBSERVATION}]},
+    },
 }  # fmt: skip
 RESOURCE = {"type": "object", "required": ["resourceType"], "properties": {"resourceType": {"type": "string"}}}
 NUMBER = {"type": ["number", "null"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from ehrseq.fhir.codes import system_name
 from ehrseq.figures import plain
 from ehrseq.forecast.fhir import instant, risk_bundle
 from ehrseq.serve.answer import TIMELINE, Reply
+from ehrseq.timeline.analytes import ANALYTES
 
 REASONS = 3  # of a forecast
 EVENTS = 2000  # of a timeline that are sent: the latest
@@ -73,7 +75,8 @@ def timeline(reply: Reply, names: Mapping[str, str]) -> list[dict[str, Any]]:
 
 def names_of(reply: Reply, document: bytes) -> dict[str, str]:
     """Names of codes for people: those of the document go before our own."""
-    return display_names(reply.timelines) | names_in(document)
+    known = {code: analyte.name for code, analyte in ANALYTES.items()}
+    return known | display_names(reply.timelines) | names_in(document)
 
 
 def with_horizons(reply: Reply) -> pl.DataFrame:
@@ -98,7 +101,10 @@ def names_in(document: bytes) -> dict[str, str]:
     {'LOINC//718-7': 'Hb (blood)'}
     """
     found: dict[str, str] = {}
-    waiting: list[Any] = [msgspec.json.decode(document)]
+    try:
+        waiting: list[Any] = [json.loads(document)]  # takes numbers of any size, which msgspec does not
+    except (ValueError, RecursionError):
+        return {}
     while waiting:
         item = waiting.pop()
         if isinstance(item, list):
