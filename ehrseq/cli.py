@@ -272,8 +272,9 @@ def evaluate_verb(
 @app.command("serve")
 def serve_verb(
     model: Annotated[Path, typer.Argument(help="A model folder.")],
-    host: Annotated[str, typer.Option(help="The address to answer at; any but this machine's own needs a token.")]
-    = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="The address to answer at; any but this machine's own needs a token.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     token_file: Annotated[Path | None, typer.Option(help="A file with the bearer token to ask for.")] = None,
     jwks: Annotated[Path | None, typer.Option(help="A JSON Web Key Set: who signs the tokens (ES384, RS384).")] = None,

@@ -122,9 +122,12 @@ def _explained(
 ) -> Explanation | None:
     """Reasons of those parts that ask for them and have a risk to explain."""
     numbers = [part.keys["number"] for part in parts if WHY in part.ask.include]
-    scored = forecast.risk.select("subject_id").unique()
-    wanted = [] if not numbers else scored.filter(pl.col("subject_id").is_in(pl.concat(numbers).implode()))
-    if not len(wanted):
+    if not numbers:
+        return None
+    wanted = (
+        forecast.risk.select("subject_id").unique().filter(pl.col("subject_id").is_in(pl.concat(numbers).implode()))
+    )
+    if not wanted.height:
         return None
     mine = times.join(wanted, on="subject_id", how="semi")
     return model.explain(merged.select(mine["subject_id"]), mine, kinds=("code",))

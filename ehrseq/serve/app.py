@@ -63,9 +63,7 @@ def make_app(model: ProgressionModel, settings: Settings | None = None, card: st
     app.add_exception_handler(Problem, _problem)
     _add_facts(app, engine, metrics, card)
 
-    async def answered(
-        request: Request, make: Callable[[bytes], tuple[Ask, Callable[[Reply], bytes]]]
-    ) -> bytes:
+    async def answered(request: Request, make: Callable[[bytes], tuple[Ask, Callable[[Reply], bytes]]]) -> bytes:
         """Read the body and have it answered; its room is given back in the end."""
         headers = request.headers
         check_type(headers.get("content-type"))

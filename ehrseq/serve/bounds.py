@@ -71,7 +71,9 @@ async def read_body(
                     take(len(part))
                     body += part
     except TimeoutError:
-        raise Problem(408, f"expected the whole body within {settings.body_seconds:g} s", {"Connection": "close"}) from None
+        raise Problem(
+            408, f"expected the whole body within {settings.body_seconds:g} s", {"Connection": "close"}
+        ) from None
     if unpack is not None and not unpack.complete:
         raise Problem(400, "expected a whole gzip stream and nothing after it; found another body")
     return bytes(body)

@@ -136,4 +136,6 @@ def _refused() -> Problem:
 
 def _unauthorised(expected: str, found: str, error: str) -> Problem:
     challenge = f"Bearer {error}".strip()
-    return Problem(401, f"expected {expected}; found {found}; ask whoever runs this service", {"WWW-Authenticate": challenge})
+    return Problem(
+        401, f"expected {expected}; found {found}; ask whoever runs this service", {"WWW-Authenticate": challenge}
+    )

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -109,22 +110,25 @@ class Engine:
 
     def _answer(self, batch: Sequence[Waiting]) -> list[Any]:
         """Of each request the bytes, or what to refuse it with."""
-        results: list[Any] = [_tried(lambda w=waiting: read(w.ask)) for waiting in batch]
+        results: list[Any] = [_tried(partial(read, waiting.ask)) for waiting in batch]
         parts = [result for result in results if isinstance(result, Part)]
-        replies = _tried(lambda: answer(self.model, parts)) if parts else []
+        replies = _tried(partial(answer, self.model, parts)) if parts else []
         if isinstance(replies, Problem):  # one of them is the reason: the others need not suffer for it
-            replies = [_tried(lambda p=part: answer(self.model, [p])[0]) for part in parts]
+            replies = [_tried(partial(self._alone, part)) for part in parts]
         waiting_replies = iter(replies)
         for i, waiting in enumerate(batch):
             if isinstance(results[i], Part):
                 results[i] = self._rendered(waiting, next(waiting_replies))
         return results
 
+    def _alone(self, part: Part) -> Any:
+        return answer(self.model, [part])[0]
+
     def _rendered(self, waiting: Waiting, reply: Any) -> Any:
         if not isinstance(reply, Reply):
             return _as_problem(reply)
         self.metrics.count(reply)
-        return _tried(lambda: waiting.render(reply))
+        return _tried(partial(waiting.render, reply))
 
 
 def _tried(do: Callable[[], Any]) -> Any:

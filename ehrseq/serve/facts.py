@@ -9,7 +9,7 @@ from ehrseq.estimator import ProgressionModel
 
 
 def model_facts(model: ProgressionModel, card: str | None = None) -> dict[str, Any]:
-    """The model's outcomes, horizons, labs and versions, and its card. Raises ForecastError for one without outcomes."""
+    """The model's outcomes, horizons, labs and versions, and its card. ForecastError for one without outcomes."""
     fitted = model._check_fitted()
     task = model.task_
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
@@ -74,6 +75,9 @@ class Guard:
             await self.app(scope, receive, guarded)
         except Problem as problem:
             await refuse(problem, guarded)
+        except asyncio.CancelledError:  # the service stops while somebody waits
+            if not status:
+                await refuse(Problem(503, "the service stops; ask again", {"Retry-After": "1"}), guarded)
         except Exception as error:
             LOG.error("an unexpected %s in a route", type(error).__name__)
             if not status:

@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from ehrseq.serve.answer import Reply
 
+SIZES = (1, 2, 4, 8, 16, 32, 64)
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -13,20 +14,21 @@ class Metrics:
     """The counters of one service."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        named = {"namespace": "ehrseq", "registry": self.registry}
+        self.registry = registry = CollectorRegistry()
         labels = ("method", "route", "status")
-        self.requests = Counter("requests", "Requests answered.", labels, **named)
+        self.requests = Counter("ehrseq_requests", "Requests answered.", labels, registry=registry)
         self.seconds = Histogram(
-            "request_seconds", "Time from a request to its answer.", ("route",), buckets=SECONDS, **named
-        )
-        self.waiting = Gauge("waiting", "Requests that wait for an answer.", **named)
+            "ehrseq_request_seconds", "Time from a request to its answer.", ("route",), buckets=SECONDS,
+            registry=registry,
+        )  # fmt: skip
+        self.waiting = Gauge("ehrseq_waiting", "Requests that wait for an answer.", registry=registry)
         self.batch = Histogram(
-            "batch_requests", "Requests scored in one call.", buckets=(1, 2, 4, 8, 16, 32, 64), **named
+            "ehrseq_batch_requests", "Requests scored in one call.", buckets=SIZES, registry=registry
         )
-        self.scored = Counter("patients_scored", "Patients with a forecast.", **named)
-        self.skipped = Counter("forecasts_skipped", "Forecasts that were not made, by reason.", ("reason",), **named)
-        self.unseen = Counter("events_unseen", "Events whose code the model does not know.", **named)
+        self.scored = Counter("ehrseq_patients_scored", "Patients with a forecast.", registry=registry)
+        skipped = "Forecasts that were not made, by reason."
+        self.skipped = Counter("ehrseq_forecasts_skipped", skipped, ("reason",), registry=registry)
+        self.unseen = Counter("ehrseq_events_unseen", "Events whose code the model does not know.", registry=registry)
 
     def count(self, reply: Reply) -> None:
         """Count what a reply holds."""

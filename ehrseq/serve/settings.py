@@ -47,7 +47,7 @@ class Settings:
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and not self.credentials:
             raise UserError(
-                "a token file or a key set where others can reach the service", f"neither, and another host than "
+                "a token file or a key set where others can reach the service", "neither, and another host than "
                 "this machine", "give --token-file, or --jwks and --audience; or leave --host out",
             )  # fmt: skip
         if min(self.body_bytes, self.held_bytes, self.depth - 3, self.patients, self.waiting, self.batch) < 1:

@@ -61,9 +61,7 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Simulated:
             records[subject["reference"].removeprefix("Patient/")].append({"resource": record})
     made = {who: {"resourceType": "Bundle", "type": "collection", "entry": e} for who, e in sorted(records.items())}
     dead = {who for who, e in records.items() if any("deceasedDateTime" in x["resource"] for x in e)}
-    return Simulated(
-        work / "model", {who: b for who, b in made.items() if who not in dead}, made[min(dead)]
-    )
+    return Simulated(work / "model", {who: b for who, b in made.items() if who not in dead}, made[min(dead)])
 
 
 @pytest.fixture(scope="session")

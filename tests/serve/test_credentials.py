@@ -122,7 +122,14 @@ def test_any_other_token_is_refused(signed, name):
 def test_a_token_is_needed(serve, files, header):
     client = serve(credentials=Credentials.from_files(files / "token"))
     headers = {} if header is None else {"authorization": header}
-    for method, path in (("GET", "/model"), ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/cds-services"), ("POST", "/forecast"), ("GET", "/nope")):
+    for method, path in (
+        ("GET", "/model"),
+        ("GET", "/metrics"),
+        ("GET", "/openapi.json"),
+        ("GET", "/cds-services"),
+        ("POST", "/forecast"),
+        ("GET", "/nope"),
+    ):
         reply = client.request(method, path, headers=headers)
         assert reply.status_code == 401, path
         outcome_text(reply)
@@ -164,7 +171,12 @@ def test_a_key_set_that_cannot_be_used(tmp_path, name):
 
 def test_files_that_cannot_be_used(tmp_path, files):
     (tmp_path / "short").write_text("secret")
-    for asked_for in ((tmp_path / "short",), (tmp_path / "none",), (None, files / "jwks.json"), (None, None, [AUDIENCE])):
+    for asked_for in (
+        (tmp_path / "short",),
+        (tmp_path / "none",),
+        (None, files / "jwks.json"),
+        (None, None, [AUDIENCE]),
+    ):
         with pytest.raises(UserError):
             Credentials.from_files(*asked_for)
 

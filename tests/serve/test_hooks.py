@@ -23,7 +23,9 @@ def request_of(simulated):
         for entry in copy.deepcopy(bundle["entry"]):
             parts[entry["resource"]["resourceType"]].append(entry)
         patient = parts.pop("Patient")[0]["resource"]
-        found = {KEYS[k]: {"resourceType": "Bundle", "type": "searchset", "entry": v} for k, v in parts.items() if k in KEYS}
+        found = {
+            KEYS[k]: {"resourceType": "Bundle", "type": "searchset", "entry": v} for k, v in parts.items() if k in KEYS
+        }
         return {"hook": "patient-view", "hookInstance": "d1577c69-dfbe-44ad-ba6d-3e05e953b2ea",
                 "context": {"userId": "Practitioner/1", "patientId": who},
                 "prefetch": {"patient": patient, "procedures": None, **found}}  # fmt: skip
@@ -91,18 +93,18 @@ def test_markdown_is_escaped():
     assert escaped("a|b\n# c") == "a\\|b \\# c"
 
 
+VIEW = {"hook": "patient-view", "hookInstance": "x", "context": {"patientId": "p"}}
 BAD = {
     "no JSON": ("x", 400),
     "a list": ([], 400),
     "no hook": ({"hookInstance": "x", "context": {"patientId": "p"}}, 400),
     "other hook": ({"hook": "order-sign", "hookInstance": "x", "context": {"patientId": "p"}}, 400),
     "no context": ({"hook": "patient-view", "hookInstance": "x"}, 400),
-    "no prefetch": ({"hook": "patient-view", "hookInstance": "x", "context": {"patientId": "p"}}, 412),
-    "null": ({"hook": "patient-view", "hookInstance": "x", "context": {"patientId": "p"}, "prefetch": {"patient": None}}, 412),
-    "an outcome": ({"hook": "patient-view", "hookInstance": "x", "context": {"patientId": "p"},
-                    "prefetch": {"patient": {"resourceType": "OperationOutcome"}}}, 412),
-    "a text": ({"hook": "patient-view", "hookInstance": "x", "context": {"patientId": "p"}, "prefetch": {"patient": "x"}}, 412),
-}  # fmt: skip
+    "no prefetch": (VIEW, 412),
+    "null": ({**VIEW, "prefetch": {"patient": None}}, 412),
+    "an outcome": ({**VIEW, "prefetch": {"patient": {"resourceType": "OperationOutcome"}}}, 412),
+    "a text": ({**VIEW, "prefetch": {"patient": "x"}}, 412),
+}
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -134,4 +136,12 @@ def test_an_unknown_service(client, request_of):
 
 
 def test_prefetch_asks_for_what_a_model_reads():
-    assert set(PREFETCH) == {"patient", "conditions", "observations", "medications", "procedures", "immunizations", "encounters"}
+    assert set(PREFETCH) == {
+        "patient",
+        "conditions",
+        "observations",
+        "medications",
+        "procedures",
+        "immunizations",
+        "encounters",
+    }

@@ -19,7 +19,7 @@ def test_the_page_takes_nothing_from_elsewhere(client):
     reply = client.get("/")
     source = PAGE.read_text()
     assert reply.text == source
-    assert not re.findall(r'(?:src|href)\s*=|url\(|@import|https?://(?!www\.w3\.org/2000/svg)', source)
+    assert not re.findall(r"(?:src|href)\s*=|url\(|@import|https?://(?!www\.w3\.org/2000/svg)", source)
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|DOMParser", source)
     policy = reply.headers["content-security-policy"]
     assert "unsafe" not in policy

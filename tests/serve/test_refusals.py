@@ -31,8 +31,13 @@ def still_answers(client, simulated):
     assert client.post("/forecast", json=simulated.some(1)[0]).status_code == 200
 
 
-OBSERVATION = {"resourceType": "Observation", "status": "final", "subject": {"reference": "Patient/p"},
-               "effectiveDateTime": "2020-01-01", "code": {"coding": [{"system": "http://x.org", "code": "1"}]}}  # fmt: skip
+OBSERVATION = {
+    "resourceType": "Observation",
+    "status": "final",
+    "subject": {"reference": "Patient/p"},
+    "effectiveDateTime": "2020-01-01",
+    "code": {"coding": [{"system": "http://x.org", "code": "1"}]},
+}
 BAD = {
     "no patient": (bundle(OBSERVATION), 422, "no readable Patient"),
     "empty bundle": ({"resourceType": "Bundle"}, 422, "no readable Patient"),
@@ -86,7 +91,9 @@ def test_numbers_that_are_too_large_are_left_out(client, simulated):
     assert reply.json()["records"]["quarantined"] == {"invalid_field": 1}
 
 
-@pytest.mark.parametrize("kind", [None, "text/plain", "application/xml", "application/json; charset=utf-16", "application/zip", ""])
+@pytest.mark.parametrize(
+    "kind", [None, "text/plain", "application/xml", "application/json; charset=utf-16", "application/zip", ""]
+)
 def test_other_types_of_content(client, simulated, kind):
     headers = {} if kind is None else {"content-type": kind}
     reply = client.post("/forecast", content=b"{}", headers=headers)
@@ -290,7 +297,17 @@ def test_pages_of_others_cannot_read_answers(client):
         assert "default-src 'none'" in answered.headers["content-security-policy"]
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nope", 404), ("PUT", "/forecast", 405), ("GET", "/forecast", 405), ("POST", "/", 405), ("GET", "/%00", 404), ("GET", "/docs", 404)])
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nope", 404),
+        ("PUT", "/forecast", 405),
+        ("GET", "/forecast", 405),
+        ("POST", "/", 405),
+        ("GET", "/%00", 404),
+        ("GET", "/docs", 404),
+    ],
+)
 def test_other_paths_and_methods(client, method, path, status):
     reply = client.request(method, path)
     assert reply.status_code == status
@@ -298,7 +315,11 @@ def test_other_paths_and_methods(client, method, path, status):
 
 
 def test_what_is_no_http_is_refused(client):
-    for raw in (b"\x16\x03\x01\x02\x00", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n"):
+    for raw in (
+        b"\x16\x03\x01\x02\x00",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n",
+    ):
         with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
             connection.sendall(raw)
             connection.settimeout(10)

@@ -139,13 +139,17 @@ def test_curves_and_the_timeline_on_request(client, simulated):
     assert len(answer["timeline"]) > 5
 
 
-@pytest.mark.parametrize(("at", "time"), [("2016-03-01", "2016-03-01T23:59:59.999999Z"), ("2016-03-01T12:00:00", "2016-03-01T12:00:00Z")])
+@pytest.mark.parametrize(
+    ("at", "time"), [("2016-03-01", "2016-03-01T23:59:59.999999Z"), ("2016-03-01T12:00:00", "2016-03-01T12:00:00Z")]
+)
 def test_a_forecast_at_a_time_sees_what_was_known_then(client, simulated, model, at, time):
     [bundle] = simulated.some(1)
     answer = client.post("/forecast", params={"at": at}, json=bundle).json()
     assert answer["forecasts"][0]["prediction_time"] == time
     local = model.forecast(read_fhir([bundle]), at)
-    assert [r["probability"] for r in answer["forecasts"][0]["risk"]] == pytest.approx(local.risk["probability"].to_list(), abs=1e-6)
+    assert [r["probability"] for r in answer["forecasts"][0]["risk"]] == pytest.approx(
+        local.risk["probability"].to_list(), abs=1e-6
+    )
 
 
 def test_now_is_the_moment_of_the_request(client, simulated):
@@ -156,9 +160,14 @@ def test_now_is_the_moment_of_the_request(client, simulated):
 
 def test_codes_that_the_model_does_not_know_are_named(client, simulated):
     [bundle] = simulated.some(1)
-    other = {"resourceType": "Condition", "id": "x", "subject": bundle["entry"][0]["resource"].get("subject") or
-             {"reference": f"Patient/{next(iter(simulated.bundles))}"}, "recordedDate": "2012-01-01",
-             "code": {"coding": [{"system": "http://snomed.info/sct", "code": "999", "display": "A rare <b>thing</b>"}]}}  # fmt: skip
+    rare = {"system": "http://snomed.info/sct", "code": "999", "display": "A rare <b>thing</b>"}
+    other = {
+        "resourceType": "Condition",
+        "id": "x",
+        "subject": {"reference": f"Patient/{next(iter(simulated.bundles))}"},
+        "recordedDate": "2012-01-01",
+        "code": {"coding": [rare]},
+    }
     answer = client.post("/forecast", json={**bundle, "entry": [*bundle["entry"], {"resource": other}]}).json()
     [unseen] = answer["unseen_codes"]
     assert (unseen["code"], unseen["events"], unseen["name"]) == ("SNOMED//999", 1, "A rare <b>thing</b>")
@@ -177,7 +186,9 @@ def test_gzip_is_unpacked(client, simulated):
     [bundle] = simulated.some(1)
     packed = gzip.compress(json.dumps(bundle).encode())
     headers = {"content-type": "application/fhir+json", "content-encoding": "gzip"}
-    assert client.post("/forecast", content=packed, headers=headers).json() == client.post("/forecast", json=bundle).json()
+    assert (
+        client.post("/forecast", content=packed, headers=headers).json() == client.post("/forecast", json=bundle).json()
+    )
 
 
 def test_the_model_is_described(client, model):
@@ -198,7 +209,14 @@ def test_health_readiness_and_metrics(client):
 
 def test_the_description_has_examples_that_work(client):
     described = client.get("/openapi.json").json()
-    assert set(described["paths"]) == {"/forecast", "/model", "/health", "/ready", "/cds-services", "/cds-services/{service}"}
+    assert set(described["paths"]) == {
+        "/forecast",
+        "/model",
+        "/health",
+        "/ready",
+        "/cds-services",
+        "/cds-services/{service}",
+    }
     body = described["paths"]["/forecast"]["post"]["requestBody"]["content"]["application/json"]
     for example in body["examples"].values():
         assert client.post("/forecast", json=example["value"]).status_code == 200
@@ -211,7 +229,7 @@ def test_nothing_of_the_record_is_logged(serve, simulated, tmp_path):
     log = tmp_path / "access.ndjson"
     client = serve(access_log=log)
     who, bundle = next(iter(simulated.bundles.items()))
-    assert client.post(f"/forecast?at=2016-01-01", json=bundle).status_code == 200
+    assert client.post("/forecast?at=2016-01-01", json=bundle).status_code == 200
     assert client.post(f"/cds-services/{who}", json=bundle).status_code == 404
     assert client.get(f"/{who}?name={who}", headers={"user-agent": who}).status_code == 404
     assert client.request(who.upper(), "/model").status_code == 405
