@@ -57,6 +57,8 @@ def ask(url: str, bodies: list[bytes], users: int, seconds: float, wait: Any) ->
     runner.start(users, spawn_rate=users)
     gevent.sleep(seconds)
     runner.quit()
+    if not milliseconds:
+        return {"statuses": dict(statuses), "answers_a_second": 0.0}
     milliseconds.sort()
     at = {f"p{p}_ms": round(milliseconds[int(len(milliseconds) * p / 100)], 1) for p in (50, 95, 99)}
     return {"statuses": dict(statuses), "answers_a_second": round(len(milliseconds) / seconds, 2), **at}

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 import ehrseq
 
-HEAVY = {"torch", "pytorch_lightning", "pandas", "sklearn", "matplotlib", "captum"}
+HEAVY = {"torch", "pytorch_lightning", "pandas", "sklearn", "matplotlib", "captum", "fastapi", "uvicorn", "jwt"}
 
 
 def imported_by(statement: str) -> set[str]:

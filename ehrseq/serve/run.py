@@ -27,7 +27,7 @@ def serve(model: ProgressionModel | str | Path, settings: Settings | None = None
         card = (folder / "model_card.md").read_text(encoding="utf-8")
     app = make_app(model, settings, card)
     config = uvicorn.Config(
-        app, host=settings.host, port=settings.port, log_level="warning", access_log=False, server_header=False,
+        app, host=settings.host, port=settings.port, log_level="critical", access_log=False, server_header=False,
         ws="none", timeout_keep_alive=5, timeout_graceful_shutdown=10, backlog=256, proxy_headers=False,
         h11_max_incomplete_event_size=1 << 15,
     )  # fmt: skip
