@@ -46,23 +46,15 @@ def screen(
     return rows.filter(pl.col("reason").is_null()).drop("reason", "at_risk"), skipped
 
 
-class NobodyScored(ForecastError):
-    """Nobody can be scored; `skipped` is the table that says why."""
-
-    skipped: pl.DataFrame
-
-
-def nobody_scored(skipped: pl.DataFrame) -> NobodyScored:
+def nobody_scored(skipped: pl.DataFrame) -> ForecastError:
     """The error that says why nobody can be scored."""
     reasons = skipped.group_by("reason").len().sort("len", "reason", descending=[True, False])
     queries = skipped.select("subject_id", "prediction_time").n_unique()
-    error = NobodyScored(
+    return ForecastError(
         "a subject with usable history at the prediction time",
         f"none of {queries} (most often: {reasons['reason'][0]})",
         "choose a later prediction time, or check that the export and the model speak of the same codes",
     )
-    error.skipped = skipped
-    return error
 
 
 def unknown_history(timelines: Timelines, queries: pl.DataFrame, codes: Sequence[str]) -> NDArray[np.bool_]:
