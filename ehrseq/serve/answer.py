@@ -13,10 +13,9 @@ from typing import Any
 
 import polars as pl
 
-from ehrseq.errors import SourceError
+from ehrseq.errors import ForecastError, SourceError
 from ehrseq.estimator import ProgressionModel
 from ehrseq.explain.explanation import Explanation
-from ehrseq.forecast.screen import NobodyScored
 from ehrseq.forecast.table import LAB_SCHEMA, RISK_SCHEMA, SKIPPED_SCHEMA, Forecast
 from ehrseq.serve.problems import NoForecast, Problem
 from ehrseq.timeline.build import read_fhir_json
@@ -111,8 +110,8 @@ def answer(model: ProgressionModel, parts: Sequence[Part]) -> list[Reply | NoFor
         try:
             forecast = model.forecast(merged, times)
             skipped = forecast.skipped
-        except NobodyScored as error:
-            skipped = error.skipped
+        except ForecastError:  # nobody is left to be scored: say why
+            skipped = model._screen(merged, times)[2]
     explanation = None if forecast is None else _explained(model, asked, merged, times, forecast)
     return [_reply(model, part, forecast, skipped, explanation) for part in parts]
 
