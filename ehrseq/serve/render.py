@@ -11,7 +11,7 @@ import msgspec
 import polars as pl
 
 from ehrseq import __version__
-from ehrseq.explain.names import display_name, display_names
+from ehrseq.explain.names import display_name
 from ehrseq.fhir.codes import system_name
 from ehrseq.figures import plain
 from ehrseq.forecast.fhir import instant, risk_bundle
@@ -27,7 +27,9 @@ _KEY = ("subject_id", "prediction_time")
 def as_json(reply: Reply, document: bytes, include: Collection[str] = ()) -> bytes:
     """The reply as `docs/serve.md` describes it; codes are called as in the document, where it calls them anything."""
     forecast = reply.forecast
-    names = names_of(reply, document)
+    # reading a record's names takes as long as a fifth of a forecast
+    named = bool(include) or reply.unseen.height
+    names = names_of(reply, document if named else b"[]")
     risk = with_horizons(reply)
     people = pl.concat([t.select(*_KEY, "patient") for t in (forecast.risk, forecast.labs)])
     seen = set(forecast.seen["subject_id"].to_list())
@@ -75,8 +77,7 @@ def timeline(reply: Reply, names: Mapping[str, str]) -> list[dict[str, Any]]:
 
 def names_of(reply: Reply, document: bytes) -> dict[str, str]:
     """Names of codes for people: those of the document go before our own."""
-    known = {code: analyte.name for code, analyte in ANALYTES.items()}
-    return known | display_names(reply.timelines) | names_in(document)
+    return {code: analyte.name for code, analyte in ANALYTES.items()} | names_in(document)
 
 
 def with_horizons(reply: Reply) -> pl.DataFrame:
