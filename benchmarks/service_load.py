@@ -30,7 +30,9 @@ from locust.env import Environment
 HEADERS = {"content-type": "application/fhir+json"}
 
 
-def ask(url: str, bodies: list[bytes], users: int, seconds: float, wait: Any) -> dict[str, Any]:
+def ask(
+    url: str, bodies: list[bytes], users: int, seconds: float, wait: Any, spawn_rate: float | None = None
+) -> dict[str, Any]:
     """Let some users ask for a time; statuses, answers a second and milliseconds of those that were answered."""
     statuses: Counter[int] = Counter()
     milliseconds: list[float] = []
@@ -54,7 +56,7 @@ def ask(url: str, bodies: list[bytes], users: int, seconds: float, wait: Any) ->
 
     environment = Environment(user_classes=[Asker])
     runner = environment.create_local_runner()
-    runner.start(users, spawn_rate=users)
+    runner.start(users, spawn_rate=users if spawn_rate is None else spawn_rate)
     gevent.sleep(seconds)
     runner.quit()
     if not milliseconds:
@@ -83,8 +85,9 @@ def main() -> int:
         wait_until_ready(url, service)
         ask(url, bodies, 4, 5, constant(0))  # warm
         saturated = ask(url, bodies, given.users, given.seconds, constant(0))
-        users = 40
-        half = ask(url, bodies, users, given.seconds, constant_throughput(saturated["answers_a_second"] / 2 / users))
+        drain(url)
+        rate = saturated["answers_a_second"] / 2
+        half = ask(url, bodies, 20, given.seconds, constant_throughput(rate / 20), spawn_rate=rate)
         sizes = sorted(map(len, bodies))
         facts = {
             "load_before": round(load, 2), "cores": os.cpu_count(), "bundles": len(bodies),
@@ -109,6 +112,12 @@ def wait_until_ready(url: str, service: subprocess.Popen[bytes]) -> None:
                 raise SystemExit("the service stopped") from None
             time.sleep(0.2)
     raise SystemExit("the service is not ready")
+
+
+def drain(url: str) -> None:
+    """Wait until nothing waits for an answer."""
+    while b"ehrseq_waiting 0.0" not in urllib.request.urlopen(f"{url}/metrics").read():
+        time.sleep(0.2)
 
 
 def resident(pid: int) -> int:

@@ -100,7 +100,9 @@ class Engine:
             if not batch:
                 continue
             self.metrics.batch.observe(len(batch))
-            results = await loop.run_in_executor(self._thread, self._answer, batch)
+            results = await loop.run_in_executor(self._thread, _tried, partial(self._answer, batch))
+            if isinstance(results, Problem):  # whatever happens, the next ones are answered
+                results = [results] * len(batch)
             for waiting, result in zip(batch, results, strict=True):
                 _settle(waiting.future, result)
 

@@ -81,8 +81,16 @@ def test_a_port_that_is_taken(refused, simulated):
         assert "a free address and port" in refused(simulated.folder, "--port", listening.getsockname()[1])
 
 
-def test_without_the_libraries(refused, simulated, monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("ehrseq.serve")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "jwt", None)
-    assert 'pip install "ehrseq[serve]"' in refused(simulated.folder)
+def test_without_the_libraries(simulated):
+    """In a process of its own, which has not loaded them."""
+    steps = (
+        "import sys",
+        "sys.modules['jwt'] = None",
+        "from ehrseq.cli import main",
+        "sys.argv = ['ehrseq', 'serve', 'm']",
+        "main()",
+    )
+    done = subprocess.run([sys.executable, "-c", "; ".join(steps)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert ONE_LINE.fullmatch(done.stderr), done.stderr
+    assert 'pip install "ehrseq[serve]"' in done.stderr

@@ -156,7 +156,7 @@ def test_a_hundred_megabytes_of_nesting(client, simulated, declared):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         reply = client.post("/forecast", content=pieces(), headers=headers)
-    except httpx.WriteError:  # the service hung up while we were still talking
+    except (httpx.WriteError, httpx.RemoteProtocolError):  # it hung up while we were still talking
         pass
     else:
         assert reply.status_code == 413
@@ -244,7 +244,7 @@ def test_a_fault_of_our_own_is_told_without_what_it_is(serve, simulated, monkeyp
     monkeypatch.setattr(Engine, "_rendered", broken)
     client = serve(batch=3)
     reply = client.post("/forecast", json=simulated.some(1)[0])
-    assert reply.status_code in (500, 503)
+    assert reply.status_code == 500
     outcome_text(reply)
     assert "zzcanary" not in reply.text + caplog.text
 
