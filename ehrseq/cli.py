@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ehrseq.errors import EhrseqError, SourceError
+from ehrseq.errors import EhrseqError, SourceError, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -287,6 +288,42 @@ def evaluate_verb(
     say(result.summary())
     show({name.replace("_", " "): fact for name, fact in result.facts.items()})
     say(f"evaluation: {out / 'report.html'}")
+
+
+@app.command("serve")
+def serve_verb(
+    model: Annotated[Path, typer.Argument(help="A model folder.")],
+    host: Annotated[
+        str, typer.Option(help="The address to answer at; any but this machine's own needs a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    token_file: Annotated[Path | None, typer.Option(help="A file with the bearer token to ask for.")] = None,
+    jwks: Annotated[Path | None, typer.Option(help="A JSON Web Key Set: who signs the tokens (ES384, RS384).")] = None,
+    audience: Annotated[list[str] | None, typer.Option(help="With --jwks: what `aud` must be. Repeatable.")] = None,
+    issuer: Annotated[list[str] | None, typer.Option(help="With --jwks: what `iss` must be. Repeatable.")] = None,
+    allowed_host: Annotated[list[str] | None, typer.Option(help="A name to be asked under. Repeatable.")] = None,
+    access_log: Annotated[Path | None, typer.Option(help="The file to log access to. Default: standard error.")] = None,
+    rate: Annotated[float, typer.Option(min=0, help="Requests a minute from one address; 0: any number.")] = 600,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the arithmetic.")] = 1,
+) -> None:
+    """Answer with forecasts over HTTP: FHIR, CDS Hooks, and a page to look at one record."""
+    os.environ.setdefault("POLARS_MAX_THREADS", str(threads))  # read when polars is loaded, with what comes next
+    try:
+        from ehrseq.serve.credentials import Credentials
+        from ehrseq.serve.run import serve
+        from ehrseq.serve.settings import Settings
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "ehrseq":
+            raise
+        raise UserError(
+            "the libraries of the service", f"no {error.name}", 'install them: pip install "ehrseq[serve]"'
+        ) from None
+    settings = Settings(
+        host=host, port=port, allowed_hosts=tuple(name.lower() for name in allowed_host or ()), access_log=access_log,
+        credentials=Credentials.from_files(token_file, jwks, audience or (), issuer or ()), rate=rate, threads=threads,
+    )  # fmt: skip
+    say(f"reading the model; then this page answers: http://{f'[{host}]' if ':' in host else host}:{port}/")
+    serve(model, settings)
 
 
 @app.command("simulate")

@@ -26,9 +26,7 @@ from ehrseq.forecast.table import SKIPPED_SCHEMA, Forecast, risk_table
 from ehrseq.model.artifact import Artifact, hashed_ids, load_artifact, save_artifact
 from ehrseq.model.card import model_card
 from ehrseq.model.fitted import Fitted
-from ehrseq.model.fitting import fit_model
 from ehrseq.model.labs import LEVELS
-from ehrseq.model.pretraining import pretrain
 from ehrseq.model.profile import Observed
 from ehrseq.model.recalibration import recalibrate
 from ehrseq.storage import MANIFEST, sha256_file
@@ -73,6 +71,10 @@ class ProgressionModel(Explaining):
         configuration goes on from it, and gives the same model. Without a task the networks learn to read histories
         alone (pretraining), for `adapt`, from up to 256 codes whatever `auxiliary_codes` says. Returns self.
         """
+        # lightning takes seconds to import, and forecasts do without it
+        from ehrseq.model.fitting import fit_model
+        from ehrseq.model.pretraining import pretrain
+
         timelines = as_timelines(timelines)
         self.faithfulness_ = self.folder_hash_ = None  # what was measured, and saved, was another fit
         splits = split_subjects(timelines, seed=self.config.seed)
@@ -101,6 +103,8 @@ class ProgressionModel(Explaining):
         remembered, and never tunes. ForecastError where it has no networks, UserError for settings without networks or
         with some of another shape.
         """
+        from ehrseq.model.fitting import fit_model
+
         origin = self._check_fitted(task=False)
         if not origin.networks:
             raise ForecastError("a model with networks to go on from", "none", "fit a transformer or a hybrid first")

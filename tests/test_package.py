@@ -15,7 +15,9 @@ from packaging.requirements import Requirement
 
 import ehrseq
 
-HEAVY = {"torch", "pytorch_lightning", "pandas", "sklearn", "matplotlib", "captum", "pyspark"}
+HEAVY = {
+    "torch", "pytorch_lightning", "pandas", "sklearn", "matplotlib", "captum", "pyspark", "fastapi", "uvicorn", "jwt",
+}  # fmt: skip
 
 
 def imported_by(statement: str) -> set[str]:
@@ -29,6 +31,10 @@ def test_import_is_light() -> None:
     loaded = imported_by("import ehrseq")
     assert "ehrseq" in loaded
     assert loaded & HEAVY == set()
+
+
+def test_a_model_is_loaded_without_what_only_fitting_needs() -> None:
+    assert imported_by("from ehrseq.estimator import load_model") & {"pytorch_lightning", "sklearn"} == set()
 
 
 def test_a_heavy_import_would_be_seen() -> None:

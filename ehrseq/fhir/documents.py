@@ -23,6 +23,7 @@ _QUOTE, _BACKSLASH, _OPEN_LIST, _LINE_END = ord('"'), ord("\\"), ord("["), ord("
 # '[' and '{' are one bit apart, and so are ']' and '}'
 _CASE, _OPEN, _CLOSE = 0xDF, 0x5B, 0x5D
 _ENTRY_KEY = re.compile(rb'(?<!\\)"entry"\s*:\s*\[\Z')
+_LOOK = 1 << 18  # bytes looked at together
 _BETWEEN = b" \t\r\n,\xef\xbb\xbf"  # a byte order mark may stand before each of several documents
 
 
@@ -57,6 +58,17 @@ def split_documents(blocks: Iterator[bytes], limits: Limits) -> Iterator[Piece]:
     for block in blocks:
         yield from splitter.feed(block)
     yield from splitter.end()
+
+
+def is_deeper(text: bytes, depth: int) -> bool:
+    """Whether JSON has more than `depth` brackets within brackets, seen without decoding it.
+
+    >>> is_deeper(b'[[{"a": "[[["}]]', 3), is_deeper(b"[[[[]]]]", 3)
+    (False, True)
+    """
+    scan = _Scan()
+    blocks = (text[start : start + _LOOK] for start in range(0, len(text), _LOOK))
+    return any((scan.brackets(block, depth)[1] > depth).any() for block in blocks)
 
 
 class _Text:

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.linear_model import PoissonRegressor
 
 from ehrseq.errors import UserError
 
@@ -202,6 +201,8 @@ def _poisson(design: FloatArray, events: FloatArray, expected: FloatArray) -> Fl
     offset, and it makes the pooled rate about 1, which the solver's absolute tolerance needs (rates per day
     are about 1e-5).
     """
+    from sklearn.linear_model import PoissonRegressor
+
     intervals = events.shape[1]
     columns = design.shape[1] + intervals + 1
     used = expected > 0

@@ -12,15 +12,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.ensemble import HistGradientBoostingRegressor
 
 from ehrseq.config import BoostedConfig
 from ehrseq.features.tabular import OVERALL
 from ehrseq.model.cox import CoxHazard
+
+if TYPE_CHECKING:
+    from sklearn.ensemble import HistGradientBoostingRegressor
 
 Float = NDArray[np.float64]
 Rows = NDArray[np.float32]
@@ -251,6 +253,8 @@ class BoostedHazard:
 
         Without an event to learn from there are none, and without one to choose by, FEW.
         """
+        from sklearn.ensemble import HistGradientBoostingRegressor
+
         if not training.events.sum():
             return cls(linear, Trees.none(), period)
         model = HistGradientBoostingRegressor(

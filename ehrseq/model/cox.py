@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import PoissonRegressor
 
 Float = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -35,6 +34,8 @@ class CoxHazard:
     def fit(cls, features: Float, exposure: Float, interval: Index, weight: Float, base: Float) -> CoxHazard:
         """From features (Q, F), days at risk (Q, I), event interval (Q,) or -1, weights (Q,) whose sum is the number
         of subjects, and a first log base rate (I,)."""
+        from sklearn.linear_model import PoissonRegressor
+
         centre, spread = features.mean(0), features.std(0)
         scale = np.where(spread > 1e-9, spread, 1.0)
         scaled = (features - centre) / scale

@@ -73,8 +73,30 @@ def read_fhir(
     >>> timelines.events.select("time", "code", "numeric_value").row(-1)
     (datetime.datetime(2020, 2, 1, 0, 0), 'LOINC//718-7', 13.10...)
     """
+    return _timelines(_read(source, coding, progress), data_cut)
+
+
+def read_fhir_json(document: bytes, *, coding: CodingPreference | None = None) -> Timelines:
+    """Timelines of one JSON document: a resource, a Bundle, or a list of them. As `read_fhir`, but for its source.
+
+    Raises SourceError where the document is no JSON, or has no Patient.
+
+    >>> read_fhir_json(b'[{"resourceType": "Patient", "id": "p", "birthDate": "1970"}]')
+    Timelines(1 subjects, 1 events)
+    """
+    maker = ChunkMaker([str(MEMORY)], coding)
+    with uncollected():
+        if not maker.reader.document(document):
+            raise SourceError(
+                "a FHIR resource, a Bundle or a list of them, as JSON", "text that is not", "check that it is complete"
+            )
+        maker.reader.flush()
+    return _timelines(maker.finish(), None)
+
+
+def _timelines(chunks: list[Chunk], data_cut: str | date | datetime | None) -> Timelines:
+    """The timelines of all that was read."""
     cut = None if data_cut is None else as_instant(data_cut)
-    chunks = _read(source, coding, progress)
     known = survey(chunks, microseconds(cut))
     check_patients(known, chunks)
     part = assemble(chunks, known)

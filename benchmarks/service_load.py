@@ -1,0 +1,130 @@
+"""How many forecasts a second the service gives on one machine, and how soon each comes at half that rate.
+
+    python benchmarks/service_load.py MODEL BUNDLES [--seconds 60] [--users 96] [--threads 1]
+
+Starts `ehrseq serve MODEL` and asks it over the loopback with locust, which shares the machine's cores: first as much
+as it answers (`--users` that ask again at once; more than may wait, so that some are told 429 and ask again when told),
+then at half the rate that this gave, evenly spread. Each request is `POST /forecast` with one patient's record, one of
+the JSON files of the folder BUNDLES. Prints one JSON object, with the machine's load before the start. Fails where an
+answer is neither 200 nor 429.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import gevent
+from locust import FastHttpUser, constant, constant_throughput, task
+from locust.env import Environment
+
+HEADERS = {"content-type": "application/fhir+json"}
+
+
+def ask(
+    url: str, bodies: list[bytes], users: int, seconds: float, wait: Any, spawn_rate: float | None = None
+) -> dict[str, Any]:
+    """Let some users ask for a time; statuses, answers a second and milliseconds of those that were answered."""
+    statuses: Counter[int] = Counter()
+    milliseconds: list[float] = []
+
+    class Asker(FastHttpUser):
+        host = url
+        wait_time = wait
+
+        @task
+        def forecast(self) -> None:
+            begun = time.perf_counter()
+            with self.client.post(
+                "/forecast", data=random.choice(bodies), headers=HEADERS, catch_response=True
+            ) as reply:
+                statuses[reply.status_code] += 1
+                if reply.status_code == 429:
+                    reply.success()
+                    gevent.sleep(float(reply.headers["Retry-After"]))
+                elif reply.status_code == 200:
+                    milliseconds.append(1000 * (time.perf_counter() - begun))
+
+    environment = Environment(user_classes=[Asker])
+    runner = environment.create_local_runner()
+    runner.start(users, spawn_rate=users if spawn_rate is None else spawn_rate)
+    gevent.sleep(seconds)
+    runner.quit()
+    if not milliseconds:
+        return {"statuses": dict(statuses), "answers_a_second": 0.0}
+    milliseconds.sort()
+    at = {f"p{p}_ms": round(milliseconds[int(len(milliseconds) * p / 100)], 1) for p in (50, 95, 99)}
+    return {"statuses": dict(statuses), "answers_a_second": round(len(milliseconds) / seconds, 2), **at}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("bundles", type=Path)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--users", type=int, default=96)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--port", type=int, default=8799)
+    given = parser.parse_args()
+    load = os.getloadavg()[0]
+    bodies = [file.read_bytes() for file in sorted(given.bundles.glob("*.json"))]
+    command = [sys.executable, "-m", "ehrseq", "serve", str(given.model), "--port", str(given.port), "--rate", "0",
+               "--threads", str(given.threads), "--access-log", os.devnull]  # fmt: skip
+    service = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{given.port}"
+    try:
+        wait_until_ready(url, service)
+        ask(url, bodies, 4, 5, constant(0))  # warm
+        saturated = ask(url, bodies, given.users, given.seconds, constant(0))
+        drain(url)
+        rate = saturated["answers_a_second"] / 2
+        half = ask(url, bodies, 20, given.seconds, constant_throughput(rate / 20), spawn_rate=rate)
+        sizes = sorted(map(len, bodies))
+        facts = {
+            "load_before": round(load, 2), "cores": os.cpu_count(), "bundles": len(bodies),
+            "median_bundle_bytes": sizes[len(sizes) // 2], "saturated": saturated, "half": half,
+            "resident_mb": round(resident(service.pid) / 1024),
+        }  # fmt: skip
+    finally:
+        service.terminate()
+        service.wait(30)
+    print(json.dumps(facts, indent=1))
+    return int(not {*saturated["statuses"], *half["statuses"]} <= {200, 429})
+
+
+def wait_until_ready(url: str, service: subprocess.Popen[bytes]) -> None:
+    """Ask until the service answers."""
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(f"{url}/ready").close()
+            return
+        except OSError:
+            if service.poll() is not None:
+                raise SystemExit("the service stopped") from None
+            time.sleep(0.2)
+    raise SystemExit("the service is not ready")
+
+
+def drain(url: str) -> None:
+    """Wait until nothing waits for an answer."""
+    while b"ehrseq_waiting 0.0" not in urllib.request.urlopen(f"{url}/metrics").read():
+        time.sleep(0.2)
+
+
+def resident(pid: int) -> int:
+    """The most memory that a process had, in KiB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""The routes of the service."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+
+from ehrseq import __version__
+from ehrseq.errors import UserError
+from ehrseq.estimator import ProgressionModel
+from ehrseq.serve import hooks, openapi
+from ehrseq.serve.answer import Ask, Reply
+from ehrseq.serve.bounds import Held, check_depth, check_type, read_body
+from ehrseq.serve.engine import Engine
+from ehrseq.serve.facts import model_facts
+from ehrseq.serve.guard import Guard
+from ehrseq.serve.metrics import Metrics
+from ehrseq.serve.problems import FHIR_JSON, NoForecast, Problem
+from ehrseq.serve.render import as_fhir, as_json
+from ehrseq.serve.settings import Settings
+from ehrseq.timeline.schema import as_instant
+
+PAGE = Path(__file__).with_name("page.html")
+JSON = "application/json"
+Include = Literal["why", "curves", "timeline"]
+
+
+def make_app(model: ProgressionModel, settings: Settings | None = None, card: str | None = None) -> Guard:
+    """The service of a model, with its card, as an ASGI application.
+
+    Raises UserError where the access log cannot be written, and for a model that forecasts nothing.
+    """
+    settings = settings or Settings()
+    metrics = Metrics()
+    engine = Engine(model, settings, metrics)
+    held = Held(settings.held_bytes)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await engine.start()
+        yield
+        await engine.stop()
+
+    app = FastAPI(
+        title="ehrseq", version=__version__, description=openapi.DESCRIPTION, openapi_url=None,
+        lifespan=lifespan, redirect_slashes=False,
+    )  # fmt: skip
+    app.add_exception_handler(HTTPException, _http_problem)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Problem, _problem)
+    _add_facts(app, engine, metrics, card)
+
+    async def answered(request: Request, make: Callable[[bytes], tuple[Ask, Callable[[Reply], bytes]]]) -> bytes:
+        """Read the body and have it answered; its room is given back in the end."""
+        headers = request.headers
+        check_type(headers.get("content-type"))
+        with held.room() as take:
+            body = await read_body(
+                request.stream(), headers.get("content-encoding"), headers.get("content-length"), settings, take
+            )
+            check_depth(body, settings.depth)
+            return await engine.ask(*make(body))
+
+    @app.post("/forecast", **openapi.FORECAST)
+    async def forecast(
+        request: Request,
+        at: Annotated[str | None, Query(description=openapi.AT, max_length=40)] = None,
+        include: Annotated[list[Include] | None, Query(description=openapi.INCLUDE)] = None,
+        format: Annotated[Literal["json", "fhir"] | None, Query(description=openapi.FORMAT)] = None,
+    ) -> Response:
+        moment = _moment(at)
+        fhir = format == "fhir" if format else _wants_fhir(request.headers.get("accept"))
+        wanted = frozenset(include or ())
+
+        def make(body: bytes) -> tuple[Ask, Callable[[Reply], bytes]]:
+            ask = Ask(body, moment, wanted, settings.patients if _is_list(body) else 1)
+            return ask, as_fhir if fhir else partial(as_json, document=body, include=wanted)
+
+        return Response(await answered(request, make), media_type=FHIR_JSON if fhir else JSON)
+
+    @app.get("/cds-services", **openapi.DISCOVERY)
+    async def discovery() -> Response:
+        return Response(msgspec.json.encode(hooks.services()), media_type=JSON)
+
+    @app.post("/cds-services/{service}", **openapi.HOOK)
+    async def hook(request: Request, service: str) -> Response:
+        if service != hooks.SERVICE:
+            raise Problem(404, "expected a service that discovery names; found another")
+
+        def make(body: bytes) -> tuple[Ask, Callable[[Reply], bytes]]:
+            patient, document, incomplete = hooks.read_hook(body)
+            ask = Ask(document, _now(), frozenset(["why"]), 1, patient)
+            return ask, partial(hooks.as_cards, document=document, incomplete=incomplete)
+
+        try:
+            content = await answered(request, make)
+        except NoForecast:
+            content = hooks.NO_CARDS
+        return Response(content, media_type=JSON)
+
+    return Guard(app, settings, metrics)
+
+
+def _add_facts(app: FastAPI, engine: Engine, metrics: Metrics, card: str | None) -> None:
+    """The routes that tell of the service itself."""
+    facts = msgspec.json.encode(model_facts(engine.model, card))
+    page = PAGE.read_bytes()
+    policy = page_policy(page.decode())
+
+    @app.get("/model", **openapi.MODEL)
+    async def model() -> Response:
+        return Response(facts, media_type=JSON)
+
+    @app.get("/health", **openapi.HEALTH)
+    async def health() -> Response:
+        return Response(b'{"status":"alive"}', media_type=JSON)
+
+    @app.get("/ready", **openapi.READY)
+    async def ready() -> Response:
+        if not engine.ready:
+            raise Problem(503, "the model is not ready yet; ask again", {"Retry-After": "1"})
+        return Response(b'{"status":"ready"}', media_type=JSON)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def described() -> dict[str, Any]:
+        return app.openapi()
+
+    @app.get("/metrics", include_in_schema=False)
+    async def told() -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/", include_in_schema=False)
+    async def look() -> Response:
+        return Response(page, media_type="text/html", headers={"Content-Security-Policy": policy})
+
+
+def page_policy(page: str) -> str:
+    """What the page may do: run its own script and style, known by their hashes, and ask this service."""
+    hashes = {
+        tag: base64.b64encode(hashlib.sha256(re.findall(f"<{tag}>(.*?)</{tag}>", page, re.S)[0].encode()).digest())
+        for tag in ("script", "style")
+    }
+    return (
+        f"default-src 'none'; script-src 'sha256-{hashes['script'].decode()}'; "
+        f"style-src 'sha256-{hashes['style'].decode()}'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
+
+
+def _moment(at: str | None) -> datetime | None:
+    if at is None:
+        return None
+    if at == "now":
+        return _now()
+    try:
+        return as_instant(at)
+    except UserError:
+        raise Problem(422, "expected `at` as a date, a time or now; found another text") from None
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+def _is_list(body: bytes) -> bool:
+    return body.lstrip(b" \t\r\n\xef\xbb\xbf")[:1] == b"["
+
+
+def _wants_fhir(accept: str | None) -> bool:
+    """Whether FHIR is named among the types that are accepted, and JSON is not.
+
+    >>> _wants_fhir("application/fhir+json"), _wants_fhir("application/json, application/fhir+json"), _wants_fhir(None)
+    (True, False, False)
+    """
+    kinds = {kind.partition(";")[0].strip().lower() for kind in (accept or "").split(",")}
+    return FHIR_JSON in kinds and JSON not in kinds
+
+
+async def _problem(_: Request, problem: Any) -> Response:
+    return Response(problem.body(), problem.status, problem.headers, FHIR_JSON)
+
+
+async def _http_problem(request: Request, error: Any) -> Response:
+    told = {404: "expected a path of this service; found another", 405: "expected another method for this path"}
+    text = told.get(error.status_code, "the request cannot be answered")
+    return await _problem(request, Problem(error.status_code, text, error.headers))
+
+
+async def _invalid(request: Request, error: Any) -> Response:
+    """Which parameters are wrong; what they are is not said again."""
+    names = sorted({str(e["loc"][1]) for e in error.errors() if len(e["loc"]) > 1} & openapi.PARAMETERS)
+    return await _problem(request, Problem(422, f"expected other values of: {', '.join(names) or 'the parameters'}"))

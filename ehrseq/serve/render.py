@@ -1,0 +1,145 @@
+"""Replies as JSON, and what a person is told of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import polars as pl
+
+from ehrseq import __version__
+from ehrseq.explain.names import display_name
+from ehrseq.fhir.codes import system_name
+from ehrseq.figures import plain
+from ehrseq.forecast.fhir import instant, risk_bundle
+from ehrseq.serve.answer import TIMELINE, Reply
+from ehrseq.timeline.analytes import ANALYTES
+
+REASONS = 3  # of a forecast
+EVENTS = 2000  # of a timeline that are sent: the latest
+NAME = 80  # characters of a name
+_KEY = ("subject_id", "prediction_time")
+
+
+def as_json(reply: Reply, document: bytes, include: Collection[str] = ()) -> bytes:
+    """The reply as `docs/serve.md` describes it; codes are called as in the document, where it calls them anything."""
+    forecast = reply.forecast
+    # reading a record's names takes as long as a fifth of a forecast
+    named = bool(include) or reply.unseen.height
+    names = names_of(reply, document if named else b"[]")
+    risk = with_horizons(reply)
+    people = pl.concat([t.select(*_KEY, "patient") for t in (forecast.risk, forecast.labs)])
+    seen = set(forecast.seen["subject_id"].to_list())
+    forecasts = []
+    for person in people.unique().sort(_KEY).iter_rows(named=True):
+        mine = pl.all_horizontal(pl.col(k) == person[k] for k in _KEY)
+        made = {
+            "patient": person["patient"],
+            "prediction_time": instant(person["prediction_time"]),
+            "seen_in_training": person["subject_id"] in seen,
+            "risk": _rows(risk.filter(mine)),
+            "labs": [row | {"name": display_name(row["code"], names)} for row in _rows(forecast.labs.filter(mine))],
+        }
+        if reply.explanation is not None:
+            explained = replace(reply.explanation, names=names).reasons(REASONS)
+            made["reasons"] = _rows(explained.filter(mine))
+        if reply.curves is not None:
+            made["curves"] = _rows(reply.curves.filter(mine))
+        forecasts.append(made)
+    content: dict[str, Any] = {
+        "model": {"version": __version__, "branch": forecast.metadata["model"]},
+        "forecasts": forecasts,
+        "skipped": _rows(forecast.skipped, keep=("prediction_time", "patient")),
+        "unseen_codes": [row | {"name": display_name(row["code"], names)} for row in reply.unseen.to_dicts()],
+        "records": _records(reply),
+        "notes": [] if reply.explanation is None else reply.explanation.notes,
+    }
+    if TIMELINE in include:
+        content["timeline"] = timeline(reply, names)
+    return msgspec.json.encode(content)
+
+
+def as_fhir(reply: Reply) -> bytes:
+    """The reply as a Bundle of RiskAssessments."""
+    return msgspec.json.encode(risk_bundle(reply.forecast, timelines=reply.timelines))
+
+
+def timeline(reply: Reply, names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The latest events of the patients, for people to look at."""
+    events = reply.timelines.events.drop_nulls("time").sort("time", maintain_order=True).tail(EVENTS)
+    events = events.join(reply.timelines.subjects.select("subject_id", "patient"), on="subject_id", how="left")
+    told = _told(events.select("patient", "time", "known_time", "code", "numeric_value", "unit", "resource_type"))
+    return [row | {"name": display_name(row["code"], dict(names))} for row in told]
+
+
+def names_of(reply: Reply, document: bytes) -> dict[str, str]:
+    """Names of codes for people: those of the document go before our own."""
+    return {code: analyte.name for code, analyte in ANALYTES.items()} | names_in(document)
+
+
+def with_horizons(reply: Reply) -> pl.DataFrame:
+    """The risk table with the horizon of each row as it was written, such as 5y."""
+    time = pl.col("prediction_time")
+    labels = [
+        reply.forecast.risk.select(
+            time, horizon_days=span.days_after(time).cast(pl.Float64), horizon=pl.lit(span.label)
+        ).unique()
+        for span in reply.forecast.spans
+    ]
+    if not labels:
+        return reply.forecast.risk.with_columns(horizon=pl.lit(None, pl.String))
+    known = pl.concat(labels).unique(["prediction_time", "horizon_days"], keep="first", maintain_order=True)
+    return reply.forecast.risk.join(known, on=["prediction_time", "horizon_days"], how="left", maintain_order="left")
+
+
+def names_in(document: bytes) -> dict[str, str]:
+    """What a document calls its codes. Untrusted text, cut to one short line.
+
+    >>> names_in(b'[{"coding": [{"system": "http://loinc.org", "code": "718-7", "display": "Hb  (blood)"}]}]')
+    {'LOINC//718-7': 'Hb (blood)'}
+    """
+    found: dict[str, str] = {}
+    try:
+        waiting: list[Any] = [json.loads(document)]  # takes numbers of any size, which msgspec does not
+    except (ValueError, RecursionError):
+        return {}
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, list):
+            waiting.extend(item)
+        elif isinstance(item, dict):
+            waiting.extend(v for v in item.values() if isinstance(v, dict | list))
+            system, code, display = (item.get(k) for k in ("system", "code", "display"))
+            if isinstance(display, str) and isinstance(code, str) and isinstance(system, str) and display.strip():
+                found[f"{system_name(system)}//{code.strip()}"] = plain(display, NAME)
+    return found
+
+
+def _rows(table: pl.DataFrame, keep: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """The rows without what the forecast they stand in says already."""
+    left_out = {*_KEY, "patient"} - set(keep)
+    return _told(table.select(c for c in table.columns if c not in left_out))
+
+
+def _told(table: pl.DataFrame) -> list[dict[str, Any]]:
+    """Rows whose times are text, as FHIR writes them."""
+    times = [c for c, kind in table.schema.items() if kind.is_temporal()]
+    rows = table.to_dicts()
+    for row in rows:
+        row.update({c: None if row[c] is None else instant(row[c]) for c in times})
+    return rows
+
+
+def _records(reply: Reply) -> dict[str, dict[str, int]]:
+    """What became of the records: by fate, how many for each reason."""
+    ledger = reply.timelines.ledger
+    counts: dict[str, dict[str, int]] = {}
+    if ledger is not None:
+        for fate, reason, count in ledger.group_by("fate", "reason").agg(pl.col("count").sum()).sort(
+            "fate", "reason"
+        ).iter_rows():  # fmt: skip
+            counts.setdefault(fate, {})[reason or "read"] = count
+    return counts

@@ -1,0 +1,37 @@
+"""Running the service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import uvicorn
+
+from ehrseq.errors import UserError
+from ehrseq.estimator import ProgressionModel, load_model
+from ehrseq.serve.app import make_app
+from ehrseq.serve.settings import Settings
+
+
+def serve(model: ProgressionModel | str | Path, settings: Settings | None = None) -> None:
+    """Answer requests with a model, or the model of a folder, until interrupted.
+
+    Raises UserError, before anything is opened, for a model that cannot be read or forecasts nothing; and where the
+    address is taken.
+    """
+    settings = settings or Settings()
+    torch.set_num_threads(settings.threads)
+    card = None
+    if isinstance(model, str | Path):
+        folder, model = Path(model), load_model(model)
+        card = (folder / "model_card.md").read_text(encoding="utf-8")
+    app = make_app(model, settings, card)
+    config = uvicorn.Config(
+        app, host=settings.host, port=settings.port, log_level="critical", access_log=False, server_header=False,
+        ws="none", timeout_keep_alive=5, timeout_graceful_shutdown=10, backlog=256, proxy_headers=False,
+        h11_max_incomplete_event_size=1 << 15,
+    )  # fmt: skip
+    try:
+        uvicorn.Server(config).run()
+    except SystemExit:
+        raise UserError("a free address and port", "one that cannot be used", "choose another --port") from None

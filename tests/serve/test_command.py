@@ -1,0 +1,96 @@
+"""`ehrseq serve`: what it needs, and what it says where something is missing."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from ehrseq.cli import main
+
+ONE_LINE = re.compile(r"ehrseq: expected [^\n]*; found [^\n]*; [^\n]*\n")
+
+
+@pytest.fixture
+def refused(monkeypatch, capfd):
+    def one(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ehrseq", "serve", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 1
+        told = capfd.readouterr().err
+        assert ONE_LINE.fullmatch(told), told
+        return told
+
+    return one
+
+
+def free_port():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+def test_it_answers_until_it_is_interrupted(simulated, tmp_path):
+    port, log = free_port(), tmp_path / "access.ndjson"
+    command = [sys.executable, "-m", "ehrseq", "serve", simulated.folder, "--port", str(port), "--access-log", log]
+    service = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert f"http://127.0.0.1:{port}/" in service.stdout.readline()
+        reply = None
+        while reply is None:
+            assert service.poll() is None
+            try:
+                reply = httpx.post(f"http://127.0.0.1:{port}/forecast", json=simulated.some(1)[0], trust_env=False)
+            except httpx.ConnectError:
+                continue
+        assert reply.status_code == 200
+        assert "## Fitted on" in httpx.get(f"http://127.0.0.1:{port}/model", trust_env=False).json()["card"]
+    finally:
+        service.send_signal(signal.SIGTERM)
+        _, told = service.communicate(timeout=60)
+    assert told == ""
+    assert len(log.read_text().splitlines()) == 2
+
+
+def test_a_model_folder_that_is_half_written(refused, simulated, tmp_path):
+    shutil.copytree(simulated.folder, tmp_path / "model")
+    weights = tmp_path / "model" / "boosted.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    refused(tmp_path / "model")
+    weights.unlink()
+    refused(tmp_path / "model")
+    refused(tmp_path / "nowhere")
+
+
+def test_others_are_not_let_in_without_credentials(refused, simulated, tmp_path):
+    assert "a token file or a key set" in refused(simulated.folder, "--host", "0.0.0.0")
+    assert "a token file" in refused(simulated.folder, "--token-file", tmp_path / "none")
+
+
+def test_a_port_that_is_taken(refused, simulated):
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        assert "a free address and port" in refused(simulated.folder, "--port", listening.getsockname()[1])
+
+
+def test_without_the_libraries(simulated):
+    """In a process of its own, which has not loaded them."""
+    steps = (
+        "import sys",
+        "sys.modules['jwt'] = None",
+        "from ehrseq.cli import main",
+        "sys.argv = ['ehrseq', 'serve', 'm']",
+        "main()",
+    )
+    done = subprocess.run([sys.executable, "-c", "; ".join(steps)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert ONE_LINE.fullmatch(done.stderr), done.stderr
+    assert 'pip install "ehrseq[serve]"' in done.stderr

@@ -1,0 +1,327 @@
+"""What cannot be used is refused with the right status and an OperationOutcome, and the service goes on."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import resource
+import socket
+import time
+import zipfile
+
+import httpx
+import pytest
+
+from ehrseq.serve.answer import answer
+from ehrseq.serve.bounds import Inflater, Rates
+from ehrseq.serve.engine import Engine
+from ehrseq.serve.problems import Problem
+from tests.serve.conftest import outcome_text
+
+JSON = {"content-type": "application/fhir+json"}
+PATIENT = {"resourceType": "Patient", "id": "p", "birthDate": "1960-01-01"}
+
+
+def bundle(*resources):
+    return {"resourceType": "Bundle", "type": "collection", "entry": [{"resource": r} for r in resources]}
+
+
+def still_answers(client, simulated):
+    assert client.post("/forecast", json=simulated.some(1)[0]).status_code == 200
+
+
+OBSERVATION = {
+    "resourceType": "Observation",
+    "status": "final",
+    "subject": {"reference": "Patient/p"},
+    "effectiveDateTime": "2020-01-01",
+    "code": {"coding": [{"system": "http://x.org", "code": "1"}]},
+}
+BAD = {
+    "no patient": (bundle(OBSERVATION), 422, "no readable Patient"),
+    "empty bundle": ({"resourceType": "Bundle"}, 422, "no readable Patient"),
+    "empty list": ([], 422, "no readable Patient"),
+    "two patients": (bundle(PATIENT, {**PATIENT, "id": "q"}), 422, "found 2"),
+    "too many patients": ([{**PATIENT, "id": str(i)} for i in range(6)], 422, "found 6"),
+    "only unknown codes": (bundle(PATIENT, OBSERVATION), 422, "unknown_codes"),
+    "nothing but a patient": (bundle(PATIENT), 422, "no_follow_up"),
+    "not FHIR": ({"a": 1}, 422, "no readable Patient"),
+    "a number": (7, 422, "text that is not"),
+    "a text": ("x", 422, "text that is not"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_records_that_cannot_be_forecast(client, simulated, name):
+    body, status, told = BAD[name]
+    reply = client.post("/forecast", json=body)
+    assert reply.status_code == status
+    assert told in outcome_text(reply)
+    still_answers(client, simulated)
+
+
+WRITTEN = {
+    "nothing": b"",
+    "no JSON": b"{",
+    "cut off": json.dumps(bundle(PATIENT, OBSERVATION)).encode()[:-20],
+    "NaN": json.dumps(bundle(PATIENT, {**OBSERVATION, "valueQuantity": {"value": float("nan")}})).encode(),
+    "infinity": json.dumps(bundle(PATIENT, {**OBSERVATION, "valueQuantity": {"value": float("inf")}})).encode(),
+    "no UTF-8": b'{"resourceType": "Patient", "id": "\xff\xfe"}',
+    "deep": b"[" * 1000 + b"]" * 1000,
+    "deep and open": b'{"a":' * 100_000,
+    "deep inside": json.dumps(bundle(PATIENT, OBSERVATION)).encode().replace(b'"1960-01-01"', b"[" * 300 + b"]" * 300),
+    "NUL": b"\0" * 100,
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_bodies_that_are_no_json_of_use(client, simulated, name):
+    reply = client.post("/forecast", content=WRITTEN[name], headers=JSON)
+    assert reply.status_code in (400, 422)
+    outcome_text(reply)
+    still_answers(client, simulated)
+
+
+def test_numbers_that_are_too_large_are_left_out(client, simulated):
+    [record] = simulated.some(1)
+    huge = json.dumps(record).replace('"value": ', '"value": 1e999999, "x": ', 1)
+    reply = client.post("/forecast", content=huge, headers=JSON)
+    assert reply.status_code == 200
+    assert reply.json()["records"]["quarantined"] == {"invalid_field": 1}
+
+
+@pytest.mark.parametrize(
+    "kind", [None, "text/plain", "application/xml", "application/json; charset=utf-16", "application/zip", ""]
+)
+def test_other_types_of_content(client, simulated, kind):
+    headers = {} if kind is None else {"content-type": kind}
+    reply = client.post("/forecast", content=b"{}", headers=headers)
+    assert reply.status_code == 415
+    outcome_text(reply)
+    still_answers(client, simulated)
+
+
+@pytest.mark.parametrize("packing", ["deflate", "br", "zip", "gzip, gzip"])
+def test_other_packings(client, packing):
+    reply = client.post("/forecast", content=b"{}", headers={**JSON, "content-encoding": packing})
+    assert reply.status_code == 415
+    outcome_text(reply)
+
+
+def test_a_zip_archive_is_not_unpacked(client):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.json", b" " * (100 << 20))
+    reply = client.post("/forecast", content=file.getvalue(), headers=JSON)
+    assert reply.status_code == 422
+    reply = client.post("/forecast", content=file.getvalue(), headers={**JSON, "content-encoding": "gzip"})
+    assert reply.status_code == 400
+
+
+def test_a_gzip_bomb_is_refused_before_it_takes_memory(client, simulated):
+    bomb = gzip.compress(b'{"resourceType": "Bundle", "entry": [' + b"{}," * (70 << 20), compresslevel=1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begun = time.process_time()
+    reply = client.post("/forecast", content=bomb[: 900 << 10], headers={**JSON, "content-encoding": "gzip"})
+    assert reply.status_code == 413
+    outcome_text(reply)
+    assert time.process_time() - begun < 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10  # KiB
+    still_answers(client, simulated)
+
+
+@pytest.mark.parametrize("body", [b"no gzip", gzip.compress(b"{}")[:-4], gzip.compress(b"{}") + b"more", b""])
+def test_broken_gzip(client, body):
+    reply = client.post("/forecast", content=body, headers={**JSON, "content-encoding": "gzip"})
+    assert reply.status_code == 400
+    outcome_text(reply)
+
+
+def test_unpacking_goes_in_small_steps():
+    parts = list(Inflater(10).feed(gzip.compress(b"a" * (1 << 20))))
+    assert max(map(len, parts)) <= 1 << 16
+    assert sum(map(len, parts)) == 1 << 20
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_hundred_megabytes_of_nesting(client, simulated, declared):
+    """With a length it is refused unread; without, as soon as it is more than allowed."""
+
+    def pieces():
+        for _ in range(100):
+            yield b"[" * (1 << 20)
+
+    headers = {**JSON, "content-length": str(100 << 20)} if declared else JSON
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        reply = client.post("/forecast", content=pieces(), headers=headers)
+    except (httpx.WriteError, httpx.RemoteProtocolError):  # it hung up while we were still talking
+        pass
+    else:
+        assert reply.status_code == 413
+        outcome_text(reply)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
+    still_answers(client, simulated)
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(client, serve):
+    impatient = serve(body_seconds=0.3)
+    url = impatient.base_url
+    with socket.create_connection((url.host, url.port)) as connection:
+        connection.sendall(b"POST /forecast HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                           b"Content-Length: 100\r\n\r\n{")  # fmt: skip
+        connection.settimeout(10)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 408")
+
+
+def test_bodies_together_are_bounded(serve, simulated):
+    small = serve(held_bytes=1000)
+    reply = small.post("/forecast", json=simulated.some(1)[0])
+    assert reply.status_code == 429
+    assert reply.headers["retry-after"] == "1"
+    assert small.post("/forecast", json=bundle(PATIENT)).status_code == 422  # room was given back
+
+
+def test_rates_are_kept_by_address(serve):
+    slow = serve(rate=30)
+    statuses = [slow.get("/model").status_code for _ in range(5)]
+    assert statuses == [200, 200, 200, 429, 429]
+    refused = slow.get("/model")
+    outcome_text(refused)
+    assert 1 <= int(refused.headers["retry-after"]) <= 3
+    assert slow.get("/health").status_code == 200  # whoever watches is not refused
+
+
+def test_a_bucket_fills_again_and_few_are_kept():
+    now = 0.0
+    rates = Rates(60, lambda: now)
+    for _ in range(6):
+        rates.check("a")
+    with pytest.raises(Problem):
+        rates.check("a")
+    rates.check("b")
+    now = 1.0
+    rates.check("a")
+    for i in range(20_000):
+        rates.check(str(i))
+    assert len(rates._buckets) == 10_000
+
+
+def test_too_many_that_wait_are_refused(serve, simulated, monkeypatch):
+    """No error but 429, with the time after which to ask again."""
+    import threading
+
+    def slowly(model, parts):
+        time.sleep(0.3)
+        return answer(model, parts)
+
+    monkeypatch.setattr("ehrseq.serve.engine.answer", slowly)
+    busy = serve(waiting=2, batch=1)
+    replies = []
+    record = simulated.some(1)[0]
+    threads = [threading.Thread(target=lambda: replies.append(busy.post("/forecast", json=record))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    statuses = [r.status_code for r in replies]
+    assert set(statuses) == {200, 429}
+    assert all(r.headers["retry-after"] == "1" for r in replies if r.status_code == 429)
+
+
+def test_an_answer_that_takes_too_long_is_given_up(serve, simulated, monkeypatch):
+    monkeypatch.setattr("ehrseq.serve.engine.answer", lambda model, parts: time.sleep(0.6))
+    reply = serve(answer_seconds=0.2).post("/forecast", json=simulated.some(1)[0])
+    assert reply.status_code == 503
+    assert "0.2 s" in outcome_text(reply)
+
+
+def test_a_fault_of_our_own_is_told_without_what_it_is(serve, simulated, monkeypatch, caplog):
+    def broken(self, *_):
+        raise KeyError("zzcanary")
+
+    monkeypatch.setattr(Engine, "_rendered", broken)
+    client = serve(batch=3)
+    reply = client.post("/forecast", json=simulated.some(1)[0])
+    assert reply.status_code == 500
+    outcome_text(reply)
+    assert "zzcanary" not in reply.text + caplog.text
+
+
+def test_a_record_that_breaks_scoring_does_not_spoil_the_others(serve, simulated, monkeypatch):
+    import threading
+
+    bad = next(iter(simulated.bundles))
+
+    def picky(model, parts):
+        if any(bad in part.timelines.subjects["patient"].to_list() for part in parts):
+            raise ValueError("zzcanary")
+        return answer(model, parts)
+
+    monkeypatch.setattr("ehrseq.serve.engine.answer", picky)
+    client = serve(batch=8, batch_seconds=0.05)
+    replies = [None] * 4
+
+    def ask(i):
+        replies[i] = client.post("/forecast", json=simulated.some(4)[i])
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [r.status_code for r in replies] == [500, 200, 200, 200]
+    assert "zzcanary" not in replies[0].text
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "localhost.evil.example", "169.254.169.254"])
+def test_another_host_name_is_refused(client, host):
+    reply = client.get("/model", headers={"host": host})
+    assert reply.status_code == 421
+    outcome_text(reply)
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:1", "127.0.0.1", "[::1]:9"])
+def test_names_of_this_machine_are_answered(client, host):
+    assert client.get("/model", headers={"host": host}).status_code == 200
+
+
+def test_pages_of_others_cannot_read_answers(client):
+    reply = client.options("/forecast", headers={"origin": "https://x.org", "access-control-request-method": "POST"})
+    assert reply.status_code == 405
+    for answered in (reply, client.get("/model", headers={"origin": "https://x.org"})):
+        assert not [name for name in answered.headers if name.startswith("access-control")]
+        assert answered.headers["cache-control"] == "no-store"
+        assert answered.headers["x-content-type-options"] == "nosniff"
+        assert "default-src 'none'" in answered.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nope", 404),
+        ("PUT", "/forecast", 405),
+        ("GET", "/forecast", 405),
+        ("POST", "/", 405),
+        ("GET", "/%00", 404),
+        ("GET", "/docs", 404),
+    ],
+)
+def test_other_paths_and_methods(client, method, path, status):
+    reply = client.request(method, path)
+    assert reply.status_code == status
+    outcome_text(reply)
+
+
+def test_what_is_no_http_is_refused(client):
+    for raw in (
+        b"\x16\x03\x01\x02\x00",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n",
+    ):
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as connection:
+            connection.sendall(raw)
+            connection.settimeout(10)
+            assert connection.recv(1000)[9:12] in (b"400", b"414", b"431")
+    assert client.get("/ready").status_code == 200
