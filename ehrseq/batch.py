@@ -10,8 +10,10 @@ Run as a module, this is one of the processes (see `ehrseq.timeline.pool`).
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
+import pyarrow as pa
 
 from ehrseq import __version__
 from ehrseq.errors import ForecastError, NoPredictionTimeError, TimelineError
@@ -205,6 +208,17 @@ def do(job: dict[str, Any], loaded: dict[str, Any], advance: Advance | None) -> 
     os.replace(growing, folder)
     if advance is not None:
         advance(piece.size)
+    del timelines, forecast
+    _give_back()
+
+
+def _give_back() -> None:
+    """Return freed memory to the system: what allocators keep grows with every piece (1.6 times by the hundredth)."""
+    pa.default_memory_pool().release_unused()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+        if trim is not None:
+            trim(0)
 
 
 def counts_of(forecast: Forecast) -> dict[str, Any]:
