@@ -15,6 +15,7 @@ import ehrseq
 
 project = "ehrseq"
 author = "The ehrseq developers"
+html_show_copyright = False
 version = release = ehrseq.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
@@ -36,7 +37,15 @@ html_copy_source = False
 html_show_sphinx = False
 
 
+def separate_examples(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Give a doctest that follows a section a heading of its own: numpydoc would take it for a part of the section."""
+    starts = [i for i, line in enumerate(lines) if line.startswith(">>>") and i and not lines[i - 1].strip()]
+    if starts and any(line and set(line) == {"-"} for line in lines[: starts[0]]):
+        lines[starts[0] : starts[0]] = ["Examples", "--------"]
+
+
 def setup(app: Any) -> None:
     """Make what is generated before pages are read; a pattern of the contents that matches no page is no warning."""
     logging.getLogger("sphinx.sphinx.directives.other").addFilter(lambda r: "glob pattern" not in str(r.msg))
+    app.connect("autodoc-process-docstring", separate_examples, priority=400)  # before napoleon
     app.connect("builder-inited", lambda app: generated.write_all(Path(app.srcdir) / "_generated"))
