@@ -21,11 +21,17 @@ def run(export: str, task: str, work: str, at: str, config: es.ModelConfig | Non
     risk = es.score_export(timelines, folder / "model", folder / "forecasts", at=at).risk
     longest = pl.col("horizon_days") == pl.col("horizon_days").max()
     high = risk.filter(longest).sort("probability", descending=True).group_by("outcome", maintain_order=True).head(20)
-    reasons = [
-        "; ".join(model.explain(timelines, at, patient=p, outcome=o, kinds=["code"]).reasons(3)["text"].unique())
-        for p, o in high.select("patient", "outcome").iter_rows()
+    span = model.task_.horizons[-1].label
+    whys = [
+        model.explain(timelines, at, patient=rows["patient"].to_list(), outcome=o, horizon=span, kinds=["code"])
+        for (o,), rows in high.group_by("outcome")
     ]
-    high = high.select("patient", "outcome", "probability", "competing").with_columns(reasons=pl.Series(reasons))
+    why = (
+        pl.concat(e.reasons(3) for e in whys).group_by("patient", "outcome").agg(reasons=pl.col("text").str.join("; "))
+    )
+    high = high.select("patient", "outcome", "probability", "competing").join(
+        why, on=["patient", "outcome"], how="left"
+    )
     high.write_csv(folder / "high_risk.csv")
     return high
 

@@ -61,7 +61,7 @@ def test_start_and_the_how_to_pages_run_as_printed(tmp_path, monkeypatch):
         names: dict[str, object] = {}
         for language, content in blocks(page):
             where = f"{page.name}, block {content.splitlines()[0]!r}"
-            content = re.sub(r"(--subjects |n_subjects=)1000", r"\g<1>200", content)
+            content = re.sub(r"(--subjects |n_subjects=)1000", r"\g<1>160", content)
             if language == "python":
                 exec(compile(content, where, "exec"), names)
             elif language == "toml" and (name := re.match(r"# ([\w.]+\.toml)\n", content)):
