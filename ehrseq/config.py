@@ -29,6 +29,9 @@ class NetworkConfig:
     `max_events` bounds the history of one forecast: the most recent events are kept. Codes seen in fewer than
     `min_subjects` training subjects are not learned (they identify people). `demographics` are the columns of the
     subject table that are read as static facts: any of `sex`, `race`, `ethnicity`.
+
+    >>> ModelConfig(network=NetworkConfig(width=32, layers=2)).network.max_events
+    512
     """
 
     width: int = 64
@@ -52,6 +55,9 @@ class TrainingConfig:
     Training stops after `patience` epochs without a better tuning likelihood, and keeps the best weights. The next
     occurrence of each of the `auxiliary_codes` most frequent codes is learned beside the outcomes, all of them together
     with `auxiliary_weight` times the weight of one outcome. `bfloat16` halves the precision of products on a GPU.
+
+    >>> ModelConfig(training=TrainingConfig(members=1), seed=1).training.max_epochs
+    10
     """
 
     max_epochs: int = 10

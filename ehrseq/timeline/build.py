@@ -60,10 +60,14 @@ def read_fhir(
 
     Returns
     -------
-    Timelines with `ledger` (what became of every record), `quarantine` (what could not be read) and `sources`. They
-    do not depend on the order of files or records.
+    Timelines
+        with `ledger` (what became of every record), `quarantine` (what could not be read) and `sources`; they do not
+        depend on the order of files or records
 
-    Raises SourceError where there is nothing to read, or no Patient in it.
+    Raises
+    ------
+    SourceError
+        where there is nothing to read, or no Patient in it
 
     >>> timelines = read_fhir([
     ...     {"resourceType": "Patient", "id": "p", "gender": "female", "birthDate": "1970"},

@@ -77,8 +77,11 @@ def ingest(
     progress
         Whether to show a progress bar.
 
-    Raises SourceError where there is nothing to read or no Patient in it, UserError where `out` holds something else,
-    TimelineError where there is no dataset to update.
+    Raises
+    ------
+    SourceError, UserError, TimelineError
+        where there is nothing to read or no Patient in it; where `out` holds something else; where there is no dataset
+        to update
     """
     out = Path(out)
     cut = None if data_cut is None else as_instant(data_cut)
