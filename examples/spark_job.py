@@ -8,8 +8,9 @@ import sys
 
 def run(export: str, model: str, at: str, out: str) -> None:
     """The tables are those of `ehrseq score`, as Spark DataFrames: read, score and write stay on the cluster."""
-    import ehrseq.spark
     from pyspark.sql import SparkSession
+
+    import ehrseq.spark
 
     spark = SparkSession.builder.appName("ehrseq").getOrCreate()
     timelines = ehrseq.spark.read_fhir(spark, export)
