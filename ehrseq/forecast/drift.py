@@ -1,54 +1,77 @@
 """Whether a population that was scored is one like that which the model was fitted on.
 
-Each warning needs two things: a difference that matters, by the thresholds below, and one that chance does not make
-(`SURE` standard errors, as some hundred comparisons are made of every run).
+Each warning needs two things: a difference that matters, by the thresholds below, and one that chance makes in a run of
+the same population with a probability below `BY_CHANCE`, all comparisons of the run together (Bonferroni). Nothing is
+told of what fewer than `NAMED` people of the run have.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betainc, betaln
 
-from ehrseq.model.profile import Observed, Profile
+from ehrseq.model.profile import Observed, Profile, Rate, Spread
+from ehrseq.timeline.units import common_unit
 
-SURE = 4.0  # standard errors: one false warning in 16,000 comparisons
+BY_CHANCE = 0.01  # of the runs of the same population, at most, have a false warning
 UNSEEN = 0.05  # of the events, more than in training, that mean nothing to the model
 SYSTEM_RATE = 1.5  # times as many, or as few, events of a code system as such records had in training
 CODE_RATE = 2.0  # the same of a single code: practice differs more in one test than in all together
+EXPECTED = 10  # events, below which nothing can be missing
 SHIFT = 0.25  # population stability index, above which a distribution counts as another one
-TAIL = 0.04  # more of the values in the tails (beyond the 1% and 99% quantiles of training) than there were
+TAIL = 0.04  # more of the values in the tails (those of training's profile) than there were
 OTHER_UNIT = 0.10  # more of a code's numbers in units that the model does not read
 SEX = 0.10  # difference of a share
 NAMED = 10  # people who must have a code that is named, and codes that are named
+MOST = 1000  # people whom a tail is reckoned of; the thresholds decide where there are more
 NO_PROFILE = "the model has no training profile: fit it again to have scored populations compared"
+TOO_FEW = f"fewer than {NAMED} people were asked about"
+
+
+@dataclass
+class _Found:
+    """Warnings that chance has to be weighed for: how many comparisons there were, and those that matter."""
+
+    comparisons: int = 0
+    warnings: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
+
+    def add(self, chance: float, matters: bool, warning: dict[str, Any]) -> None:
+        """One comparison more."""
+        self.comparisons += 1
+        if matters:
+            self.warnings.append((chance, warning))
+
+    def sure(self) -> list[dict[str, Any]]:
+        """The warnings that chance does not make."""
+        return [warning for chance, warning in self.warnings if chance * self.comparisons < BY_CHANCE]
 
 
 def drift_of(profile: Profile | None, seen: Observed) -> dict[str, Any]:
     """What `drift.json` holds: `warnings` (each with `kind`, `name`, `detail` in words and figures), the figures of all
-    codes and values compared, and the thresholds."""
-    if profile is None:
-        return {"compared": False, "note": NO_PROFILE, "warnings": []}
-    rates = list(_rates(profile, seen))
-    values = list(_values(profile, seen))
+    codes and values compared, and the thresholds. Too few people are not compared: the figures would be theirs."""
+    if profile is None or seen.subjects < NAMED:
+        return {"compared": False, "note": NO_PROFILE if profile is None else TOO_FEW, "warnings": []}
+    found = _Found()
+    _unseen(profile, seen, found)
+    rates = _rates(profile, seen, found)
+    values = _values(profile, seen, found)
+    _units(profile, seen, found)
+    age_shift = _ages(profile, seen, found)
+    sexes = _sexes(profile, seen, found)
     unknown = sum(seen.unknown.values())
-    facts = {
-        "training_subjects": profile.subjects, "subjects": seen.subjects,
-        "unseen_events": _ratio(unknown, unknown + seen.known), "unseen_events_in_training": profile.unknown,
-        "age_shift": _stability(profile.age_shares, seen.ages), "sex": _sexes(profile, seen),
-    }  # fmt: skip
-    warnings = [
-        *_unseen_warnings(profile, seen), *_rate_warnings(rates), *_value_warnings(values),
-        *_unit_warnings(profile, seen), *_people_warnings(profile, seen),
-    ]  # fmt: skip
     return {
-        "compared": True, "warnings": warnings, **facts, "unseen_codes": _unseen_codes(seen), "rates": rates,
-        "values": values,
+        "compared": True, "warnings": found.sure(), "training_subjects": profile.subjects, "subjects": seen.subjects,
+        "unseen_events": _ratio(unknown, unknown + seen.known) if seen.unknown_people >= NAMED else None,
+        "unseen_events_in_training": profile.unknown, "age_shift": age_shift, "sex": sexes,
+        "unseen_codes": _unseen_codes(seen), "rates": rates, "values": values, "comparisons": found.comparisons,
         "thresholds": {
-            "standard_errors": SURE, "unseen_events": UNSEEN, "system_rate": SYSTEM_RATE, "code_rate": CODE_RATE,
-            "stability_index": SHIFT, "tails": TAIL, "other_unit": OTHER_UNIT, "sex": SEX,
+            "by_chance": BY_CHANCE, "unseen_events": UNSEEN, "system_rate": SYSTEM_RATE, "code_rate": CODE_RATE,
+            "expected_events": EXPECTED, "stability_index": SHIFT, "tails": TAIL, "other_unit": OTHER_UNIT, "sex": SEX,
+            "people": NAMED,
         },
     }  # fmt: skip
 
@@ -90,68 +113,95 @@ def _unseen_codes(seen: Observed) -> list[dict[str, Any]]:
     return [{"code": c, "events": counts[c], "subjects": seen.unknown_subjects[c]} for c in codes]
 
 
-def _unseen_warnings(profile: Profile, seen: Observed) -> Iterator[dict[str, Any]]:
+def _unseen(profile: Profile, seen: Observed, found: _Found) -> None:
     unknown = sum(seen.unknown.values())
     share = _ratio(unknown, unknown + seen.known)
-    # of as many people as have it, not events: one person's hundred visits are one observation
-    people = max(seen.unknown_subjects.values(), default=0)
-    error = np.sqrt(max(profile.unknown, 1 / profile.subjects) / max(seen.subjects, 1))
-    if share - profile.unknown > UNSEEN and people >= NAMED and share - profile.unknown > SURE * error:
-        named = ", ".join(row["code"] for row in _unseen_codes(seen)[:3])
-        detail = (
-            f"{share:.0%} of the events have codes that the model does not know ({profile.unknown:.0%} in training): "
-        )
-        yield _warning("unseen_codes", "unseen codes", detail + named, share=share, training=profile.unknown)
+    named = ", ".join(row["code"] for row in _unseen_codes(seen)[:3]) or f"each of fewer than {NAMED} people"
+    detail = f"{share:.0%} of the events have codes that the model does not know ({profile.unknown:.0%} in training)"
+    # as many observations as people: one person's hundred visits are one
+    chance = _more_by_chance(share, seen.subjects, profile.unknown, profile.subjects)
+    matters = share - profile.unknown > UNSEEN and seen.unknown_people >= NAMED
+    figures = {"share": share, "training": profile.unknown}
+    found.add(chance, matters, _warning("unseen_codes", "unseen codes", f"{detail}: {named}", **figures))
 
 
-def _rates(profile: Profile, seen: Observed) -> Iterator[dict[str, Any]]:
+def _rates(profile: Profile, seen: Observed, found: _Found) -> list[dict[str, Any]]:
     """Events observed, and expected of records as long as these were by the rates of training."""
+    rows = []
     for key, rate in profile.rates.items():
-        n = sum(rate.events)
         pairs = zip(rate.events, profile.years, seen.years, strict=True)
         expected = sum(events / years * mine for events, years, mine in pairs if years > 0)
-        observed = seen.events[key]
-        # the expectation is uncertain too, by the training events that it rests on
-        error = np.sqrt(rate.dispersion * expected * (1 + _ratio(expected, n)))
-        yield {
-            "code": key, "observed": observed, "expected": expected, "ratio": _ratio(observed, expected),
-            "standard_errors": _ratio(observed - expected, float(error)),
-        }  # fmt: skip
+        observed, enough = seen.events[key], seen.people[key] >= NAMED
+        ratio = _ratio(observed, expected)
+        figures = {"expected": expected, "observed": observed if enough else None, "ratio": ratio if enough else None}
+        rows.append({"code": key, **figures})
+        if not ((enough and observed > expected) or expected >= EXPECTED):
+            continue
+        system = key.endswith("//*")
+        limit = SYSTEM_RATE if system else CODE_RATE
+        kind = "event_rate" if system else "code_rate" if enough else "missing_code"
+        how = f"{observed:,} events" if enough else f"fewer than {NAMED} people have it"
+        warning = _warning(
+            kind, key, f"{key}: {how}, {expected:,.0f} {'' if enough else 'events '}expected of records like those of "
+            "training", **(figures if enough else {"expected": expected}),
+        )  # fmt: skip
+        chance = _rate_by_chance(rate, observed, seen.squares[key], expected)
+        found.add(chance, (enough and ratio > limit) or ratio < 1 / limit, warning)
+    return rows
 
 
-def _rate_warnings(rates: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for system in (True, False):
-        worth = [row for row in rates if row["code"].endswith("//*") == system]
-        for row in sorted(worth, key=lambda row: -abs(row["standard_errors"])):
-            limit = SYSTEM_RATE if system else CODE_RATE
-            if abs(row["standard_errors"]) < SURE or 1 / limit <= row["ratio"] <= limit:
-                continue
-            kind = "event_rate" if system else "code_rate" if row["observed"] else "missing_code"
-            how = f"{row['observed']:,} events, {row['expected']:,.0f} expected of records like those of training"
-            name = row["code"]
-            yield _warning(kind, name, f"{name}: {how}", **{k: row[k] for k in ("observed", "expected", "ratio")})
+def _rate_by_chance(rate: Rate, observed: int, squares: int, expected: float) -> float:
+    """How likely counts at least as far on their side of the expectation are, twice over: both sides count.
+
+    Counts are negative binomial. Their variance allows for subjects who differ more than chance has it (as in training,
+    or for a rise as here, where a few may have many), and for the training events that the expectation rests on.
+
+    >>> round(_rate_by_chance(Rate((1e9, 0, 0), 1.0), 5, 5, 15.0), 5)  # twice a Poisson tail
+    0.00558
+    """
+    spread = max(rate.dispersion, squares / observed if observed > expected else 1.0)
+    variance = spread * (1 + expected / sum(rate.events))
+    size, p = expected / (variance - 1), 1 / variance
+    below = float(betainc(size, observed + 1, p))
+    above = float(betainc(observed, size, 1 - p)) if observed else 1.0
+    return min(1.0, 2 * min(below, above))
 
 
 # -- values
 
 
-def _values(profile: Profile, seen: Observed) -> Iterator[dict[str, Any]]:
+def _values(profile: Profile, seen: Observed, found: _Found) -> list[dict[str, Any]]:
+    """How the last values are spread, those that enough people have."""
+    rows = []
     for (code, unit), training in profile.values.items():
-        bins = seen.values.get((code, unit), [0] * len(training.shares))
-        n = sum(bins)
+        bins = seen.values.get((code, unit), [])
+        n, usual = sum(bins), training.outside
+        if n < NAMED:
+            continue
+        index = _stability(training.spread.shares, bins)
         outside = _ratio(seen.outside[code, unit], n)
-        yield {
-            "code": code, "unit": unit or None, "subjects": n, "stability_index": _stability(training.shares, bins),
-            "stability_index_by_chance": _by_chance(len(training.shares), n, training.subjects), "tails": outside,
-            "tails_in_training": training.outside,
-        }  # fmt: skip
+        tails = _in_tens(seen.outside[code, unit], n)
+        figures = {"stability_index": round(index, 2), "tails": tails}
+        rows.append({"code": code, "unit": unit or None, "subjects": n, **figures, "tails_in_training": usual})
+        words = f"{code} ({unit or 'no unit'}): values unlike those of training"
+        outer = "" if training.low is None else f"; {tails:.0%} in their outer {usual:.0%}"
+        detail = f"{words} (stability index {index:.2f}{outer}): look at its units"
+        tailed = outside - usual > TAIL and seen.outside[code, unit] >= NAMED
+        chances = [
+            *([_shift_by_chance(training.spread, bins)] if index > SHIFT else []),
+            *([_more_by_chance(outside, n, usual, training.spread.subjects)] if tailed else []),
+        ]
+        # two comparisons of one code
+        found.add(1.0, False, {})
+        found.add(min(chances, default=1.0), index > SHIFT or tailed, _warning("values", code, detail, **figures))
+    return rows
 
 
 def _stability(shares: tuple[float, ...], counts: list[int]) -> float:
     """Population stability index of counts against shares of training: 0 for the same, above .25 for another one.
 
     >>> round(_stability((0.5, 0.5), [50, 50]), 3), round(_stability((0.5, 0.5), [90, 10]), 2)
-    (0.0, 0.87)
+    (0.0, 0.85)
     """
     n = sum(counts)
     if not n:
@@ -161,56 +211,91 @@ def _stability(shares: tuple[float, ...], counts: list[int]) -> float:
     return float(((observed - expected) * np.log(observed / expected)).sum())
 
 
-def _by_chance(bins: int, n: int, training: int) -> float:
-    """The index that people of the same population stay below: its mean and SURE standard deviations (chi-squared)."""
-    free = bins - 1
-    return float((free + SURE * np.sqrt(2 * free)) * (1 / max(n, 1) + 1 / max(training, 1)))
-
-
-def _value_warnings(values: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for row in sorted(values, key=lambda row: -row["stability_index"]):
-        index, tails, usual = row["stability_index"], row["tails"], row["tails_in_training"]
-        error = np.sqrt(max(usual, 0.01) / max(row["subjects"], 1))
-        shifted = index > max(SHIFT, row["stability_index_by_chance"])
-        tailed = tails - usual > max(TAIL, SURE * error)
-        if shifted or tailed:
-            name = row["code"]
-            words = f"{name} ({row['unit'] or 'no unit'}): values unlike those of training"
-            detail = f"{words} (stability index {index:.2f}; {tails:.0%} in their outer 2%): look at its units"
-            yield _warning("values", name, detail, stability_index=index, tails=tails)
-
-
-def _unit_warnings(profile: Profile, seen: Observed) -> Iterator[dict[str, Any]]:
+def _units(profile: Profile, seen: Observed, found: _Found) -> None:
     for code, usual in profile.other_units.items():
+        if seen.measured[code] < NAMED:
+            continue
         units = {unit: n for (c, unit), n in seen.numbers.items() if c == code}
         other = {unit: n for unit, n in units.items() if (code, unit) not in profile.values}
         share = _ratio(sum(other.values()), sum(units.values()))
-        if share - usual > OTHER_UNIT and sum(other.values()) >= NAMED:
-            # a unit as written may be any text: only what looks like one is repeated
-            worst = max(other, key=lambda unit: (other[unit], unit))
-            shown = worst if re.fullmatch(r"[\w%/.\[\]{}*^-]{1,20}", worst) else "another unit"
-            detail = f"{code}: {share:.0%} of the numbers in units that the model does not read ({shown or 'none'})"
-            yield _warning("unit", code, detail, share=share, training=usual)
+        training = max((v.spread.subjects for (c, _), v in profile.values.items() if c == code), default=0)
+        chance = _more_by_chance(share, seen.measured[code], usual, training)
+        matters = share - usual > OTHER_UNIT and seen.other_unit_people[code] >= NAMED
+        detail = f"{code}: {share:.0%} of the numbers in units that the model does not read"
+        worst = max(other, key=lambda unit: (other[unit], unit), default="")
+        # what stands as a unit may be any text, of one record
+        named = (common_unit(worst) if worst else "none") if seen.unit_people[code, worst] >= NAMED else None
+        warning = _warning("unit", code, f"{detail} ({named or 'another unit'})", share=share, training=usual)
+        found.add(chance, matters, warning)
 
 
 # -- people
 
 
-def _sexes(profile: Profile, seen: Observed) -> dict[str, list[float]]:
-    """Share among those scored, and in training."""
-    names = sorted({*profile.sex, *seen.sex})
-    return {name: [_ratio(seen.sex[name], seen.subjects), profile.sex.get(name, 0.0)] for name in names}
+def _in_tens(count: int, of: int) -> float:
+    """A share of people whose number is told in tens: one person more or less does not show.
+
+    >>> _in_tens(19, 20), _in_tens(1, 20)
+    (1.0, 0.0)
+    """
+    return min(1.0, _ratio(NAMED * round(count / NAMED), of))
 
 
-def _people_warnings(profile: Profile, seen: Observed) -> Iterator[dict[str, Any]]:
-    index = _stability(profile.age_shares, seen.ages)
-    if index > max(SHIFT, _by_chance(len(profile.age_shares), sum(seen.ages), profile.subjects)):
-        yield _warning(
-            "age", "age", f"ages unlike those of training (stability index {index:.2f})", stability_index=index
-        )
-    for name, (share, usual) in _sexes(profile, seen).items():
-        error = np.sqrt(max(usual * (1 - usual), 0.01) * (1 / max(seen.subjects, 1) + 1 / profile.subjects))
-        if abs(share - usual) > max(SEX, SURE * float(error)):
-            yield _warning(
-                "sex", name, f"sex {name}: {share:.0%} of the subjects, {usual:.0%} in training", share=share
-            )
+def _sexes(profile: Profile, seen: Observed, found: _Found) -> dict[str, list[float]]:
+    """Share among those scored, and in training, of the sexes that enough people have."""
+    told = {}
+    for name in sorted({*profile.sex, *(name for name, n in seen.sex.items() if n >= NAMED)}):
+        usual, count = profile.sex.get(name, 0.0), seen.sex[name]
+        share, shown = _ratio(count, seen.subjects), _in_tens(count, seen.subjects)
+        told[name] = [shown, usual]
+        less = share < usual
+        sides = (1 - share, 1 - usual) if less else (share, usual)
+        chance = 2 * _more_by_chance(sides[0], seen.subjects, sides[1], profile.subjects)
+        detail = f"sex {name}: {shown:.0%} of the subjects, {usual:.0%} in training"
+        found.add(chance, abs(share - usual) > SEX, _warning("sex", name, detail, share=shown))
+    return told
+
+
+def _ages(profile: Profile, seen: Observed, found: _Found) -> float | None:
+    """How far ages are from those of training, both at the start of follow-up and at its end, whichever is nearer.
+
+    Whoever asks about an earlier date finds people younger than at the end of their follow-up, but they began it at the
+    same age; records that reach less far back begin later, but end at the same age: neither makes another population.
+    """
+    bins = {"start": seen.start_ages, "end": seen.end_ages}
+    if sum(seen.end_ages) < NAMED:
+        return None
+    index = min(_stability(profile.ages[name].shares, n) for name, n in bins.items())
+    chance = max(_shift_by_chance(profile.ages[name], n) for name, n in bins.items())
+    detail = f"ages unlike those of training (stability index {index:.2f})"
+    found.add(chance, index > SHIFT, _warning("age", "age", detail, stability_index=round(index, 2)))
+    return round(index, 2)
+
+
+# -- chance
+
+
+def _shift_by_chance(training: Spread, bins: list[int]) -> float:
+    """How likely people of the same population differ as much in how many are below some edge, all edges together."""
+    below, usual = np.cumsum(bins)[:-1], np.cumsum(training.shares)[:-1]
+    n, least = sum(bins), 1.0
+    for k, share in zip(below, usual, strict=True):
+        low = _more_by_chance(1 - k / n, n, 1 - share, training.subjects)
+        least = min(least, low, _more_by_chance(k / n, n, share, training.subjects))
+    return min(1.0, 2 * len(usual) * least)
+
+
+def _more_by_chance(share: float, n: int, usual: float, trained: int) -> float:
+    """How likely `n` people of the same population have at least this share, where `trained` had the usual one.
+
+    A beta-binomial tail: binomial, the share in the population itself being known from the training people alone.
+
+    >>> round(_more_by_chance(0.6, 10, 0.5, 10**9), 4)  # a coin: 386 / 1024
+    0.377
+    """
+    n = min(n, MOST)
+    k = int(np.ceil(share * n - 1e-9))
+    a, b = usual * trained + 0.5, (1 - usual) * trained + 0.5
+    x: NDArray[np.float64] = np.arange(k, n + 1, dtype=np.float64)
+    logs = betaln(x + a, n - x + b) - betaln(a, b) - betaln(n - x + 1, x + 1) - np.log(n + 1)
+    return float(min(1.0, np.exp(logs).sum()))

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,14 @@ _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 _TYPE = re.compile(r"[A-Z][A-Za-z]{1,63}")
 _NAMESPACE = uuid5(NAMESPACE_URL, URN)
 _KEY = ("subject_id", "prediction_time")
+_UNCONDITIONAL = (
+    "name",
+    "codes",
+    "competing",
+    "incident",
+    "event_time",
+)  # of an outcome: these leave its code its code
+_QUERIES_AT_ONCE = 1 << 12  # whose records on file are looked up together
 
 
 def risk_assessments(
@@ -74,14 +82,18 @@ def risk_assessments(
     method = str(forecast.metadata.get("model", "unknown"))
     if timelines is None and forecast.source is not None:
         timelines = forecast.source.timelines
-    records = {} if timelines is None or not max_basis else _records_on_file(forecast.risk, timelines, max_basis)
     seen = set(forecast.seen["subject_id"].to_list())
     rows = forecast.risk.sort(*_KEY, "outcome", "horizon_days").iter_rows(named=True)
-    for key, group in groupby(rows, itemgetter(*_KEY)):
-        basis, count = records.get(key, ((), None))
-        yield risk_assessment(
-            list(group), outcomes, performer, method, basis=basis, records_on_file=count, seen=key[0] in seen
-        )
+    # some at a time: each query is joined with every event of its subject
+    groups = ((key, list(group)) for key, group in groupby(rows, itemgetter(*_KEY)))
+    while some := list(islice(groups, _QUERIES_AT_ONCE)):
+        queries = pl.DataFrame([key for key, _ in some], forecast.risk.select(_KEY).schema, orient="row")
+        records = {} if timelines is None or not max_basis else _records_on_file(queries, timelines, max_basis)
+        for key, group in some:
+            basis, count = records.get(key, ((), None))
+            yield risk_assessment(
+                group, outcomes, performer, method, basis=basis, records_on_file=count, seen=key[0] in seen
+            )
 
 
 def risk_assessment(
@@ -102,7 +114,7 @@ def risk_assessment(
 
     >>> row = {"subject_id": 1, "patient": "p7", "prediction_time": datetime(2024, 1, 1, 12), "outcome": "t2d",
     ...        "horizon_days": 366.0, "probability": 0.25, "lower": 0.2, "upper": 0.3, "extrapolated": False}
-    >>> made = risk_assessment([row], {"t2d": {"codes": ["SNOMED//44054006", "ICD10CM//E11*"]}}, "Device/d", "hybrid")
+    >>> made = risk_assessment([row], {"t2d": {"codes": ["SNOMED//44054006"]}}, "Device/d", "hybrid")
     >>> made["subject"], made["occurrenceDateTime"]
     ({'reference': 'Patient/p7'}, '2024-01-01T12:00:00Z')
     >>> [prediction] = made["prediction"]
@@ -220,17 +232,24 @@ def subject_reference(patient: str) -> Resource:
     return {"identifier": {"value": patient}, "type": "Patient"}
 
 
-def outcome_concept(name: str, codes: Iterable[str]) -> Resource:
-    """The concept of an outcome: its name in the task, then the exact codes of known systems that define it.
+def outcome_concept(name: str, definition: Mapping[str, Any]) -> Resource:
+    """The concept of an outcome: its name in the task, then the code of a known system where that alone defines it.
 
-    >>> concept = outcome_concept("death", ["MEDS_DEATH", "https://x.org/codes//d"])
+    Codings of one concept are translations of each other, so that a part of an outcome must not be one: a receiver
+    would take the risk of any of them for the risk of each.
+
+    >>> concept = outcome_concept("t2d", {"codes": ["https://x.org/codes//d"]})
     >>> [(coding["system"], coding["code"]) for coding in concept["coding"]]
-    [('urn:ehrseq:outcome', 'death'), ('https://x.org/codes', 'd')]
+    [('urn:ehrseq:outcome', 't2d'), ('https://x.org/codes', 'd')]
+    >>> len(outcome_concept("mace", {"codes": ["ICD10CM//I21.4", "ICD10CM//I63.9"]})["coding"])
+    1
     """
     codings = [{"system": f"{URN}:outcome", "code": name, "display": name}]
-    for code in codes:
+    codes = definition.get("codes") or []
+    conditions = (value for key, value in definition.items() if key not in _UNCONDITIONAL)
+    if len(codes) == 1 and all(value is None or value is False or value == [] for value in conditions):
         # an unknown system is a URI, which has slashes of its own
-        system, _, value = code.rpartition("//") if "://" in code else code.partition("//")
+        system, _, value = codes[0].rpartition("//") if "://" in codes[0] else codes[0].partition("//")
         uri = SYSTEM_URI.get(system, system if ":" in system else None)
         if uri and value and not value.endswith("*"):
             codings.append({"system": uri, "code": value})
@@ -258,7 +277,7 @@ def _prediction(row: Mapping[str, Any], definition: Mapping[str, Any]) -> Resour
     at = row["prediction_time"]
     return {
         **({"extension": extension} if extension else {}),
-        "outcome": outcome_concept(row["outcome"], definition.get("codes") or ()),
+        "outcome": outcome_concept(row["outcome"], definition),
         "probabilityDecimal": _probability(row["probability"]),
         "whenPeriod": {"start": instant(at), "end": instant(at + timedelta(days=row["horizon_days"]))},
         "rationale": RATIONALE,
@@ -273,10 +292,9 @@ def _probability(value: float) -> float:
 
 
 def _records_on_file(
-    risk: pl.DataFrame, timelines: Timelines, limit: int
+    queries: pl.DataFrame, timelines: Timelines, limit: int
 ) -> dict[tuple[int, datetime], tuple[list[str], int]]:
     """By subject and prediction time: references to the records known last, `limit` at most, and how many there are."""
-    queries = risk.select(_KEY).unique()
     known = pl.col("known_time").fill_null(datetime(1, 1, 1))  # what has no time was always known
     named = pl.col("resource_type").str.contains(f"^(?:{_TYPE.pattern})$") & pl.col("resource_id").str.contains(
         f"^(?:{_ID.pattern})$"

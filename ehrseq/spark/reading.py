@@ -178,7 +178,8 @@ def _survey(engine: Engine, chunks: Any, cut: datetime | None) -> tuple[Shared, 
 def from_tables(events: Any, subjects: Any, *, partitions: int | None = None) -> SparkTimelines:
     """Timelines from two DataFrames in the columns of `SparkTimelines`, as an earlier run may have stored them.
 
-    Columns of `events` beyond `subject_id`, `time` and `code` may be missing; `subjects` has a row for each subject.
+    Columns of `events` beyond `subject_id`, `time` and `code` may be missing; `subjects` has a row for each subject
+    (scoring stops with a TimelineError where someone with events has none, and where someone has two).
     """
     engine = Spark(events.sparkSession, partitions)
     tables = {EVENTS: events, SUBJECTS: subjects}

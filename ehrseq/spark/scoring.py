@@ -43,6 +43,11 @@ class SparkForecast:
         return table_of(self.engine, self.pieces, SKIPPED, SKIPPED_SCHEMA)
 
     @cached_property
+    def seen(self) -> Any:
+        """Scored subjects whom the model was fitted on."""
+        return table_of(self.engine, self.pieces, SEEN, SEEN_SCHEMA)
+
+    @cached_property
     def labs(self) -> Any:
         """Quantiles of the labs of the task."""
         return table_of(self.engine, self.pieces, LABS, _LABS)
@@ -80,8 +85,9 @@ def score(
     """Forecasts of everyone, as `ProgressionModel.forecast` makes them, by the cluster that holds the timelines.
 
     `model` is a model or its folder (read here, sent to the workers). `at` is a date or time for everyone, "task" for
-    the task's own prediction times, or None for each subject's end of follow-up. Raises UserError for another `at`,
-    ForecastError for a branch that was not fitted; where nobody can be scored, all are in `skipped`.
+    the task's own prediction times, or None for each subject's end of follow-up. Raises UserError for another `at`, and
+    for "task" where the task has a table of times, ForecastError for a branch that was not fitted; where nobody can be
+    scored, all are in `skipped`.
     """
     if not (at is None or isinstance(at, str | date)):
         raise UserError("a date, a time, 'task' or nothing for `at`", type(at).__name__, "score a table locally")
@@ -93,6 +99,8 @@ def score(
         folder = Path(model) if isinstance(model, str | Path) else Path(scratch, "model")
         loaded = load_model(folder)
         content = folder_bytes(folder)
+    if at == "task" and (loaded.times_withheld_ or loaded.task_.prediction_times.rule == "table"):
+        raise UserError("a rule of prediction times for at='task'", "a task with a table of them", "score it locally")
     engine = timelines.engine
     facts = loaded.forecast_facts(branch)
     stage = partial(stages.score_shards, shared=engine.share(content), at=at, branch=branch)

@@ -29,7 +29,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from ehrseq.errors import SourceError
+from ehrseq.errors import SourceError, TimelineError
 from ehrseq.fhir.chunk import Chunk
 from ehrseq.fhir.reader import uncollected
 from ehrseq.fhir.source import state_on_disk
@@ -188,15 +188,23 @@ def _timelines_of(batches: Batches) -> Iterator[tuple[int, Timelines]]:
         if held >= EVENTS_AT_ONCE:
             yield first, _together(events, subjects)
             first, events, subjects, held = -1, [], [], 0
-    if subjects:
+    if events or subjects:
         yield first, _together(events, subjects)
 
 
 def _together(events: list[pl.DataFrame], subjects: list[pl.DataFrame]) -> Timelines:
-    none = pl.DataFrame(schema=EVENT_SCHEMA)
-    return Timelines(
-        events=normalise_events(pl.concat(events or [none])), subjects=normalise_subjects(pl.concat(subjects))
+    none, nobody = pl.DataFrame(schema=EVENT_SCHEMA), pl.DataFrame(schema=SUBJECT_SCHEMA)
+    made = Timelines(
+        events=normalise_events(pl.concat(events or [none])),
+        subjects=normalise_subjects(pl.concat(subjects or [nobody])),
     )
+    lost = made.events.join(made.subjects, on="subject_id", how="anti")["subject_id"].n_unique()
+    if lost:
+        raise TimelineError(
+            "a subject row for everyone who has events", f"{lost} people without one in a part of the tables",
+            "add their rows, or derive them with `Timelines.from_events`",
+        )  # fmt: skip
+    return made
 
 
 def _chunks(batches: Batches) -> Iterator[tuple[Row, Chunk]]:

@@ -71,6 +71,7 @@ _OTHERS = {
     "ml/min/1.73": "mL/min/{1.73_m2}", "ml/min/{1.73m2}": "mL/min/{1.73_m2}", "ml/min/1.73_m2": "mL/min/{1.73_m2}",
 }  # fmt: skip
 _SPELLINGS = {unit.lower(): unit for unit in _PLAIN} | _OTHERS
+_COMMON_UNITS = frozenset(_SPELLINGS.values())
 _AMBIGUOUS = frozenset({"G/L"})  # grams, or (in France) billions, per litre: left alone
 _TEMPERATURES = {"C": "Cel", "F": "[degF]"}  # coulomb and farad anywhere else
 
@@ -118,6 +119,16 @@ def spell_unit(unit: str, analyte: Analyte | None = None) -> str:
     if unit in _AMBIGUOUS:
         return unit
     return _SPELLINGS.get(unit.lower().replace(" ", ""), unit)
+
+
+def common_unit(unit: str) -> str | None:
+    """A unit in UCUM's spelling where the table of units has it; None for any other text, which may be anything.
+
+    >>> common_unit("MG/DL"), common_unit("room 12")
+    ('mg/dL', None)
+    """
+    spelled = spell_unit(unit)
+    return spelled if spelled in _COMMON_UNITS else None
 
 
 def convert(analyte: Analyte, unit: str) -> Conversion | None:

@@ -19,18 +19,21 @@ import ehrseq
 from ehrseq.errors import ForecastError
 from ehrseq.estimator import load_model
 from ehrseq.fhir.codes import NAMES, system_name
+from ehrseq.forecast import fhir
 from ehrseq.forecast.fhir import (
     EXTRAPOLATED,
     RECORDS_READ,
     SEEN_IN_TRAINING,
     SYSTEM_URI,
     device,
+    outcome_concept,
     risk_assessments,
     risk_bundle,
     write_ndjson,
 )
 from ehrseq.forecast.table import Forecast, risk_table
 from ehrseq.storage import MANIFEST, read_json, sha256_file
+from ehrseq.task.definition import Task
 from ehrseq.timeline.build import read_fhir
 from ehrseq.timeline.store import Timelines
 from tests.forecast.test_table import HORIZONS, TIMES, hazards, skipped
@@ -38,7 +41,7 @@ from tests.toy import cohort
 
 TASK = {
     "outcomes": {
-        "t2d": {"codes": ["SNOMED//44054006", "ICD10CM//E11.9", "ICD10CM//E11*"]},
+        "t2d": {"codes": ["SNOMED//44054006"]},
         "death": {"codes": ["MEDS_DEATH"]},
     }
 }
@@ -133,9 +136,38 @@ def test_outcomes_are_coded_by_the_exact_codes_that_define_them():
     assert [(c["system"], c["code"]) for c in codings["t2d"]] == [
         ("urn:ehrseq:outcome", "t2d"),
         ("http://snomed.info/sct", "44054006"),
-        ("http://hl7.org/fhir/sid/icd-10-cm", "E11.9"),
     ]
     assert [(c["system"], c["code"]) for c in codings["death"]] == [("urn:ehrseq:outcome", "death")]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"codes": ["SNOMED//22298006", "SNOMED//230690007"]}, {"codes": ["ICD10CM//E11*"]}, {"above": 0.0},
+     {"confirm": {"times": 2, "apart": "90d"}}, {"washout": "1y"}, {"descendants": True}],
+)  # fmt: skip
+def test_what_a_code_does_not_say_alone_has_no_code(more):
+    # codings of one concept are translations: each part's risk would be read as that of the whole
+    plain = {"codes": ["SNOMED//44054006"], "competing": ["death"], "incident": False}
+    found = []
+    for definition in (plain, plain | more):
+        table = {
+            "horizons": ["1y"],
+            "outcomes": {"illness": definition},
+            "prediction_times": {"rule": "every_encounter"},
+        }
+        outcomes = Task.from_dict(table).to_dict()["outcomes"]
+        found.append([c["system"] for c in outcome_concept("illness", outcomes["illness"])["coding"]])
+    assert found == [["urn:ehrseq:outcome", "http://snomed.info/sct"], ["urn:ehrseq:outcome"]]
+
+
+def test_records_are_looked_up_for_some_queries_at_a_time(monkeypatch):
+    whole = list(risk_assessments(forecast(), timelines=timelines()))
+    asked = []
+    look_up = fhir._records_on_file
+    monkeypatch.setattr(fhir, "_records_on_file", lambda q, *rest: (asked.append(q.height), look_up(q, *rest))[1])
+    monkeypatch.setattr(fhir, "_QUERIES_AT_ONCE", 2)
+    assert list(risk_assessments(forecast(), timelines=timelines())) == whole
+    assert asked == [2, 1]
 
 
 def test_the_uris_are_those_that_ingest_knows():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from copy import copy
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from ehrseq.config import BoostedConfig, ModelConfig
-from ehrseq.errors import SourceError, UserError
+from ehrseq.errors import SourceError, TimelineError, UserError
 from ehrseq.estimator import ProgressionModel
 from ehrseq.fhir import reader
 from ehrseq.fhir.columns import strings
@@ -24,7 +26,7 @@ from ehrseq.spark.reading import SparkTimelines, read_on
 from ehrseq.spark.scoring import score
 from ehrseq.spark.wire import TASKS, folder_bytes, frame_bytes, frame_of, part_bytes, part_of, write_folder
 from ehrseq.synthetic import write_simulation
-from ehrseq.task.definition import Task
+from ehrseq.task.definition import PredictionTimes, Task
 from ehrseq.timeline import ingest
 from ehrseq.timeline.build import read_fhir
 from ehrseq.timeline.parts import nothing
@@ -184,6 +186,41 @@ def test_tables_may_lack_columns(timelines, model):
 def test_a_frame_of_times_is_scored_elsewhere(simulated, model):
     with pytest.raises(UserError, match="score a table locally"):
         score(read_on(Local(), simulated / "export"), model, at=pl.DataFrame({"patient": ["x"]}))
+
+
+def spark_of(tables: dict[str, pl.DataFrame]) -> SparkTimelines:
+    engine = Local(2)
+    plain = {kind: t.with_columns(pl.col(pl.Categorical).cast(pl.String)) for kind, t in tables.items()}
+    batches = {kind: t.to_arrow(compat_level=pl.CompatLevel.oldest()).to_batches() for kind, t in plain.items()}
+    return SparkTimelines(engine, engine.by_shard([list(stages.pack(b, kind)) for kind, b in batches.items()]))
+
+
+@pytest.mark.parametrize("left", [1, 0])
+def test_nobody_without_a_subject_row_is_lost(timelines, model, left):
+    one = timelines.events["subject_id"][0]
+    rows = timelines.subjects.filter(pl.col("subject_id") != one) if left else timelines.subjects.clear()
+    made = spark_of({stages.EVENTS: timelines.events, stages.SUBJECTS: rows})
+    with pytest.raises(TimelineError, match="a subject row for everyone who has events") as told:
+        score(made, model, at="2012-06-30")
+    assert "\n" not in str(told.value)
+
+
+def test_a_task_with_a_table_of_times_is_refused_here(timelines, model):
+    names = timelines.subjects["patient"].to_list()[:3]
+    times = PredictionTimes("table", times=tuple((name, "2012-06-30") for name in names))
+    other = copy(model)
+    other.task_ = replace(model.task_, prediction_times=times)
+    tables = spark_of({stages.EVENTS: timelines.events, stages.SUBJECTS: timelines.subjects})
+    with pytest.raises(UserError, match="a task with a table of them"):
+        score(tables, other, at="task")
+
+
+def test_a_forecast_has_all_its_tables(timelines, model):
+    made = score(spark_of({stages.EVENTS: timelines.events, stages.SUBJECTS: timelines.subjects}), model)
+    seen = pl.concat([pl.DataFrame(pl.from_arrow(batch)) for partition in made.seen for batch in partition])
+    expected = model.forecast(timelines).seen
+    assert expected.height
+    assert_frame_equal(seen.sort("subject_id"), expected)
 
 
 def test_what_travels_comes_back(tmp_path):
