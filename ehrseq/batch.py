@@ -134,7 +134,8 @@ def _timelines(source: Any, scratch: Path, workers: int, progress: bool) -> Path
         # under one name whatever the source, so that what an interrupted one has read is found again
         ingest(folder, scratch / "ingested", workers=workers, progress=progress)
         os.replace(scratch / "ingested", made)
-    for other in scratch.glob("timelines-*"):  # of another source, or of an earlier state of this one
+    # of another source, or of an earlier state of this one
+    for other in (*scratch.glob("timelines-*"), scratch / "ingested"):
         if other != made:
             discard(other)
     return made
