@@ -11,14 +11,16 @@ Run as a module, this is one of the processes (see `ehrseq.timeline.pool`).
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +28,7 @@ import polars as pl
 import pyarrow as pa
 
 from ehrseq import __version__
-from ehrseq.errors import ForecastError, NoPredictionTimeError, TimelineError
+from ehrseq.errors import ArtifactError, ForecastError, NoPredictionTimeError, TimelineError
 from ehrseq.fhir.source import state_on_disk
 from ehrseq.forecast.drift import drift_of
 from ehrseq.forecast.files import FORMATS, JOINS, check_format
@@ -35,12 +37,12 @@ from ehrseq.forecast.stored import StoredForecast
 from ehrseq.forecast.table import FORMAT_VERSION, KIND, Forecast
 from ehrseq.model.profile import Observed
 from ehrseq.storage import (
-    DIGEST,
-    MANIFEST,
     ResumableFolder,
     check_target,
+    discard,
     read_json,
     read_manifest,
+    read_note,
     sha256_file,
     write_json,
     write_manifest,
@@ -50,14 +52,14 @@ from ehrseq.timeline import meds
 from ehrseq.timeline.build import paths_of
 from ehrseq.timeline.ingest import ingest
 from ehrseq.timeline.pieces import Folder, Piece
-from ehrseq.timeline.pool import Pool
+from ehrseq.timeline.pool import Pool, processes
 from ehrseq.timeline.schema import EVENT_SCHEMA, as_instant
 from ehrseq.timeline.store import Timelines, as_timelines
 
 if TYPE_CHECKING:
     from ehrseq.estimator import ProgressionModel
 
-FACTS = "facts.json"  # of a piece: counts and what drift is told from
+FACTS = "facts.json"  # of a piece: its other files, counts and what drift is told from
 Advance = Callable[[int], None]
 
 
@@ -77,7 +79,7 @@ def score_population(
 
     check_format(file_format)
     check_target(out, KIND)
-    workers = workers or os.cpu_count() or 1
+    workers = processes(workers)
     given = load_model(model) if isinstance(model, str | Path) else model
     facts = given.forecast_facts(branch)
     if isinstance(at, str | date) and at != "task":
@@ -88,18 +90,25 @@ def score_population(
             folder = scratch.folder / "model"
             given.save(folder)
             loaded = load_model(folder)
+        model_hash, loaded.folder_hash_ = loaded.folder_hash_, given.folder_hash_
         data = _timelines(source, scratch.folder, workers, progress)
         timelines = Folder(data)
         how = {
-            "model": str(folder), "timelines": str(data), "branch": branch, "format": file_format,
+            "model": str(folder), "model_hash": model_hash, "told_hash": given.folder_hash_, "timelines": str(data),
+            "branch": branch, "format": file_format,
             **_prediction_times(at, given, timelines, scratch.folder),
         }  # fmt: skip
-        parts = _parts(scratch.folder, how, folder, timelines)
+        fingerprint = timelines.fingerprint()
+        parts = _parts(scratch.folder, how, fingerprint)
         pieces = timelines.pieces()
         folders = [parts / f"{number:06d}" for number in range(len(pieces))]
+        discards, scratch.discards = scratch.discards, False  # from here on there is work to lose
         with Pool(workers, scratch.lock, do, "ehrseq.batch") as pool:
             pool.loaded |= {"model": loaded, "timelines": timelines}
             _run(pool, how, pieces, folders, progress)
+        scratch.discards = discards
+        if timelines.fingerprint() != fingerprint:
+            raise TimelineError("timelines that stay as they are while they are scored", "a change", "score them again")
         result = _join(scratch.folder / "forecast", folders, file_format, facts, loaded)
         scratch.publish(scratch.folder / "forecast")
     return replace(result, folder=Path(out))
@@ -110,10 +119,9 @@ def score_population(
 
 def _timelines(source: Any, scratch: Path, workers: int, progress: bool) -> Path:
     """The folder of the timelines: the source itself, or one that is made of it in the scratch folder."""
-    made = scratch / "timelines"
     if not isinstance(source, str | Path):
-        as_timelines(source).save(made)
-        return made
+        as_timelines(source).save(scratch / "timelines")
+        return scratch / "timelines"
     folder = Path(source)
     if meds.is_ours(folder):
         read_manifest(folder, meds.KIND, meds.FORMAT_VERSION, TimelineError)
@@ -122,11 +130,26 @@ def _timelines(source: Any, scratch: Path, workers: int, progress: bool) -> Path
         return folder
     found = paths_of(folder)
     state = [[str(path), *state_on_disk(path)] for path, _ in found] if isinstance(found, list) else None
-    note = scratch / "source.json"
-    if not (note.is_file() and made.is_dir() and read_json(note) == state):
-        ingest(folder, made, workers=workers, progress=progress)
-        write_json(note, state)
+    # its name says what it was made of: no other note could tell of another one
+    made = scratch / f"timelines-{sha256(json.dumps([__version__, state]).encode()).hexdigest()[:32]}"
+    if state is None or not _is_whole(made):
+        discard(made)
+        # under one name whatever the source, so that what an interrupted one has read is found again
+        ingest(folder, scratch / "ingested", workers=workers, progress=progress)
+        os.replace(scratch / "ingested", made)
+    # of another source, or of an earlier state of this one
+    for other in (*scratch.glob("timelines-*"), scratch / "ingested"):
+        if other != made:
+            discard(other)
     return made
+
+
+def _is_whole(dataset: Path) -> bool:
+    try:
+        read_manifest(dataset, meds.KIND, meds.FORMAT_VERSION)
+    except ArtifactError:
+        return False
+    return True
 
 
 def _prediction_times(at: Any, model: ProgressionModel, timelines: Folder, scratch: Path) -> dict[str, str | None]:
@@ -142,25 +165,23 @@ def _prediction_times(at: Any, model: ProgressionModel, timelines: Folder, scrat
             return {"at": "task", "times": None}
     # who is named is looked up once, among everyone
     nothing = pl.DataFrame(schema=EVENT_SCHEMA)
-    table = resolve_prediction_times(Timelines(nothing, timelines.subjects()), at, model.task_)
+    table = resolve_prediction_times(Timelines(nothing, timelines.names()), at, model.task_)
     table.write_parquet(scratch / "times.parquet")
     return {"at": None, "times": str(scratch / "times.parquet")}
 
 
-def _parts(scratch: Path, how: dict[str, Any], model: Path, timelines: Folder) -> Path:
+def _parts(scratch: Path, how: dict[str, Any], fingerprint: str) -> Path:
     """The folder of the parts; emptied where they are of another model, of other data or of other questions."""
     facts = {
         "version": __version__,
-        "model": read_json(model / MANIFEST).get(DIGEST),
-        "timelines": timelines.fingerprint(),
-        "branch": how["branch"],
-        "format": how["format"],
-        "at": how["at"],
+        "timelines": fingerprint,
         "times": how["times"] and sha256_file(Path(how["times"])),
+        **{name: how[name] for name in ("model_hash", "told_hash", "branch", "format", "at")},
     }
     parts, note = scratch / "parts", scratch / "run.json"
-    if not (note.is_file() and read_json(note) == facts):
-        shutil.rmtree(parts, ignore_errors=True)
+    if read_note(note) != facts:
+        note.unlink(missing_ok=True)  # first: it must not speak of parts that are half removed
+        discard(parts)
         write_json(note, facts)
     parts.mkdir(exist_ok=True)
     return parts
@@ -173,13 +194,23 @@ def _run(pool: Pool, how: dict[str, Any], pieces: list[Piece], folders: list[Pat
     jobs = [
         {**how, "piece": piece.to_dict(), "folder": str(folder)}
         for piece, folder in zip(pieces, folders, strict=True)
-        if not folder.is_dir()
+        if not _is_done(folder)
     ]
     everyone = sum(piece.size for piece in pieces)
     left = sum(job["piece"]["size"] for job in jobs)
     with subjects_bar(everyone, everyone - left, progress) as advance:
         for _ in pool.run(jobs, advance):
             pass
+
+
+def _is_done(folder: Path) -> bool:
+    """Whether a piece's folder has all that was written to it."""
+    facts = read_note(folder / FACTS)
+    return facts is not None and facts["files"] == _sizes(folder)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {p.name: p.stat().st_size for p in folder.iterdir() if p.name != FACTS}
 
 
 def do(job: dict[str, Any], loaded: dict[str, Any], advance: Advance | None) -> None:
@@ -190,7 +221,11 @@ def do(job: dict[str, Any], loaded: dict[str, Any], advance: Advance | None) -> 
         from ehrseq.estimator import load_model
 
         torch.set_num_threads(1)  # one process a core
-        loaded |= {"model": load_model(job["model"]), "timelines": Folder(job["timelines"])}
+        found = load_model(job["model"])
+        if found.folder_hash_ != job["model_hash"]:
+            raise ArtifactError("the model that scoring began with", "another in its folder", "score again")
+        found.folder_hash_ = job["told_hash"]
+        loaded |= {"model": found, "timelines": Folder(job["timelines"])}
     model, piece = loaded["model"], Piece.from_dict(job["piece"])
     timelines = loaded["timelines"].read(piece)
     at = job["at"]
@@ -204,7 +239,9 @@ def do(job: dict[str, Any], loaded: dict[str, Any], advance: Advance | None) -> 
     growing.mkdir()
     FORMATS[job["format"]](forecast, growing)
     observed = model.observed(timelines, forecast).to_dict()
-    write_json(growing / FACTS, {"counts": counts_of(forecast), "observed": observed})
+    facts = {"files": _sizes(growing), "counts": counts_of(forecast), "observed": observed}
+    write_json(growing / FACTS, facts)
+    discard(folder)  # what is there is not whole
     os.replace(growing, folder)
     if advance is not None:
         advance(piece.size)
@@ -244,14 +281,13 @@ def _join(
     """The forecast folder from its parts."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    told = [read_json(folder / FACTS) for folder in folders]
     totals, skipped = Counter[str](), Counter[str]()
-    for part in told:
-        skipped.update(part["counts"].pop("skipped"))
-        totals.update(part["counts"])
+    observed = Observed.sum(_told(folders, totals, skipped))
     counts = {**totals, "skipped": dict(sorted(skipped.items()))}
-    names = sorted(p.name for p in folders[0].iterdir() if p.name != FACTS) if folders else []
-    for name in names:
+    names = {tuple(sorted(_sizes(folder))) for folder in folders}
+    if len(names) > 1:
+        raise ForecastError("the same files in all parts", "others in some", "score again")
+    for name in (name for group in names for name in group):
         join = JOINS.get(name) or JOINS[Path(name).suffix]
         join([folder / name for folder in folders], out / name)
     if not totals["risk"] and not totals["labs"]:
@@ -260,10 +296,19 @@ def _join(
                 "at least one prediction time", "none", "check what `at`, or the task's rule, selects"
             )
         raise none_of(totals["skipped_prediction_times"], skipped)
-    drift = drift_of(model.fitted_.profile, Observed.sum(part["observed"] for part in told))
+    drift = drift_of(model.fitted_.profile, observed)
     write_json(out / "drift.json", drift)
     write_manifest(out, KIND, FORMAT_VERSION, format=file_format, counts=counts, **facts)
     return StoredForecast(out, counts, drift)
+
+
+def _told(folders: Iterable[Path], totals: Counter[str], skipped: Counter[str]) -> Iterator[dict[str, Any]]:
+    """What each part says for drift, one at a time; its counts are added to the others."""
+    for folder in folders:
+        part = read_json(folder / FACTS)
+        skipped.update(part["counts"].pop("skipped"))
+        totals.update(part["counts"])
+        yield part["observed"]
 
 
 @contextmanager

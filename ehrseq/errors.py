@@ -34,6 +34,7 @@ class UserError(EhrseqError, ValueError):
     """
 
     def __init__(self, expected: str, found: str, next_step: str) -> None:
+        self.told = (expected, found, next_step)
         super().__init__(f"expected {expected}; found {found}; {next_step}")
 
 

@@ -187,7 +187,8 @@ class ProgressionModel(Explaining):
         except NoPredictionTimeError:
             none = timelines.subjects.select("subject_id", prediction_time="follow_up_end").clear()
             labs = labs_table(self.fitted_, timelines, none, self.task_.horizons, STANDARD)
-            return Forecast(risk_table((), ()), pl.DataFrame(schema=SKIPPED_SCHEMA), labs=labs)
+            facts = self.forecast_facts(branch)  # as the other parts say it
+            return Forecast(risk_table((), ()), pl.DataFrame(schema=SKIPPED_SCHEMA), facts, labs=labs)
 
     def _forecast(
         self, timelines: Timelines, at: At, horizons: Sequence[str] | None, branch: str, lab_levels: Sequence[float]

@@ -128,10 +128,16 @@ class ResumableFolder:
         self.out, self.kind = out, kind
         self.folder = out.parent / f".{out.name}.{job}"
         self.retired = out.parent / f".{out.name}.retired"
+        self._held = out.parent / f".{out.name}.lock"  # one for every job, as they write to the same place
+        self._gone = self.folder / ".gone"
+        self.discards = True  # whether an error that the same call would meet again leaves nothing behind
 
     def __enter__(self) -> ResumableFolder:
-        self.lock = lock_folder(self.folder)
+        self.lock = lock_folder(self._held)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(self._gone, ignore_errors=True)
+            self.discards = not any(self.folder.iterdir())  # else a slip in this call would cost an earlier one's work
             if self.retired.exists():
                 if self.out.exists():
                     shutil.rmtree(self.retired)
@@ -139,34 +145,68 @@ class ResumableFolder:
                     os.replace(self.retired, self.out)
             check_target(self.out, self.kind)
         except BaseException:
-            if not any(self.folder.iterdir()):
+            with suppress(OSError):  # there is something in it, or it was never made
                 self.folder.rmdir()
             self._unlock()
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        # an error that the same call would meet again leaves nothing behind; an interruption leaves what is done
-        if kind is None or (issubclass(kind, UserError) and not issubclass(kind, WorkerError)):
-            shutil.rmtree(self.folder, ignore_errors=True)
+        # an interruption leaves what is done
+        fault = kind is not None and issubclass(kind, UserError) and not issubclass(kind, WorkerError)
+        if kind is None or (fault and self.discards):
+            self._remove()
         self._unlock()
+
+    def _remove(self) -> None:
+        """Remove everything; cut off half-way, nothing half removed is left under the name of something whole."""
+        with suppress(OSError):
+            self._gone.mkdir(exist_ok=True)
+            for path in sorted(self.folder.iterdir(), key=Path.is_dir):  # notes, and then what they speak of
+                if path != self._gone:
+                    os.replace(path, self._gone / path.name)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _unlock(self) -> None:
         """Let the next one in."""
         if self.lock is not None:
+            with suppress(OSError):
+                self._held.rmdir()
             os.close(self.lock)
 
     def publish(self, made: Path) -> None:
-        """Give what was made the name `out`."""
+        """Give what was made the name `out`; UserError, and all is kept, where somebody else's folder is there now."""
+        self.discards = False
+        check_target(self.out, self.kind)
         if self.out.exists():
             os.replace(self.out, self.retired)
         os.replace(made, self.out)
         shutil.rmtree(self.retired, ignore_errors=True)
 
 
+def discard(folder: Path) -> None:
+    """Remove a folder, if there is one; cut off half-way, what is left of it has another name."""
+    gone = folder.with_name(f".{folder.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    if folder.is_dir():
+        os.replace(folder, gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
 def write_json(path: Path, content: Any, *, sort_keys: bool = True) -> None:
-    """Write JSON with sorted keys (or in their own order), so that equal content gives equal bytes."""
-    path.write_text(json.dumps(content, indent=1, sort_keys=sort_keys, allow_nan=False) + "\n", encoding="utf-8")
+    """Write JSON with sorted keys (or in their own order), so that equal content gives equal bytes; whole or not."""
+    growing = path.with_name(f".{path.name}.part")
+    text = json.dumps(content, indent=1, sort_keys=sort_keys, allow_nan=False) + "\n"
+    growing.write_text(text, encoding="utf-8")
+    os.replace(growing, path)
+
+
+def read_note(path: Path) -> Any:
+    """What a note of one's own says; None where there is none that can be read."""
+    try:
+        return read_json(path)
+    except ArtifactError:
+        return None
 
 
 def read_json(path: Path, error: type[UserError] = ArtifactError) -> Any:

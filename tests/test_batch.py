@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,14 +20,17 @@ from rich.progress import Progress
 
 import ehrseq.batch
 from ehrseq.config import ModelConfig
-from ehrseq.errors import ForecastError, TimelineError, UserError, WorkerError
+from ehrseq.errors import ArtifactError, ForecastError, SourceError, TimelineError, UserError, WorkerError
 from ehrseq.estimator import ProgressionModel
 from ehrseq.forecast import files
 from ehrseq.forecast.table import Forecast
+from ehrseq.model.profile import Observed
 from ehrseq.score import score_export
-from ehrseq.storage import read_json
+from ehrseq.storage import lock_folder, read_json
+from ehrseq.synthetic import write_simulation
 from ehrseq.task.definition import Task
 from ehrseq.timeline import pieces
+from ehrseq.timeline.build import read_fhir
 from ehrseq.timeline.store import Timelines
 from tests.toy import CONFIG, TASK, cohort, day
 
@@ -124,8 +128,9 @@ def test_what_cannot_be_is_told_and_leaves_nothing(work, small, tmp_path):
         assert str(in_pieces.value) == str(in_memory.value)
     with pytest.raises(ForecastError, match="'cox'"):
         score_export(timelines, model, tmp_path / "f", branch="cox")
-    with pytest.raises(UserError, match="at least one worker"):
-        score_export(timelines, model, tmp_path / "f", workers=-1)
+    for none in (-1, 0):
+        with pytest.raises(UserError, match="at least one worker"):
+            score_export(timelines, model, tmp_path / "f", workers=none)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -168,7 +173,7 @@ def all_pieces(work):
 
 
 def test_a_worker_that_fails_leaves_what_is_done(work, small, tmp_path, monkeypatch):
-    real = ehrseq.batch.do
+    real, pools = ehrseq.batch.do, []
     # the other process has another do: it cannot read a model that is gone by then
     (tmp_path / "model").symlink_to(work / "model")
 
@@ -177,9 +182,201 @@ def test_a_worker_that_fails_leaves_what_is_done(work, small, tmp_path, monkeypa
         real(job, loaded, advance)
 
     monkeypatch.setattr(ehrseq.batch, "do", gone)
-    with pytest.raises(WorkerError, match="what is done is kept"):
+    # a user's fault is the same one in another process
+    with pytest.raises(ArtifactError, match=r"an ehrseq model folder .*; found no such folder"):
         score_export(work / "timelines", tmp_path / "model", tmp_path / "f", workers=2)
-    assert any(p.name.isdigit() for p in (tmp_path / ".f.score" / "parts").iterdir())
+    assert done(tmp_path)
+
+    class Watched(ehrseq.batch.Pool):
+        def __enter__(self):
+            pools.append(self)
+            return self
+
+    def lonely(job, loaded, advance):
+        for process in pools[0]._started:
+            process.kill()
+        real(job, loaded, advance)
+
+    monkeypatch.setattr(ehrseq.batch, "do", lonely)
+    monkeypatch.setattr(ehrseq.batch, "Pool", Watched)
+    with pytest.raises(WorkerError, match=r"one that ended early; .* what is done is kept"):
+        score_export(work / "timelines", work / "model", tmp_path / "f", workers=2, at="2013-05-06")
+    assert done(tmp_path)
+
+
+def done(folder):
+    return sorted(p for p in (folder / ".f.score" / "parts").iterdir() if p.name.isdigit())
+
+
+@pytest.fixture
+def interrupted(work, small, tmp_path):
+    """A run of which only the end is missing: its folder `f`, whose parts are done."""
+
+    def again():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ehrseq.batch, "_join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                score_export(work / "timelines", work / "model", tmp_path / "f", workers=1)
+        assert len(done(tmp_path)) == len(all_pieces(work))
+        return done(tmp_path)
+
+    return again
+
+
+@pytest.fixture(scope="module")
+def whole(work, tmp_path_factory):
+    """What an uninterrupted run writes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "SUBJECTS", PIECE)
+        folder = tmp_path_factory.mktemp("whole") / "f"
+        score_export(work / "timelines", work / "model", folder, workers=1)
+    return content(folder)
+
+
+def test_a_part_that_is_not_whole_is_made_again(work, whole, interrupted, tmp_path, monkeypatch):
+    first, second, *_ = interrupted()
+    for name in ("labs.parquet", "skipped.parquet"):
+        (first / name).unlink()
+    (second / "risk.parquet").write_bytes(b"")
+    score_export(work / "timelines", work / "model", tmp_path / "f", workers=1)
+    assert content(tmp_path / "f") == whole
+    shutil.rmtree(tmp_path / "f")
+
+    # another question begins to remove the parts, and is cut off
+    interrupted()
+
+    def cut_off(folder, *_, **__):
+        for path in sorted(Path(folder).rglob("risk.parquet"))[:1]:
+            path.unlink()
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "rmtree", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            score_export(work / "timelines", work / "model", tmp_path / "f", workers=1, at="2013-05-06")
+    score_export(work / "timelines", work / "model", tmp_path / "f", workers=1)
+    assert content(tmp_path / "f") == whole
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_note_that_cannot_be_read_is_none(work, whole, interrupted, tmp_path):
+    interrupted()
+    (tmp_path / ".f.score" / "run.json").write_text('{"at": nu')
+    score_export(work / "timelines", work / "model", tmp_path / "f", workers=1)
+    assert content(tmp_path / "f") == whole
+
+
+def test_a_slip_does_not_cost_what_is_done(work, whole, interrupted, tmp_path):
+    parts = interrupted()
+    strangers = pl.DataFrame({"patient": ["nobody"], "prediction_time": [date(2013, 5, 6)]})
+    (tmp_path / "empty").mkdir()
+    for source, at, error in (
+        (work / "timelinez", None, SourceError),
+        (tmp_path / "empty", None, SourceError),
+        (work / "timelines", strangers, TimelineError),
+    ):
+        with pytest.raises(error):
+            score_export(source, work / "model", tmp_path / "f", at=at, workers=1)
+        assert done(tmp_path) == parts
+    score_export(work / "timelines", work / "model", tmp_path / "f", workers=1)
+    assert content(tmp_path / "f") == whole
+
+
+def test_one_run_has_one_model_and_one_state_of_the_timelines(work, small, tmp_path, monkeypatch):
+    real, calls = ehrseq.batch.do, []
+    shutil.copytree(work / "model", tmp_path / "model")
+    shutil.copytree(work / "timelines", tmp_path / "timelines")
+    other = ProgressionModel.load(work / "model")
+    other.config = ModelConfig(CONFIG.network, CONFIG.training, CONFIG.boosted, "boosted", 7)
+
+    def replaced(job, loaded, advance):
+        calls.append(1)
+        if len(calls) == 3:
+            other.save(tmp_path / "model")
+            loaded.clear()  # what a process has that begins now
+        real(job, loaded, advance)
+
+    monkeypatch.setattr(ehrseq.batch, "do", replaced)
+    with pytest.raises(ArtifactError, match="another in its folder"):
+        score_export(tmp_path / "timelines", tmp_path / "model", tmp_path / "f", workers=1)
+    calls.clear()
+
+    def changed(job, loaded, advance):
+        calls.append(1)
+        real(job, loaded, advance)
+        if len(calls) == len(all_pieces(work)):
+            timelines = Timelines.load(work / "timelines")
+            timelines.select(timelines.subjects["subject_id"].head(149)).save(tmp_path / "timelines")
+
+    monkeypatch.setattr(ehrseq.batch, "do", changed)
+    with pytest.raises(TimelineError, match="stay as they are"):
+        score_export(tmp_path / "timelines", work / "model", tmp_path / "g", workers=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".f.score", "model", "timelines"]
+
+
+def test_a_source_is_scored_by_its_own_timelines(tmp_path, monkeypatch):
+    for name, seed in (("a", 1), ("b", 2)):
+        write_simulation(tmp_path / name, 6, seed=seed)
+    scratch, real = tmp_path / "scratch", ehrseq.batch.ingest
+    scratch.mkdir()
+    ehrseq.batch._timelines(tmp_path / "a" / "export", scratch, 1, False)
+
+    def killed(*args, **options):
+        real(*args, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ehrseq.batch, "ingest", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ehrseq.batch._timelines(tmp_path / "b" / "export", scratch, 1, False)
+    monkeypatch.setattr(ehrseq.batch, "ingest", real)
+    for name in ("a", "b", "a"):
+        made = ehrseq.batch._timelines(tmp_path / name / "export", scratch, 1, False)
+        found, expected = Timelines.load(made).subjects, read_fhir(tmp_path / name / "export").subjects
+        assert found.sort("patient").equals(expected.sort("patient"))
+        assert list(scratch.iterdir()) == [made]
+    # one that was cut short is made again
+    (made / "subjects.parquet").write_bytes(b"")
+    assert Timelines.load(ehrseq.batch._timelines(tmp_path / "a" / "export", scratch, 1, False)).subjects.equals(found)
+
+
+def test_a_folder_that_appears_meanwhile_is_left_alone(work, small, tmp_path, monkeypatch):
+    real = ehrseq.batch._run
+
+    def run(*args):
+        real(*args)
+        (tmp_path / "f").mkdir()
+        (tmp_path / "f" / "thesis.txt").write_text("mine")
+
+    monkeypatch.setattr(ehrseq.batch, "_run", run)
+    with pytest.raises(UserError, match="output folder"):
+        score_export(work / "timelines", work / "model", tmp_path / "f", workers=1)
+    assert (tmp_path / "f" / "thesis.txt").read_text() == "mine"
+    assert len(done(tmp_path)) == len(all_pieces(work))
+
+
+def test_parts_are_added_up_one_at_a_time_and_named_alike(work, interrupted, tmp_path, monkeypatch):
+    interrupted()
+    read, real = [], ehrseq.batch.read_json
+    monkeypatch.setattr(ehrseq.batch, "read_json", lambda path, *rest: (read.append(path), real(path, *rest))[1])
+
+    def total(parts):
+        read.clear()
+        for number, _ in enumerate(parts, 1):
+            assert len(read) == number
+        return Observed()
+
+    monkeypatch.setattr(Observed, "sum", total)
+    score_export(work / "timelines", work / "model", tmp_path / "f", workers=1)
+    assert len(read) == len(all_pieces(work))
+    shutil.rmtree(tmp_path / "f")
+    monkeypatch.undo()
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder, name in zip(folders, ("x.csv", "y.csv"), strict=True):
+        folder.mkdir()
+        (folder / name).write_text("")
+        (folder / "facts.json").write_text(json.dumps({"counts": {"skipped": {}}, "observed": Observed().to_dict()}))
+    with pytest.raises(ForecastError, match="the same files in all parts"):
+        ehrseq.batch._join(tmp_path / "joined", folders, "csv", {}, None)
 
 
 def test_a_bar_over_subjects(work, small, tmp_path, monkeypatch):
@@ -192,8 +389,6 @@ def test_a_bar_over_subjects(work, small, tmp_path, monkeypatch):
 
 
 def test_a_raw_export_is_read_once(work, small, tmp_path, monkeypatch):
-    from ehrseq.synthetic import write_simulation
-
     write_simulation(tmp_path / "s", 20, seed=3)
     out = tmp_path / "f"
     monkeypatch.setattr(ehrseq.batch, "_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -227,64 +422,173 @@ def test_fhir_from_parts_is_that_from_memory(work, small, tmp_path):
     assert Forecast.load(tmp_path / "parts").risk.equals(Forecast.load(tmp_path / "whole").risk)
 
 
+def test_the_device_is_one_whoever_is_in_a_part(work, small, tmp_path):
+    timelines, model = Timelines.load(work / "timelines"), ProgressionModel.load(work / "model")
+    first = pieces.Folder(work / "timelines").read(all_pieces(work)[0]).subjects["subject_id"]
+    others = timelines.subjects.filter(~pl.col("subject_id").is_in(first.implode()))
+    at = others.select("patient", prediction_time=pl.lit(date(2013, 5, 6)))
+    saved = device_of(score_export(work / "timelines", model, tmp_path / "saved", at=at, file_format="fhir", workers=1))
+    assert saved["identifier"][0]["value"] == model.folder_hash_
+    # a model without a folder is told from others by its training data alone, in parts as in memory
+    model.folder_hash_ = None
+    made = score_export(work / "timelines", model, tmp_path / "new", at=at, file_format="fhir", workers=1)
+    assert model.fitted_.data_hash in [version["value"] for version in device_of(made)["version"]]
+    score_export(timelines, model, at=at).save(tmp_path / "memory", file_format="fhir")
+    assert read_lines(tmp_path / "new" / "Device.ndjson") == read_lines(tmp_path / "memory" / "Device.ndjson")
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(name)
+    with pytest.raises(ForecastError, match="the same in all parts"):
+        files.join_same([tmp_path / "one", tmp_path / "two"], tmp_path / "Device.ndjson")
+
+
+def device_of(stored):
+    [device] = [json.loads(line) for line in read_lines(stored.folder / "Device.ndjson")]
+    made_by = {
+        json.loads(line)["performer"]["reference"] for line in read_lines(stored.folder / "RiskAssessment.ndjson")
+    }
+    assert made_by == {f"Device/{device['id']}"}
+    return device
+
+
 def read_lines(path):
     return path.read_text().splitlines()
 
 
 KILLED = """
-import os, sys, time
+import json, os, sys, time
+from pathlib import Path
 import torch
-import ehrseq.estimator, ehrseq.score
+import ehrseq.batch, ehrseq.estimator, ehrseq.score
 from ehrseq.timeline import pieces
 pieces.SUBJECTS = {piece}
+real, mine = ehrseq.batch.do, set()
+
+def in_turn(job, loaded, advance):
+    # what a piece takes is less than what another process takes to begin
+    real(job, loaded, advance)
+    folder, last = Path(job["folder"]), time.monotonic() + 120
+    mine.add(folder.name)
+    while not {{p.name for p in folder.parent.iterdir() if p.name.isdigit()}} - mine and time.monotonic() < last:
+        time.sleep(0.02)
+
 # forked before anything has run: a fresh process each time, without the seconds of the imports
 for line in sys.stdin:
     child = os.fork()
     if not child:
-        ehrseq.score.score_export({timelines!r}, {model!r}, line.strip(), workers=1)
+        out, how = json.loads(line)
+        if how["workers"] > 1:
+            ehrseq.batch.do = in_turn
+        ehrseq.score.score_export({source!r}, {model!r}, out, **how)
         os._exit(0)
     print(child, flush=True)
     print(os.waitpid(child, 0)[1], flush=True)
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no fork, no SIGKILL")
-def test_killed_at_ten_random_moments_nothing_is_lost_or_doubled(work, tmp_path):
-    code = KILLED.format(piece=PIECE // 2, timelines=str(work / "timelines"), model=str(work / "model"))
-    chance = random.Random(0)
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+class Killing:
+    """Scores a source again and again, each time in a new process."""
 
-    def started(out):
-        process.stdin.write(f"{out}\n")
-        process.stdin.flush()
-        return int(process.stdout.readline())
+    def __init__(self, source, model, **how):
+        code = KILLED.format(piece=PIECE // 2, source=str(source), model=str(model))
+        self.how = how
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
-    try:
-        started(tmp_path / "warm")
-        assert process.stdout.readline() == "0\n"
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.communicate()
+
+    def start(self, out):
+        self.process.stdin.write(json.dumps([str(out), self.how]) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def ended(self):
+        return int(self.process.stdout.readline())
+
+    def whole(self, out):
+        """Score to the end; the seconds it takes."""
         begun = time.monotonic()
-        started(tmp_path / "whole")
-        assert process.stdout.readline() == "0\n"
-        takes = time.monotonic() - begun
-        killed, kept = 0, []
+        self.start(out)
+        assert self.ended() == 0
+        return time.monotonic() - begun
+
+    def killed(self, out, ready):
+        """Kill a run when it is ready; whether it was not done by then, and how many parts were."""
+        child = self.start(out)
+        ready()
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        killed = self.ended() == signal.SIGKILL.value
+        if killed:  # those that worked for it end a little later
+            os.close(lock_folder(out.parent / f".{out.name}.lock", patience=120))
+        return killed, len(parts_of(out))
+
+
+def parts_of(out):
+    return [p for p in (out.parent / f".{out.name}.score" / "parts").glob("*") if p.name.isdigit()]
+
+
+on_posix = pytest.mark.skipif(sys.platform == "win32", reason="no fork, no SIGKILL")
+
+
+@on_posix
+def test_killed_at_ten_random_moments_nothing_is_lost_or_doubled(work, tmp_path):
+    chance = random.Random(0)
+    killed, kept = 0, []
+    with Killing(work / "timelines", work / "model", workers=1) as run:
+        run.whole(tmp_path / "warm")
+        takes = run.whole(tmp_path / "whole")
         while killed < 10:
-            child = started(tmp_path / "killed")
-            time.sleep(chance.uniform(0, takes))
-            with suppress(ProcessLookupError):  # it was done by then
-                os.kill(child, signal.SIGKILL)
-            killed += process.stdout.readline() == f"{signal.SIGKILL.value}\n"
-            parts = tmp_path / ".killed.score" / "parts"
-            kept.append(len([p for p in parts.glob("*") if p.name.isdigit()]))
+            was, parts = run.killed(tmp_path / "killed", lambda: time.sleep(chance.uniform(0, takes)))
+            killed += was
+            kept.append(parts)
             if (tmp_path / "killed").exists():
                 assert content(tmp_path / "killed") == content(tmp_path / "whole")
-        started(tmp_path / "killed")
-        assert process.stdout.readline() == "0\n"
-    finally:
-        process.kill()
-        process.communicate()
+        run.whole(tmp_path / "killed")
     assert max(kept) > 1  # else nothing was cut off that could be lost
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["killed", "warm", "whole"]
     risk = Forecast.load(tmp_path / "killed").risk
     assert not risk.select("subject_id", "prediction_time", "outcome", "horizon_days").is_duplicated().any()
     assert Path(tmp_path / "killed" / "manifest.json").is_file()
+
+
+@on_posix
+def test_killed_while_two_processes_work(work, small, tmp_path, monkeypatch):
+    def both():
+        last = time.monotonic() + 120
+        while len(parts_of(tmp_path / "killed")) < 2 and time.monotonic() < last:
+            time.sleep(0.01)
+
+    with Killing(work / "timelines", work / "model", workers=2) as run:
+        was, parts = run.killed(tmp_path / "killed", both)
+        assert was
+        assert parts >= 2
+        run.whole(tmp_path / "killed")
+    monkeypatch.setattr(pieces, "SUBJECTS", PIECE // 2)
+    score_export(work / "timelines", work / "model", tmp_path / "whole", workers=1)
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["killed", "whole"]
+
+
+@on_posix
+def test_killed_while_a_raw_export_becomes_fhir(tmp_path):
+    write_simulation(tmp_path / "s", 60, seed=3)
+    timelines, task = read_fhir(tmp_path / "s" / "export"), tmp_path / "s" / "task.toml"
+    ProgressionModel(ModelConfig(CONFIG.network, CONFIG.training, CONFIG.boosted, "boosted", 1)).fit(
+        timelines, task
+    ).save(tmp_path / "model")
+    chance, killed = random.Random(1), 0
+    with Killing(tmp_path / "s" / "export", tmp_path / "model", workers=1, file_format="fhir") as run:
+        takes = run.whole(tmp_path / "whole")
+        while killed < 3:
+            killed += run.killed(tmp_path / "killed", lambda: time.sleep(chance.uniform(0, takes)))[0]
+        run.whole(tmp_path / "killed")
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+    assert len(read_lines(tmp_path / "killed" / "RiskAssessment.ndjson")) > 20
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["killed", "model", "s", "whole"]

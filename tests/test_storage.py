@@ -3,15 +3,19 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import ehrseq.storage
 from ehrseq.errors import ArtifactError, TimelineError, UserError
 from ehrseq.storage import (
     DIGEST,
     MANIFEST,
+    ResumableFolder,
     atomic_folder,
     check_target,
+    discard,
     lock_folder,
     manifest_digest,
     read_json,
@@ -215,3 +219,66 @@ def test_a_lock_lasts_as_long_as_a_process_that_shares_it(tmp_path):
     worker.kill()
     worker.wait()
     os.close(lock_folder(tmp_path / "scratch"))
+
+
+def test_one_job_at_a_time_writes_to_a_folder_whatever_the_job(tmp_path, monkeypatch):
+    patient = ehrseq.storage.lock_folder
+    monkeypatch.setattr(ehrseq.storage, "lock_folder", lambda folder: patient(folder, patience=0.1))
+    with (
+        ResumableFolder(tmp_path / "out", "timelines", "ingest"),
+        pytest.raises(UserError, match="another run"),
+        ResumableFolder(tmp_path / "out", "forecast", "score"),
+    ):
+        pytest.fail("two at once")
+    assert names(tmp_path) == []
+
+
+def test_what_an_earlier_run_made_outlives_an_error_of_this_one(tmp_path):
+    def run(error, name):
+        with ResumableFolder(tmp_path / "out", "thing", "job") as scratch:
+            (scratch.folder / name).write_text("hours of work")
+            raise error
+
+    with pytest.raises(UserError):
+        run(UserError("a", "b", "c"), "own")
+    assert names(tmp_path) == []
+    with pytest.raises(KeyboardInterrupt):
+        run(KeyboardInterrupt(), "first")
+    with pytest.raises(UserError):
+        run(UserError("a", "b", "c"), "second")
+    assert names(tmp_path / ".out.job") == ["first", "second"]
+
+
+def test_cut_off_while_removing_nothing_half_removed_has_its_name(tmp_path, monkeypatch):
+    def cut_off(folder, **_):
+        next(Path(folder).rglob("b.txt"), tmp_path / "none").unlink(missing_ok=True)
+
+    def run():
+        with ResumableFolder(tmp_path / "out", "thing", "job") as scratch:
+            left = names(scratch.folder)
+            (scratch.folder / "part").mkdir()
+            for path in (scratch.folder / "note.json", *(scratch.folder / "part" / f"{c}.txt" for c in "ab")):
+                path.write_text("x")
+            return left
+
+    monkeypatch.setattr(shutil, "rmtree", cut_off)
+    run()
+    assert names(tmp_path / ".out.job") == [".gone"]
+    (tmp_path / "part").mkdir()
+    discard(tmp_path / "part")
+    assert not (tmp_path / "part").exists()
+    monkeypatch.undo()
+    assert run() == []
+    assert names(tmp_path) == [".part.gone"]
+
+
+def test_json_is_replaced_whole(tmp_path, monkeypatch):
+    write_json(tmp_path / "a.json", [1])
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_json(tmp_path / "a.json", [2])
+    assert read_json(tmp_path / "a.json") == [1]

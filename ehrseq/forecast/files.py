@@ -100,7 +100,9 @@ def join_lines(parts: Sequence[Path], out: Path) -> None:
 
 
 def join_same(parts: Sequence[Path], out: Path) -> None:
-    """The file that is the same in all parts."""
+    """The file that is the same in all parts; ForecastError where it is not."""
+    if len({path.read_bytes() for path in parts}) > 1:
+        raise ForecastError(f"{out.name} the same in all parts", "several", "score again into another folder")
     shutil.copyfile(parts[0], out)
 
 

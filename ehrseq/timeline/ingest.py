@@ -27,7 +27,7 @@ from ehrseq.fhir.codes import CodingPreference
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.reader import Refused
 from ehrseq.fhir.source import STANDARD_INPUT, is_line_file, size_on_disk, state_on_disk
-from ehrseq.storage import ResumableFolder
+from ehrseq.storage import ResumableFolder, discard
 from ehrseq.timeline.build import (
     ChunkMaker,
     Source,
@@ -93,7 +93,7 @@ def ingest(
         if update:
             kept, coding, cut = kept_chunks(out, coding, cut)
         coding = coding or CodingPreference()
-        with Pool(workers or os.cpu_count() or 1, scratch.lock) as pool:
+        with Pool(workers, scratch.lock) as pool:
             chunks = kept + _read(source, scratch, coding, kept, pool, strict, progress)
             chunks.sort(key=lambda c: (c.files, c.generation, c.piece, c.part))
             known = survey(chunks, microseconds(cut))
@@ -131,7 +131,7 @@ def _read(
         tasks = {_fingerprint(task, coding): task for task in _plan(found, kept)}
         for folder in done.iterdir():
             if folder.name not in tasks:
-                shutil.rmtree(folder)
+                discard(folder)  # a part of it must not be taken for the whole when it is asked for again
         missing = {name: task for name, task in tasks.items() if not (done / name).is_dir()}
         if strict:  # what an interrupted run has read need not have been strict
             _check_strict(done / name for name in tasks.keys() - missing.keys())

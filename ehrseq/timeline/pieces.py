@@ -92,11 +92,21 @@ class Folder:
         ids = pq.read_table(self.folder / meds.SUBJECTS, columns=["subject_id"])["subject_id"].to_numpy()
         return np.sort(ids).astype(np.int64)
 
-    def subjects(self) -> pl.DataFrame:
-        """The whole subject table."""
+    def names(self) -> pl.DataFrame:
+        """`subject_id` and `patient` of everyone, sorted; of another MEDS dataset read from the column of ids alone."""
         if self.ours:
-            return meds.read_table(self.folder / meds.SUBJECTS, SUBJECT_SCHEMA)
-        return Timelines.load(self.folder).subjects
+            return meds.read_table(
+                self.folder / meds.SUBJECTS, {c: SUBJECT_SCHEMA[c] for c in ("subject_id", "patient")}
+            )
+        ids = pl.concat(self._ids(path).unique() for path in self._foreign_files()).unique().sort()
+        return pl.DataFrame({"subject_id": ids}).with_columns(patient=pl.col("subject_id").cast(pl.String))
+
+    def _foreign_files(self) -> list[Path]:
+        return sorted((self.folder / "data").rglob("*.parquet"))
+
+    def _ids(self, path: Path) -> pl.Series:
+        """The subject of each event of a file."""
+        return meds.read_table(path, {"subject_id": pl.Int64})["subject_id"]
 
     def pieces(self) -> list[Piece]:
         """What to read at once: whole small files together, or parts of a large one. The same for the same folder."""
@@ -115,7 +125,7 @@ class Folder:
             if group.weight <= 1:
                 held.append(group)
                 continue
-            parts = (ids for ids in np.array_split(group.ids, int(np.ceil(group.weight))) if len(ids))
+            parts = np.split(group.ids, cuts(self._events_of(group)))
             out += [Piece(group.files, group.shards, int(ids[0]), int(ids[-1]), len(ids)) for ids in parts]
         flush()
         return [piece for piece in out if piece.size]
@@ -129,10 +139,9 @@ class Folder:
                 events = pq.read_metadata(self.folder / name).num_rows
                 yield Group((name,), (number,), ids[shard == number], events)
             return
-        files = sorted(p for p in (self.folder / "data").rglob("*.parquet"))
         found = []
-        for path in files:
-            column = meds.read_table(path, {"subject_id": pl.Int64})["subject_id"]
+        for path in self._foreign_files():
+            column = self._ids(path)
             found.append(Group((path.relative_to(self.folder).as_posix(),), (), column.unique().sort().to_numpy(),
                                len(column)))  # fmt: skip
         ids = np.concatenate([g.ids for g in found])
@@ -141,6 +150,14 @@ class Folder:
         else:  # a subject in several files: no file can be read alone
             names = tuple(name for g in found for name in g.files)
             yield Group(names, (), np.unique(ids), sum(g.events for g in found))
+
+    def _events_of(self, group: Group) -> NDArray[np.int64]:
+        """How many events each subject of a group has."""
+        counts = np.zeros(len(group.ids), np.int64)
+        for name in group.files:
+            ids, n = np.unique(self._ids(self.folder / name).to_numpy(), return_counts=True)
+            counts[np.searchsorted(group.ids, ids)] += n
+        return counts
 
     def read(self, piece: Piece) -> Timelines:
         """The timelines of a piece's subjects, as `Timelines.load` has them."""
@@ -167,6 +184,24 @@ class Folder:
             parts = (meds.read_table(path, SUBJECT_SCHEMA, [group]) for group in groups)
             self._people = shards, pl.concat(p.filter(pl.Series(_in_shards(p["subject_id"], shards))) for p in parts)
         return self._people[1]
+
+
+def cuts(events: NDArray[np.int64]) -> list[int]:
+    """Where to cut subjects with so many events each into pieces, each as large as it may be.
+
+    >>> cuts(np.array([150_000, 60_000, 1, 500_000, 3]))
+    [1, 3, 4]
+    """
+    total = np.cumsum(events)
+    found: list[int] = []
+    start = 0
+    while True:
+        before = total[start - 1] if start else 0
+        fits = int(np.searchsorted(total, before + EVENTS, side="right"))
+        start = max(min(fits, start + SUBJECTS), start + 1)
+        if start >= len(events):
+            return found
+        found.append(start)
 
 
 def _in_shards(ids: pl.Series, shards: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from ehrseq import errors
 from ehrseq.errors import UserError, WorkerError
 from ehrseq.fhir.source import Progress
 from ehrseq.timeline import worker
@@ -35,14 +36,14 @@ class Pool:
     """Runs jobs in `workers` processes, this one among them; in this one alone where there is little to do."""
 
     def __init__(
-        self, workers: int, held: int | None = None, do: Do = worker.do, module: str = "ehrseq.timeline.worker"
+        self, workers: int | None, held: int | None = None, do: Do = worker.do, module: str = "ehrseq.timeline.worker"
     ) -> None:
-        """`held` is an open file that the processes share: a lock on it lasts until the last of them has ended.
+        """`workers` is as in `processes`. `held` is an open file that the processes share: a lock on it lasts until the
+        last of them has ended.
 
         A job is done by `do` here, and by `module` in the other processes, which is to do the same.
         """
-        if workers < 1:
-            raise UserError("at least one worker", str(workers), "leave it out for one a core")
+        workers = processes(workers)
         self.workers = workers if sys.executable else 1  # an embedded interpreter cannot be started again
         self._held = () if held is None else (held,)
         self._do, self._module = do, module
@@ -95,12 +96,28 @@ class Pool:
             elif "done" in answer:
                 done += 1
                 yield answer["done"]
+            elif "refused" in answer:
+                kind, *told = answer["refused"]
+                raise getattr(errors, kind)(*told)
             else:
                 raise WorkerError(
                     "worker processes that finish",
                     answer.get("error", "one that ended early"),
                     "run again with fewer workers: what is done is kept",
                 )
+
+
+def processes(workers: int | None) -> int:
+    """How many processes: one a core where nothing is said. UserError below one.
+
+    >>> processes(3)
+    3
+    """
+    if workers is None:
+        return os.cpu_count() or 1
+    if workers < 1:
+        raise UserError("at least one worker", str(workers), "leave it out for one a core")
+    return workers
 
 
 def _next(waiting: queue.SimpleQueue[Job]) -> Job | None:

@@ -81,3 +81,34 @@ def test_a_changed_folder_has_another_fingerprint(saved, tmp_path):
         some.save(tmp_path / name)
     found = [Folder(tmp_path / name).fingerprint() for name in "abc"]
     assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_heavy_file_is_cut_by_events(saved, monkeypatch, tmp_path, ours):
+    # some people have most of the events, one of them more than a piece may hold
+    few = cohort(40, seed=6)
+    many = [few.events] + [few.events.filter(pl.col("subject_id") == i) for i in (1, 2, 3) for _ in range(20)]
+    skewed = Timelines.from_events(pl.concat(many), few.subjects)
+    if ours:
+        monkeypatch.setattr(meds, "SHARDS", 1)
+        skewed.save(tmp_path / "t")
+    else:
+        (tmp_path / "t" / "data").mkdir(parents=True)
+        skewed.events.write_parquet(tmp_path / "t" / "data" / "0.parquet")
+    events = skewed.events["subject_id"].value_counts()["count"]
+    limit = int(events.sort()[-2]) + 1
+    monkeypatch.setattr(pieces, "EVENTS", limit)
+    folder = Folder(tmp_path / "t")
+    parts = [folder.read(piece) for piece in folder.pieces()]
+    assert len(parts) > 2
+    assert all(part.events.height <= limit or len(part) == 1 for part in parts)
+    assert sum(part.events.height for part in parts) == skewed.events.height
+
+
+def test_names_of_another_meds_dataset_are_read_from_its_ids_alone(saved, monkeypatch, tmp_path):
+    (tmp_path / "data").mkdir()
+    Timelines.load(saved).events.write_parquet(tmp_path / "data" / "0.parquet")
+    expected = Timelines.load(tmp_path).subjects.select("subject_id", "patient")
+    monkeypatch.setattr(Timelines, "load", lambda *_: pytest.fail("all of it was read"))
+    assert Folder(tmp_path).names().equals(expected)
+    assert Folder(saved).names().columns == ["subject_id", "patient"]
