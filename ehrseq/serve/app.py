@@ -101,9 +101,9 @@ def make_app(model: ProgressionModel, settings: Settings | None = None, card: st
             raise Problem(404, "expected a service that discovery names; found another")
 
         def make(body: bytes) -> tuple[Ask, Callable[[Reply], bytes]]:
-            patient, document, incomplete = hooks.read_hook(body)
-            ask = Ask(document, _now(), frozenset(["why"]), 1, patient)
-            return ask, partial(hooks.as_cards, document=document, incomplete=incomplete)
+            sent = hooks.read_hook(body)
+            ask = Ask(sent.document, _now(), frozenset(["why"]), 1, sent.patient)
+            return ask, partial(hooks.as_cards, sent=sent)
 
         try:
             content = await answered(request, make)
