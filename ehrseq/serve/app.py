@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +18,7 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from ehrseq import __version__
 from ehrseq.errors import UserError
@@ -35,6 +37,8 @@ from ehrseq.timeline.schema import as_instant
 
 PAGE = Path(__file__).with_name("page.html")
 JSON = "application/json"
+HUNG_UP = 499  # no status of HTTP, but what logs call it
+LOG = logging.getLogger("ehrseq.serve")
 Include = Literal["why", "curves", "timeline"]
 
 
@@ -61,6 +65,8 @@ def make_app(model: ProgressionModel, settings: Settings | None = None, card: st
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Problem, _problem)
+    app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(Exception, _unexpected)
     _add_facts(app, engine, metrics, card)
 
     async def answered(request: Request, make: Callable[[bytes], tuple[Ask, Callable[[Reply], bytes]]]) -> bytes:
@@ -86,7 +92,7 @@ def make_app(model: ProgressionModel, settings: Settings | None = None, card: st
         wanted = frozenset(include or ())
 
         def make(body: bytes) -> tuple[Ask, Callable[[Reply], bytes]]:
-            ask = Ask(body, moment, wanted, settings.patients if _is_list(body) else 1)
+            ask = Ask(body, moment, wanted, settings.patients if _is_list(body) else 1, live=at == "now")
             return ask, as_fhir if fhir else partial(as_json, document=body, include=wanted)
 
         return Response(await answered(request, make), media_type=FHIR_JSON if fhir else JSON)
@@ -102,7 +108,7 @@ def make_app(model: ProgressionModel, settings: Settings | None = None, card: st
 
         def make(body: bytes) -> tuple[Ask, Callable[[Reply], bytes]]:
             sent = hooks.read_hook(body)
-            ask = Ask(sent.document, _now(), frozenset(["why"]), 1, sent.patient)
+            ask = Ask(sent.document, _now(), frozenset(["why"]), 1, sent.patient, live=True)
             return ask, partial(hooks.as_cards, sent=sent)
 
         try:
@@ -166,9 +172,12 @@ def _moment(at: str | None) -> datetime | None:
     if at == "now":
         return _now()
     try:
-        return as_instant(at)
-    except UserError:
+        moment = as_instant(at)
+    except (UserError, OverflowError):  # at the ends of the calendar a zone leads out of it
         raise Problem(422, "expected `at` as a date, a time or now; found another text") from None
+    if moment > _now() + timedelta(days=1):
+        raise Problem(422, "expected `at` up to today; found a later time: nothing is on record from then")
+    return moment
 
 
 def _now() -> datetime:
@@ -191,6 +200,17 @@ def _wants_fhir(accept: str | None) -> bool:
 
 async def _problem(_: Request, problem: Any) -> Response:
     return Response(problem.body(), problem.status, problem.headers, FHIR_JSON)
+
+
+async def _gone(_: Request, __: Any) -> Response:
+    """Who hung up gets no answer; the access log says so."""
+    LOG.info("a caller hung up before the whole request came")
+    return Response(status_code=HUNG_UP)
+
+
+async def _unexpected(request: Request, _: Any) -> Response:
+    # the guard, to which the error goes on, logs its type
+    return await _problem(request, Problem(500, "the service met an unexpected condition; report what was asked"))
 
 
 async def _http_problem(request: Request, error: Any) -> Response:

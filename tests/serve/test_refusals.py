@@ -325,3 +325,39 @@ def test_what_is_no_http_is_refused(client):
             connection.settimeout(10)
             assert connection.recv(1000)[9:12] in (b"400", b"414", b"431")
     assert client.get("/ready").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "at", ["0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59-05:00", "9999-12-31", "2099-01-01", "2016-13-01", ""]
+)
+def test_moments_that_are_none_of_a_record(client, simulated, at):
+    reply = client.post("/forecast", params={"at": at}, json=simulated.some(1)[0])
+    assert reply.status_code == 422
+    assert "`at`" in outcome_text(reply)
+
+
+@pytest.mark.parametrize("error", [ValueError("zzcanary"), ZeroDivisionError(), RecursionError()])
+def test_a_fault_in_a_route_is_told_as_fhir_has_it(serve, simulated, monkeypatch, caplog, error):
+    def broken(*_, **__):
+        raise error
+
+    monkeypatch.setattr("ehrseq.serve.app.Ask", broken)
+    reply = serve(batch=3).post("/forecast", json=simulated.some(1)[0])
+    assert reply.status_code == 500
+    outcome_text(reply)
+    assert "zzcanary" not in reply.text + caplog.text
+
+
+def test_who_hangs_up_is_no_fault_of_ours(serve, tmp_path, caplog):
+    log = tmp_path / "access.ndjson"
+    url = serve(access_log=log).base_url
+    with caplog.at_level("INFO", "ehrseq.serve"), socket.create_connection((url.host, url.port)) as connection:
+        connection.sendall(b"POST /forecast HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                           b"Content-Length: 100\r\n\r\n{")  # fmt: skip
+        time.sleep(0.2)
+        connection.close()
+        deadline = time.monotonic() + 10
+        while not log.read_text() and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert json.loads(log.read_text())["status"] == 499
+    assert [record.levelname for record in caplog.records if record.name == "ehrseq.serve"] == ["INFO"]
