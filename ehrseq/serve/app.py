@@ -7,13 +7,14 @@ import hashlib
 import logging
 import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
+from anyio import to_thread
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -25,7 +26,7 @@ from ehrseq.errors import UserError
 from ehrseq.estimator import ProgressionModel
 from ehrseq.serve import hooks, openapi
 from ehrseq.serve.answer import Ask, Reply
-from ehrseq.serve.bounds import Held, check_depth, check_type, read_body
+from ehrseq.serve.bounds import Held, check_shape, check_type, read_body
 from ehrseq.serve.engine import Engine
 from ehrseq.serve.facts import model_facts
 from ehrseq.serve.guard import Guard
@@ -73,12 +74,17 @@ def make_app(model: ProgressionModel, settings: Settings | None = None, card: st
         """Read the body and have it answered; its room is given back in the end."""
         headers = request.headers
         check_type(headers.get("content-type"))
-        with held.room() as take:
+        engine.check()  # before anything is read
+        with ExitStack() as stack:
+            take = stack.enter_context(held.room())
             body = await read_body(
                 request.stream(), headers.get("content-encoding"), headers.get("content-length"), settings, take
             )
-            check_depth(body, settings.depth)
-            return await engine.ask(*make(body))
+            # what takes a while for a large body does not hold up the others
+            await to_thread.run_sync(check_shape, body, settings)
+            ask, render = await to_thread.run_sync(make, body)
+            give_back = stack.pop_all().close
+        return await engine.ask(ask, render, give_back)
 
     @app.post("/forecast", **openapi.FORECAST)
     async def forecast(

@@ -284,7 +284,8 @@ def test_what_hangs_on_an_encounter_that_goes_on_is_known_now(client, well):
     who, bundle = well
     begun = datetime.now(UTC) - timedelta(days=3)
     encounter = {"resourceType": "Encounter", "id": "open", "status": "in-progress", "class": {"code": "IMP"},
-                 "subject": {"reference": f"Patient/{who}"}, "period": {"start": f"{begun:%Y-%m-%dT%H:%M:%SZ}"}}  # fmt: skip
+                 "subject": {"reference": f"Patient/{who}"},
+                 "period": {"start": f"{begun:%Y-%m-%dT%H:%M:%SZ}"}}  # fmt: skip
     there = {"encounter": {"reference": "Encounter/open"}}
     for dates in ({}, {"onsetDateTime": f"{begun:%Y-%m-%d}"}):
         found, answer = outcomes_at(client, bundle, encounter, condition(who, **there, **dates))
@@ -301,7 +302,7 @@ def test_what_is_dated_in_the_future_is_not_known_now(client, well):
 
 
 def test_who_died_today_is_dead_now(client, well):
-    who, bundle = well
+    _, bundle = well
     entries = [{"resource": dict(e["resource"])} for e in bundle["entry"]]
     [patient] = [e["resource"] for e in entries if e["resource"]["resourceType"] == "Patient"]
     patient["deceasedDateTime"] = f"{datetime.now(UTC):%Y-%m-%d}"
