@@ -19,7 +19,7 @@ from ehrseq.explain.explanation import Explanation
 from ehrseq.forecast.table import LAB_SCHEMA, RISK_SCHEMA, SKIPPED_SCHEMA, Forecast
 from ehrseq.serve.problems import NoForecast, Problem
 from ehrseq.timeline.build import read_fhir_json
-from ehrseq.timeline.schema import TIME
+from ehrseq.timeline.schema import DEATH_CODE, TIME, sort_events
 from ehrseq.timeline.store import Timelines
 
 WHY, CURVES, TIMELINE = INCLUDES = ("why", "curves", "timeline")
@@ -38,6 +38,8 @@ class Ask:
     """How many patients it may have."""
     patient: str | None = None
     """The one patient it must be about."""
+    live: bool = False
+    """Whether `at` is the moment of the request: then all that came with it is known by then."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,12 @@ class Part:
 def read(ask: Ask) -> Part:
     """Read one document. Raises Problem where it has no patient, too many, or another one."""
     try:
-        timelines = read_fhir_json(ask.document)
+        # an encounter that has not ended is known of up to now
+        timelines = read_fhir_json(ask.document, data_cut=ask.at if ask.live else None)
     except SourceError as error:
         raise Problem(422, str(error)) from None
+    if ask.live and ask.at is not None:
+        timelines = received(timelines, ask.at)
     if len(timelines) > ask.patients:
         wanted = "one patient" if ask.patients == 1 else f"at most {ask.patients} patients"
         raise Problem(422, f"expected {wanted}; found {len(timelines)}; send a list of Bundles, or fewer at once")
@@ -80,6 +85,30 @@ def read(ask: Ask) -> Part:
         raise Problem(422, "expected records of the patient in the context; found those of another; check the prefetch")
     at = pl.col("follow_up_end") if ask.at is None else pl.lit(ask.at, TIME)
     return Part(ask, timelines, timelines.subjects.select("subject_id", prediction_time=at).drop_nulls())
+
+
+def received(timelines: Timelines, at: datetime) -> Timelines:
+    """Timelines of a record that came at `at`: what it holds up to then is known then.
+
+    Elsewhere, what is dated by its day alone is not known before the day ends, lest a forecast read what was only
+    recorded after it. But what has been received is on record. What is dated after `at` stays unknown.
+    """
+    moment = pl.lit(at, TIME)
+    # a day (month, year) of death stands at its end
+    length = {"day": "-1d", "month": "-1mo", "year": "-1y"}
+    after = pl.col("time") + pl.duration(microseconds=1)
+    begun: Any = pl.when(False).then(after)
+    for precision, back in length.items():
+        begun = begun.when(pl.col("time_precision").cast(pl.String) == precision).then(after.dt.offset_by(back))
+    dead = pl.col("code").str.starts_with(DEATH_CODE) & (begun.otherwise("time") <= moment)
+    events = timelines.events.with_columns(time=pl.when(dead).then(pl.min_horizontal("time", moment)).otherwise("time"))
+    known = pl.when(pl.col("time") <= moment).then(pl.min_horizontal("known_time", moment)).otherwise("known_time")
+    died = (
+        events.filter(pl.col("code").str.starts_with(DEATH_CODE)).group_by("subject_id").agg(_died=pl.col("time").min())
+    )
+    subjects = timelines.subjects.join(died, on="subject_id", how="left", maintain_order="left")
+    subjects = subjects.with_columns(death_time=pl.min_horizontal("death_time", "_died")).drop("_died")
+    return replace(timelines, events=sort_events(events.with_columns(known_time=known)), subjects=subjects)
 
 
 def together(parts: Sequence[Part]) -> tuple[Timelines, pl.DataFrame]:

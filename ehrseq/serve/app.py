@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from contextlib import ExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
+from anyio import to_thread
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from ehrseq import __version__
 from ehrseq.errors import UserError
 from ehrseq.estimator import ProgressionModel
 from ehrseq.serve import hooks, openapi
 from ehrseq.serve.answer import Ask, Reply
-from ehrseq.serve.bounds import Held, check_depth, check_type, read_body
+from ehrseq.serve.bounds import Held, check_shape, check_type, read_body
 from ehrseq.serve.engine import Engine
 from ehrseq.serve.facts import model_facts
 from ehrseq.serve.guard import Guard
@@ -35,6 +38,8 @@ from ehrseq.timeline.schema import as_instant
 
 PAGE = Path(__file__).with_name("page.html")
 JSON = "application/json"
+HUNG_UP = 499  # no status of HTTP, but what logs call it
+LOG = logging.getLogger("ehrseq.serve")
 Include = Literal["why", "curves", "timeline"]
 
 
@@ -61,18 +66,25 @@ def make_app(model: ProgressionModel, settings: Settings | None = None, card: st
     app.add_exception_handler(HTTPException, _http_problem)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Problem, _problem)
+    app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(Exception, _unexpected)
     _add_facts(app, engine, metrics, card)
 
     async def answered(request: Request, make: Callable[[bytes], tuple[Ask, Callable[[Reply], bytes]]]) -> bytes:
         """Read the body and have it answered; its room is given back in the end."""
         headers = request.headers
         check_type(headers.get("content-type"))
-        with held.room() as take:
+        engine.check()  # before anything is read
+        with ExitStack() as stack:
+            take = stack.enter_context(held.room())
             body = await read_body(
                 request.stream(), headers.get("content-encoding"), headers.get("content-length"), settings, take
             )
-            check_depth(body, settings.depth)
-            return await engine.ask(*make(body))
+            # what takes a while for a large body does not hold up the others
+            await to_thread.run_sync(check_shape, body, settings)
+            ask, render = await to_thread.run_sync(make, body)
+            give_back = stack.pop_all().close
+        return await engine.ask(ask, render, give_back)
 
     @app.post("/forecast", **openapi.FORECAST)
     async def forecast(
@@ -86,7 +98,7 @@ def make_app(model: ProgressionModel, settings: Settings | None = None, card: st
         wanted = frozenset(include or ())
 
         def make(body: bytes) -> tuple[Ask, Callable[[Reply], bytes]]:
-            ask = Ask(body, moment, wanted, settings.patients if _is_list(body) else 1)
+            ask = Ask(body, moment, wanted, settings.patients if _is_list(body) else 1, live=at == "now")
             return ask, as_fhir if fhir else partial(as_json, document=body, include=wanted)
 
         return Response(await answered(request, make), media_type=FHIR_JSON if fhir else JSON)
@@ -101,9 +113,9 @@ def make_app(model: ProgressionModel, settings: Settings | None = None, card: st
             raise Problem(404, "expected a service that discovery names; found another")
 
         def make(body: bytes) -> tuple[Ask, Callable[[Reply], bytes]]:
-            patient, document, incomplete = hooks.read_hook(body)
-            ask = Ask(document, _now(), frozenset(["why"]), 1, patient)
-            return ask, partial(hooks.as_cards, document=document, incomplete=incomplete)
+            sent = hooks.read_hook(body)
+            ask = Ask(sent.document, _now(), frozenset(["why"]), 1, sent.patient, live=True)
+            return ask, partial(hooks.as_cards, sent=sent)
 
         try:
             content = await answered(request, make)
@@ -166,9 +178,12 @@ def _moment(at: str | None) -> datetime | None:
     if at == "now":
         return _now()
     try:
-        return as_instant(at)
-    except UserError:
+        moment = as_instant(at)
+    except (UserError, OverflowError):  # at the ends of the calendar a zone leads out of it
         raise Problem(422, "expected `at` as a date, a time or now; found another text") from None
+    if moment > _now() + timedelta(days=1):
+        raise Problem(422, "expected `at` up to today; found a later time: nothing is on record from then")
+    return moment
 
 
 def _now() -> datetime:
@@ -191,6 +206,17 @@ def _wants_fhir(accept: str | None) -> bool:
 
 async def _problem(_: Request, problem: Any) -> Response:
     return Response(problem.body(), problem.status, problem.headers, FHIR_JSON)
+
+
+async def _gone(_: Request, __: Any) -> Response:
+    """Who hung up gets no answer; the access log says so."""
+    LOG.info("a caller hung up before the whole request came")
+    return Response(status_code=HUNG_UP)
+
+
+async def _unexpected(request: Request, _: Any) -> Response:
+    # the guard, to which the error goes on, logs its type
+    return await _problem(request, Problem(500, "the service met an unexpected condition; report what was asked"))
 
 
 async def _http_problem(request: Request, error: Any) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 import zlib
 from collections import OrderedDict
@@ -16,6 +17,10 @@ from ehrseq.serve.settings import Settings
 JSON_TYPES = ("application/json", "application/fhir+json", "application/json+fhir")
 CALLERS = 10_000  # whose rates are kept
 PIECE = 1 << 16
+BRACKETS = 12  # of a record, on the average of a document; FHIR has about 8
+REPEATS = 10  # records of one Patient
+_RECORD = re.compile(rb'"resourceType"|[\[,]\s*(?:\{\s*\}|\[|\d|[ntf])')  # or an item that is none
+_PATIENT = re.compile(rb'"resourceType"\s*:\s*"Patient"')
 
 
 class Held:
@@ -66,6 +71,8 @@ async def read_body(
         async with asyncio.timeout(settings.body_seconds):
             async for piece in pieces:
                 for part in [piece] if unpack is None else unpack.feed(piece):
+                    if unpack is not None:
+                        await asyncio.sleep(0)  # others get on while a piece that holds much is unpacked
                     if len(body) + len(part) > settings.body_bytes:
                         raise _too_large(settings)
                     take(len(part))
@@ -105,10 +112,21 @@ class Inflater:
                 yield part
 
 
-def check_depth(body: bytes, depth: int) -> None:
-    """Raise Problem 400 for a document that is nested deeper than FHIR needs."""
-    if is_deeper(body, depth):
-        raise Problem(400, f"expected JSON of at most {depth} brackets within brackets; found more")
+def check_shape(body: bytes, settings: Settings) -> None:
+    """Refuse a document that would take long to read for its size, before it is read.
+
+    Raises Problem: 400 where it is nested deeper than FHIR needs, 413 where it has more records than allowed or more
+    brackets than these could have, 422 where it has far more Patients than allowed (one may come more than once).
+    """
+    if (
+        body.count(b"{") + body.count(b"[") > BRACKETS * settings.records
+        or len(_RECORD.findall(body)) > settings.records
+    ):
+        raise Problem(413, f"expected at most {settings.records:,} records; found more; send fewer at once")
+    if is_deeper(body, settings.depth):
+        raise Problem(400, f"expected JSON of at most {settings.depth} brackets within brackets; found more")
+    if len(_PATIENT.findall(body)) > REPEATS * settings.patients:
+        raise Problem(422, f"expected at most {settings.patients} patients; found far more; send fewer at once")
 
 
 def _too_large(settings: Settings) -> Problem:

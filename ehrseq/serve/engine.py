@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,13 +32,15 @@ WARM_UP = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Waiting:
     """A request, how its reply becomes bytes, and where they go."""
 
     ask: Ask
     render: Callable[[Reply], bytes]
     future: asyncio.Future[bytes]
+    done: Callable[[], None]
+    """Called once, when nothing of the request is held any more."""
 
 
 class Engine:
@@ -46,7 +49,9 @@ class Engine:
     def __init__(self, model: ProgressionModel, settings: Settings, metrics: Metrics) -> None:
         self.model, self.settings, self.metrics = model, settings, metrics
         self.ready = False
-        self._queue: asyncio.Queue[Waiting] = asyncio.Queue()
+        self._queue: deque[Waiting] = deque()
+        self._came = asyncio.Event()
+        self._pace = 0.0  # seconds that a request took of late
         self._unanswered = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="forecast")
         self._worker: asyncio.Task[None] | None = None
@@ -65,46 +70,75 @@ class Engine:
             self._worker.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._worker
-        while not self._queue.empty():
-            _settle(self._queue.get_nowait().future, Problem(503, "the service stops; ask again", BUSY))
+        while self._queue:
+            waiting = self._queue.popleft()
+            _settle(waiting.future, Problem(503, "the service stops; ask again", BUSY))
+            waiting.done()
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    async def ask(self, ask: Ask, render: Callable[[Reply], bytes]) -> bytes:
-        """The rendered reply. Raises Problem: 429 where too many wait, 503 where it takes too long, 422."""
+    def check(self) -> None:
+        """Raise Problem where no request can be taken: 503 before the start, 429 where too many wait."""
         if not self.ready:
             raise Problem(503, "the model is not ready yet; ask again", BUSY)
-        if self._unanswered >= self.settings.waiting:
+        # whoever would wait for longer than an answer may take is told so at once
+        late = self._unanswered * self._pace > self.settings.answer_seconds
+        if late or self._unanswered >= self.settings.waiting:
             raise Problem(429, "too many requests wait for an answer; ask again", BUSY)
+
+    async def ask(self, ask: Ask, render: Callable[[Reply], bytes], done: Callable[[], None]) -> bytes:
+        """The rendered reply; `done` is called when the request is held no more, which may be after a timeout.
+
+        Raises Problem: 429 where too many wait, 503 where it takes too long, 422.
+        """
+        try:
+            self.check()
+        except Problem:
+            done()
+            raise
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        waiting = Waiting(ask, render, future, done)
         self._unanswered += 1
         self.metrics.waiting.set(self._unanswered)
         try:
-            self._queue.put_nowait(Waiting(ask, render, future))
+            self._queue.append(waiting)
+            self._came.set()
             async with asyncio.timeout(self.settings.answer_seconds):
                 return await future
         except TimeoutError:
             raise Problem(503, f"no answer within {self.settings.answer_seconds:g} s; ask again", BUSY) from None
         finally:
+            if waiting in self._queue:  # given up before its turn; what is being scored is done with after that
+                self._queue.remove(waiting)
+                done()
             self._unanswered -= 1
             self.metrics.waiting.set(self._unanswered)
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            batch = [await self._queue.get()]
+            await self._came.wait()
             await asyncio.sleep(self.settings.batch_seconds)
-            while len(batch) < self.settings.batch and not self._queue.empty():
-                batch.append(self._queue.get_nowait())
-            # whoever gave up is not answered
-            batch = [waiting for waiting in batch if not waiting.future.done()]
-            if not batch:
-                continue
-            self.metrics.batch.observe(len(batch))
+            batch = [self._queue.popleft() for _ in range(min(self.settings.batch, len(self._queue)))]
+            if not self._queue:
+                self._came.clear()
+            if batch:
+                await self._settle_all(batch, loop)
+            del batch  # nothing is held while the next ones are waited for
+
+    async def _settle_all(self, batch: list[Waiting], loop: asyncio.AbstractEventLoop) -> None:
+        self.metrics.batch.observe(len(batch))
+        begun = loop.time()
+        try:
             results = await loop.run_in_executor(self._thread, _tried, partial(self._answer, batch))
-            if isinstance(results, Problem):  # whatever happens, the next ones are answered
-                results = [results] * len(batch)
-            for waiting, result in zip(batch, results, strict=True):
-                _settle(waiting.future, result)
+        finally:
+            for waiting in batch:
+                waiting.done()
+        each = (loop.time() - begun) / len(batch)
+        self._pace = each if not self._pace else (2 * self._pace + each) / 3
+        if isinstance(results, Problem):  # whatever happens, the next ones are answered
+            results = [results] * len(batch)
+        for waiting, result in zip(batch, results, strict=True):
+            _settle(waiting.future, result)
 
     def _warm(self) -> None:
         with contextlib.suppress(Problem, UserError):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
@@ -17,16 +18,22 @@ from ehrseq.figures import plain
 from ehrseq.serve.answer import Reply
 from ehrseq.serve.problems import Problem
 from ehrseq.serve.render import REASONS, names_of, with_horizons
+from ehrseq.task.history import visible
+from ehrseq.timeline.follow_up import is_contact
 
 SERVICE, HOOK = "ehrseq-forecast", "patient-view"
 SUMMARY = 140  # characters, by the specification
+# the latest first, so that a first page holds what counts most
 PREFETCH = {"patient": "Patient/{{context.patientId}}"} | {
-    name: f"{kind}?patient={{{{context.patientId}}}}&_count=1000"
-    for name, kind in {
-        "conditions": "Condition", "observations": "Observation", "medications": "MedicationRequest",
-        "procedures": "Procedure", "immunizations": "Immunization", "encounters": "Encounter",
+    name: f"{kind}?patient={{{{context.patientId}}}}&_sort=-{when}&_count=1000"
+    for name, (kind, when) in {
+        "conditions": ("Condition", "recorded-date"), "observations": ("Observation", "date"),
+        "medications": ("MedicationRequest", "authoredon"), "procedures": ("Procedure", "date"),
+        "immunizations": ("Immunization", "date"), "encounters": ("Encounter", "date"),
     }.items()
 }  # fmt: skip
+# without these a forecast would be that of someone to whom nothing ever happened
+ESSENTIAL = ("patient", "conditions", "observations")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>&~:])")
 
 
@@ -46,13 +53,22 @@ class HookRequest(msgspec.Struct, rename="camel"):
     prefetch: dict[str, msgspec.Raw] | None = None
 
 
-class _Link(msgspec.Struct):
-    relation: str | None = None
-
-
 class _Head(msgspec.Struct, rename="camel"):
-    resource_type: str | None = None
-    link: list[_Link] | None = None
+    resource_type: str
+    link: Any = None
+    entry: list[msgspec.Raw] | None = None
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What came with a hook: the patient's id, and the prefetched records as one JSON list."""
+
+    patient: str
+    document: bytes
+    incomplete: tuple[str, ...] = ()
+    """The keys of which only a first page came."""
+    missing: tuple[str, ...] = ()
+    """The keys, of lesser weight, of which nothing came."""
 
 
 def services() -> dict[str, Any]:
@@ -71,10 +87,11 @@ def services() -> dict[str, Any]:
     }
 
 
-def read_hook(body: bytes) -> tuple[str, bytes, list[str]]:
-    """The patient, the prefetched records as one JSON list, and the keys of which only a first page came.
+def read_hook(body: bytes) -> Sent:
+    """What a record system sends.
 
-    Raises Problem: 400 for what is no such request, 412 without the patient's prefetch.
+    Raises Problem: 400 for what is no such request, 412 where what a forecast cannot do without did not come: an empty
+    search result says that there is nothing, but no result says nothing.
     """
     try:
         request = msgspec.json.decode(body, type=HookRequest)
@@ -83,34 +100,46 @@ def read_hook(body: bytes) -> tuple[str, bytes, list[str]]:
                            "found another document") from None  # fmt: skip
     if request.hook != HOOK:
         raise Problem(400, f"expected the hook {HOOK}; found another")
-    given: list[bytes] = []
-    incomplete = []
-    heads = {name: _head(raw) for name, raw in (request.prefetch or {}).items()}
-    for name, head in heads.items():
-        if head is None or head.resource_type in (None, "OperationOutcome"):
-            continue
-        given.append(bytes((request.prefetch or {})[name]))
-        if any(link.relation == "next" for link in head.link or ()):
-            incomplete.append(name)
-    patient = heads.get("patient")
-    if patient is None or patient.resource_type != "Patient":
-        raise Problem(412, "expected the patient in the prefetch (`patient`); found none; send the prefetch")
-    return request.context.patient_id, b"[" + b",".join(given) + b"]", [n for n in incomplete if n in PREFETCH]
+    given = request.prefetch or {}
+    heads = {name: _head(raw) for name, raw in given.items()}
+    kinds = {name: head.resource_type for name, head in heads.items() if head is not None}
+    came = {name for name in PREFETCH if kinds.get(name) == ("Patient" if name == "patient" else "Bundle")}
+    # what came and is neither an answer nor a refusal cannot be left out of a history unseen
+    broken = {name for name, raw in given.items() if kinds.get(name) is None and bytes(raw).strip() != b"null"}
+    unusable = [name for name in PREFETCH if name in broken or (name in ESSENTIAL and name not in came)]
+    if broken - PREFETCH.keys():
+        unusable.append("a key that was not asked for")
+    if unusable:
+        raise Problem(412, f"expected prefetch that can be read of: {', '.join(unusable)}; found none; send each as "
+                           "discovery asks for it, with an empty Bundle where nothing is on record")  # fmt: skip
+    records = [bytes(given[name]) for name, kind in kinds.items() if kind != "OperationOutcome"]
+    return Sent(
+        request.context.patient_id, b"[" + b",".join(records) + b"]",
+        tuple(name for name in PREFETCH if name in came and _goes_on(heads[name])),
+        tuple(name for name in PREFETCH if name not in came),
+    )  # fmt: skip
 
 
 def _head(raw: msgspec.Raw) -> _Head | None:
     try:
-        return msgspec.json.decode(raw, type=_Head | None)
-    except (msgspec.DecodeError, RecursionError):
+        return msgspec.json.decode(raw, type=_Head)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
-def as_cards(reply: Reply, document: bytes, incomplete: list[str]) -> bytes:
+def _goes_on(head: _Head | None) -> bool:
+    """Whether a search has further pages."""
+    links = head.link if head is not None and isinstance(head.link, list) else []
+    return any(isinstance(link, dict) and link.get("relation") == "next" for link in links)
+
+
+def as_cards(reply: Reply, sent: Sent) -> bytes:
     """One card: the risks, and what moves them most. None where nothing can be forecast."""
     risk = with_horizons(reply)
     if not risk.height:
         return NO_CARDS
-    detail = [*_table(risk), *_reasons(reply, names_of(reply, document)), *_caveats(reply, incomplete)]
+    names = names_of(reply, sent.document)
+    detail = [_moment(reply), "", *_table(risk), *_reasons(reply, names), *_caveats(reply, sent)]
     card = {
         "uuid": str(uuid4()),
         "summary": summary(risk),
@@ -151,6 +180,14 @@ def percent(probability: float) -> str:
     return "<0.1%" if points < 0.1 else f"{points:.1f}%" if points < 1 else f"{points:.0f}%"
 
 
+def _moment(reply: Reply) -> str:
+    """What the forecast was made from: the moment, and how old the latest entry was then."""
+    at = reply.forecast.risk["prediction_time"][0]
+    seen = reply.timelines.events.filter(is_contact() & visible(pl.col("known_time"), at))["time"].max()
+    latest = f"{seen:%Y-%m-%d}" if isinstance(seen, datetime) else "without a date"
+    return f"Forecast from what was on record on {at:%Y-%m-%d %H:%M} UTC. Latest entry: {latest}."
+
+
 def _table(risk: pl.DataFrame) -> list[str]:
     horizons = list(dict.fromkeys(risk.sort("horizon_days")["horizon"].to_list()))
     lines = [f"| outcome | {' | '.join(horizons)} |", "|---" * (1 + len(horizons)) + "|"]
@@ -182,15 +219,20 @@ def _reasons(reply: Reply, names: Mapping[str, str]) -> list[str]:
     return [*lines, *(f"_{escaped(note)}_" for note in explanation.notes[:1]), ""] if lines else []
 
 
-def _caveats(reply: Reply, incomplete: list[str]) -> list[str]:
+def _caveats(reply: Reply, sent: Sent) -> list[str]:
     told = [f"{escaped(_words(r['outcome']))}: no forecast ({escaped(_words(r['reason']))})."
             for r in reply.forecast.skipped.drop_nulls("outcome").iter_rows(named=True)]  # fmt: skip
     if reply.forecast.risk["lower"].null_count() < reply.forecast.risk.height:
         told.append("In brackets: the range of the model's members, not a confidence interval.")
     if reply.forecast.risk["extrapolated"].any():
         told.append("\\* beyond what the model was fitted on.")
-    if incomplete:
-        told.append(f"Only a first page came of: {', '.join(incomplete)}. The forecast has not seen the rest.")
+    if sent.incomplete:
+        told.append(f"Only a first page came of: {', '.join(sent.incomplete)}. The forecast has not seen the rest.")
+    if sent.missing:
+        told.append(f"Nothing came of: {', '.join(sent.missing)}. The forecast has not seen them.")
+    ledger = reply.timelines.ledger
+    if ledger is not None and (lost := ledger.filter(pl.col("fate") == "quarantined")["count"].sum()):
+        told.append(f"Records that could not be read: {lost}. The forecast has not seen them.")
     if reply.forecast.seen.height:
         told.append("The model was fitted on this patient.")
     return told

@@ -148,7 +148,7 @@ DISCOVERY: dict[str, Any] = {
 HOOK: dict[str, Any] = {
     "summary": "CDS Hooks: cards of a patient",
     "responses": _json("Cards; none where nothing can be forecast.", CARDS)
-    | _refusals(ALWAYS | ANSWERED | {404: "No such service.", 412: "The patient is not in the prefetch."}),
+    | _refusals(ALWAYS | ANSWERED | {404: "No such service.", 412: "What a forecast needs is not in the prefetch."}),
     "openapi_extra": _body(
         {
             "type": "object", "required": ["hook", "hookInstance", "context"],

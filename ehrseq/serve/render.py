@@ -15,7 +15,7 @@ from ehrseq.explain.names import display_name
 from ehrseq.fhir.codes import system_name
 from ehrseq.figures import plain
 from ehrseq.forecast.fhir import instant, risk_bundle
-from ehrseq.serve.answer import TIMELINE, Reply
+from ehrseq.serve.answer import TIMELINE, WHY, Reply
 from ehrseq.timeline.analytes import ANALYTES
 
 REASONS = 3  # of a forecast
@@ -27,12 +27,13 @@ _KEY = ("subject_id", "prediction_time")
 def as_json(reply: Reply, document: bytes, include: Collection[str] = ()) -> bytes:
     """The reply as `docs/serve.md` describes it; codes are called as in the document, where it calls them anything."""
     forecast = reply.forecast
-    # reading a record's names takes as long as a fifth of a forecast
-    named = bool(include) or reply.unseen.height
+    # reading a record's names takes as long as a fifth of a forecast: only where something is called by them
+    named = WHY in include or TIMELINE in include or reply.unseen.height
     names = names_of(reply, document if named else b"[]")
     risk = with_horizons(reply)
     people = pl.concat([t.select(*_KEY, "patient") for t in (forecast.risk, forecast.labs)])
     seen = set(forecast.seen["subject_id"].to_list())
+    explained = None if reply.explanation is None else replace(reply.explanation, names=names).reasons(REASONS)
     forecasts = []
     for person in people.unique().sort(_KEY).iter_rows(named=True):
         mine = pl.all_horizontal(pl.col(k) == person[k] for k in _KEY)
@@ -41,10 +42,9 @@ def as_json(reply: Reply, document: bytes, include: Collection[str] = ()) -> byt
             "prediction_time": instant(person["prediction_time"]),
             "seen_in_training": person["subject_id"] in seen,
             "risk": _rows(risk.filter(mine)),
-            "labs": [row | {"name": display_name(row["code"], names)} for row in _rows(forecast.labs.filter(mine))],
+            "labs": [row | {"name": _lab_name(row, names)} for row in _rows(forecast.labs.filter(mine))],
         }
-        if reply.explanation is not None:
-            explained = replace(reply.explanation, names=names).reasons(REASONS)
+        if explained is not None:
             made["reasons"] = _rows(explained.filter(mine))
         if reply.curves is not None:
             made["curves"] = _rows(reply.curves.filter(mine))
@@ -53,13 +53,33 @@ def as_json(reply: Reply, document: bytes, include: Collection[str] = ()) -> byt
         "model": {"version": __version__, "branch": forecast.metadata["model"]},
         "forecasts": forecasts,
         "skipped": _rows(forecast.skipped, keep=("prediction_time", "patient")),
-        "unseen_codes": [row | {"name": display_name(row["code"], names)} for row in reply.unseen.to_dicts()],
+        "unseen_codes": _unseen(reply, names),
         "records": _records(reply),
         "notes": [] if reply.explanation is None else reply.explanation.notes,
     }
     if TIMELINE in include:
         content["timeline"] = timeline(reply, names)
     return msgspec.json.encode(content)
+
+
+def _lab_name(row: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """The analyte's name where the band is in its unit: the document's may speak of another unit."""
+    analyte = ANALYTES.get(row["code"])
+    return analyte.name if analyte and row["unit"] == analyte.unit else display_name(row["code"], dict(names))
+
+
+def _unseen(reply: Reply, names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The codes that the model does not know, with how many events of each patient have them."""
+    people = reply.timelines.subjects.select("subject_id", "patient")
+    events = reply.timelines.events.select("subject_id", "code").join(reply.unseen, on="code", how="semi")
+    of = dict[str, dict[str, int]]()
+    counted = events.join(people, on="subject_id").group_by("code", "patient").len().sort("code", "patient")
+    for code, patient, number in counted.iter_rows():
+        of.setdefault(code, {})[patient] = number
+    return [
+        row | {"name": display_name(row["code"], dict(names)), "patients": of.get(row["code"], {})}
+        for row in reply.unseen.to_dicts()
+    ]
 
 
 def as_fhir(reply: Reply) -> bytes:

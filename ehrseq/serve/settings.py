@@ -23,12 +23,14 @@ class Settings:
     """Names under which the service may be asked, without port. None: on a loopback address its own names, else any."""
     access_log: Path | None = None
     """The file that access is logged to, a line each; None: standard error."""
-    body_bytes: int = 16 * MEBIBYTE
+    body_bytes: int = 8 * MEBIBYTE
     """The size of one request, unpacked."""
     held_bytes: int = 128 * MEBIBYTE
     """The bodies of all requests that are waiting, together."""
     depth: int = 64
     """Brackets within brackets of a document; FHIR needs about 30."""
+    records: int = 50_000
+    """Records of one request: items of a list, entries of a Bundle."""
     patients: int = 100
     """Patients of one request."""
     rate: float = 600.0
@@ -50,7 +52,10 @@ class Settings:
                 "a token file or a key set where others can reach the service", "neither, and another host than "
                 "this machine", "give --token-file, or --jwks and --audience; or leave --host out",
             )  # fmt: skip
-        if min(self.body_bytes, self.held_bytes, self.depth - 3, self.patients, self.waiting, self.batch) < 1:
+        if (
+            min(self.body_bytes, self.held_bytes, self.depth - 3, self.records, self.patients, self.waiting, self.batch)
+            < 1
+        ):
             raise UserError("limits above 0, and a depth above 3", "less", "raise them")
 
     @property

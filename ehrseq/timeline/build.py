@@ -80,7 +80,9 @@ def read_fhir(
     return _timelines(_read(source, coding, progress), data_cut)
 
 
-def read_fhir_json(document: bytes, *, coding: CodingPreference | None = None) -> Timelines:
+def read_fhir_json(
+    document: bytes, *, data_cut: datetime | None = None, coding: CodingPreference | None = None
+) -> Timelines:
     """Timelines of one JSON document: a resource, a Bundle, or a list of them. As `read_fhir`, but for its source.
 
     Raises SourceError where the document is no JSON, or has no Patient.
@@ -95,7 +97,7 @@ def read_fhir_json(document: bytes, *, coding: CodingPreference | None = None) -
                 "a FHIR resource, a Bundle or a list of them, as JSON", "text that is not", "check that it is complete"
             )
         maker.reader.flush()
-    return _timelines(maker.finish(), None)
+    return _timelines(maker.finish(), data_cut)
 
 
 def _timelines(chunks: list[Chunk], data_cut: str | date | datetime | None) -> Timelines:

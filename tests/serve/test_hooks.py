@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
+from datetime import UTC, datetime
 
 import pytest
 
@@ -66,7 +67,7 @@ def test_the_risks_are_those_of_the_moment_of_the_request(client, request_of, si
 
 def test_nobody_to_forecast_for_gives_no_card(client, simulated, request_of):
     request = request_of()
-    request["prefetch"] = {"patient": request["prefetch"]["patient"] | {"deceasedDateTime": "2001-01-01"}}
+    request["prefetch"]["patient"]["deceasedDateTime"] = "2001-01-01"
     reply = client.post(PATH, json=request)
     assert reply.status_code == 200
     assert reply.json() == {"cards": []}
@@ -77,6 +78,82 @@ def test_a_first_page_alone_is_told(client, request_of):
     request["prefetch"]["observations"]["link"] = [{"relation": "next", "url": "https://x.org/2"}]
     [card] = client.post(PATH, json=request).json()["cards"]
     assert "Only a first page came of: observations" in card["detail"]
+
+
+NOT_COME = {"absent": ..., "null": None, "an outcome": {"resourceType": "OperationOutcome", "issue": []},
+            "another resource": {"resourceType": "Group"}}  # fmt: skip
+BROKEN = {"no object": 7, "no kind": {"entry": []}, "entries of another kind": {"resourceType": "Bundle", "entry": {}}}
+
+
+def with_key(request, key, value):
+    request["prefetch"].pop(key, None)
+    if value is not ...:
+        request["prefetch"][key] = value
+    return request
+
+
+@pytest.mark.parametrize("why", NOT_COME)
+@pytest.mark.parametrize("key", PREFETCH)
+def test_what_did_not_come_is_no_empty_history(client, request_of, key, why):
+    reply = client.post(PATH, json=with_key(request_of(), key, NOT_COME[why]))
+    if key in ("patient", "conditions", "observations"):
+        assert reply.status_code == 412
+        assert f"of: {key}; found" in outcome_text(reply)
+        return
+    [card] = reply.json()["cards"]
+    [told] = [line for line in card["detail"].splitlines() if line.startswith("Nothing came of: ")]
+    assert key in told
+
+
+@pytest.mark.parametrize("why", BROKEN)
+@pytest.mark.parametrize("key", [*PREFETCH, "more"])
+def test_what_cannot_be_read_is_refused(client, request_of, key, why):
+    reply = client.post(PATH, json=with_key(request_of(), key, BROKEN[why]))
+    assert reply.status_code == 412
+    assert (key if key in PREFETCH else "not asked for") in outcome_text(reply)
+
+
+def test_all_that_is_missing_is_named_at_once(client, request_of):
+    request = with_key(with_key(request_of(), "conditions", None), "observations", 7)
+    assert "of: conditions, observations; found" in outcome_text(client.post(PATH, json=request))
+
+
+def test_a_search_without_results_came(client, request_of):
+    request = request_of()
+    for key in PREFETCH.keys() - {"patient", "observations"}:
+        request["prefetch"][key] = {"resourceType": "Bundle", "type": "searchset"}
+    [card] = client.post(PATH, json=request).json()["cards"]
+    assert "Nothing came of" not in card["detail"]
+
+
+@pytest.mark.parametrize("link", [{}, 7, [7], [{"relation": 7}], None])
+def test_links_of_another_kind_hide_no_records(client, request_of, link):
+    plain, linked = request_of(), request_of()
+    linked["prefetch"]["observations"]["link"] = link
+    details = [client.post(PATH, json=r).json()["cards"][0]["summary"] for r in (plain, linked)]
+    assert details[0] == details[1]
+
+
+def test_records_that_cannot_be_read_are_told_on_the_card(client, request_of):
+    request = request_of()
+    request["prefetch"]["observations"]["entry"].append({"resource": {"resourceType": "Observation", "status": 7}})
+    [card] = client.post(PATH, json=request).json()["cards"]
+    assert "Records that could not be read: 1." in card["detail"]
+
+
+def test_the_card_says_when_it_was_made_and_how_old_the_record_is(client, request_of):
+    request = request_of()
+    dates = [e["resource"]["effectiveDateTime"][:10] for e in request["prefetch"]["observations"]["entry"]]
+    request["prefetch"] = {k: v for k, v in request["prefetch"].items() if k in ("patient", "observations")}
+    request["prefetch"]["conditions"] = {"resourceType": "Bundle"}
+    [card] = client.post(PATH, json=request).json()["cards"]
+    today = datetime.now(UTC)
+    assert f"on record on {today:%Y-%m-%d}" in card["detail"]
+    assert f"Latest entry: {max(dates)}." in card["detail"]
+
+
+def test_the_latest_are_asked_for_first():
+    assert all("&_sort=-" in asked for name, asked in PREFETCH.items() if name != "patient")
 
 
 def test_hostile_names_stay_text(client, request_of):

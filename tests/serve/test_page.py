@@ -103,3 +103,45 @@ def test_a_refusal_is_shown_in_words(browser, client, tmp_path):
     browser.wait(DONE)
     assert "no readable Patient" in browser.value("document.getElementById('status').textContent")
     assert browser.value("document.getElementById('answer').hidden")
+
+
+def test_of_several_patients_one_is_shown_and_that_is_said(browser, client, simulated, tmp_path):
+    people = list(simulated.bundles.items())[:2]
+    bundles = copy.deepcopy([bundle for _, bundle in people])
+    for who, bundle in zip([w for w, _ in people], bundles, strict=True):
+        rare = {"system": "http://x.org", "code": f"of-{who}"}
+        bundle["entry"].append({"resource": {
+            "resourceType": "Condition", "id": "x", "subject": {"reference": f"Patient/{who}"},
+            "recordedDate": "2012-01-01", "code": {"coding": [rare]}}})  # fmt: skip
+    (tmp_path / "records.json").write_text(json.dumps(bundles))
+    browser.size(1280)
+    browser.go(f"{client.base_url}/")
+    browser.choose("#file", tmp_path / "records.json")
+    browser.wait(DONE)
+    shown = browser.value("document.getElementById('who').textContent").removeprefix("Patient ")
+    assert browser.value("document.getElementById('alone').textContent").startswith("The file holds 2 patients.")
+    unseen = browser.value("document.getElementById('unseen').textContent")
+    answer = client.post("/forecast?include=timeline", json=bundles).json()
+    dots = browser.value("document.querySelectorAll('#timeline circle').length")
+    own = [e for e in answer["timeline"] if e["patient"] == shown and e["code"] != "MEDS_BIRTH"]
+    assert dots == len(own) < len(answer["timeline"])
+    assert [who for who, _ in people if f"of-{who}" in unseen] == [shown]
+    assert browser.said == []
+
+
+def test_an_older_answer_does_not_replace_a_newer_one(browser, client, simulated, tmp_path):
+    (first, one), (second, other) = list(simulated.bundles.items())[:2]
+    for name, bundle in (("one", one), ("other", other)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(bundle))
+    browser.go(f"{client.base_url}/")
+    # the first answer is kept back until the second one is shown
+    browser.value("""(() => { const real = window.fetch; let n = 0;
+      window.fetch = async (...a) => { const mine = n++, reply = await real(...a);
+        if (!mine) await new Promise(r => { window.release = r; }); return reply; }; })()""")
+    browser.choose("#file", tmp_path / "one.json")
+    browser.wait("!!window.release")
+    browser.choose("#file", tmp_path / "other.json")
+    browser.wait(DONE)
+    browser.value("window.release(), new Promise(r => setTimeout(r, 300))")
+    assert browser.value("document.getElementById('who').textContent") == f"Patient {second}"
+    assert first != second

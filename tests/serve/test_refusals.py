@@ -325,3 +325,97 @@ def test_what_is_no_http_is_refused(client):
             connection.settimeout(10)
             assert connection.recv(1000)[9:12] in (b"400", b"414", b"431")
     assert client.get("/ready").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "at", ["0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59-05:00", "9999-12-31", "2099-01-01", "2016-13-01", ""]
+)
+def test_moments_that_are_none_of_a_record(client, simulated, at):
+    reply = client.post("/forecast", params={"at": at}, json=simulated.some(1)[0])
+    assert reply.status_code == 422
+    assert "`at`" in outcome_text(reply)
+
+
+@pytest.mark.parametrize("error", [ValueError("zzcanary"), ZeroDivisionError(), RecursionError()])
+def test_a_fault_in_a_route_is_told_as_fhir_has_it(serve, simulated, monkeypatch, caplog, error):
+    def broken(*_, **__):
+        raise error
+
+    monkeypatch.setattr("ehrseq.serve.app.Ask", broken)
+    reply = serve(batch=3).post("/forecast", json=simulated.some(1)[0])
+    assert reply.status_code == 500
+    outcome_text(reply)
+    assert "zzcanary" not in reply.text + caplog.text
+
+
+def test_who_hangs_up_is_no_fault_of_ours(serve, tmp_path, caplog):
+    log = tmp_path / "access.ndjson"
+    url = serve(access_log=log).base_url
+    with caplog.at_level("INFO", "ehrseq.serve"), socket.create_connection((url.host, url.port)) as connection:
+        connection.sendall(b"POST /forecast HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                           b"Content-Length: 100\r\n\r\n{")  # fmt: skip
+        time.sleep(0.2)
+        connection.close()
+        deadline = time.monotonic() + 10
+        while not log.read_text() and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert json.loads(log.read_text())["status"] == 499
+    assert [record.levelname for record in caplog.records if record.name == "ehrseq.serve"] == ["INFO"]
+
+
+MANY = {
+    "items that are none": (b"[" + b"[]," * 60_000 + b"[]]", 413),
+    "records": (b"[" + b",".join([b'{"resourceType":"Basic"}'] * 50_001) + b"]", 413),
+    "brackets": (b"[" + b",".join([b'{"a":{"a":{"a":{"a":{"a":"b"}}}}}'] * 125_000) + b"]", 413),
+    "patients": (b"[" + b",".join(b'{"resourceType":"Patient","id":"%d"}' % i for i in range(400)) + b"]", 422),
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_a_small_body_of_much_work_is_refused_unread(serve, monkeypatch, name):
+    body, status = MANY[name]
+    client = serve(body_bytes=8 << 20)
+    monkeypatch.setattr("ehrseq.serve.engine.read", lambda ask: pytest.fail("it was read"))
+    reply = client.post("/forecast", content=body, headers=JSON)
+    assert reply.status_code == status
+    assert "at most" in outcome_text(reply)
+
+
+def test_what_was_given_up_is_not_held(model):
+    """Room is given back when a request leaves the queue, or when its scoring is over, and not before."""
+    import asyncio
+    import threading
+    from dataclasses import replace
+
+    from ehrseq.serve.answer import Ask
+    from ehrseq.serve.metrics import Metrics
+    from tests.serve.conftest import LIMITS
+
+    async def run():
+        engine = Engine(model, replace(LIMITS, batch=1, answer_seconds=0.2), Metrics())
+        gate = threading.Event()
+        engine._warm = lambda: None
+        engine._answer = lambda batch: gate.wait(10) and [b"x"] * len(batch)
+        await engine.start()
+        done = [0, 0, 0]
+        asks = [engine.ask(Ask(b"[]"), bytes, lambda i=i: done.__setitem__(i, done[i] + 1)) for i in range(3)]
+        results = await asyncio.gather(*asks, return_exceptions=True)
+        assert [r.status for r in results] == [503, 503, 503]
+        assert done == [0, 1, 1]  # the first is still being scored
+        assert not engine._queue
+        assert engine._unanswered == 0
+        gate.set()
+        for _ in range(200):
+            await asyncio.sleep(0.01)
+            if done[0]:
+                break
+        assert done == [1, 1, 1]
+        engine._pace, engine._unanswered = 0.15, 2  # two that wait would take longer than an answer may
+        with pytest.raises(Problem) as refused:
+            engine.check()
+        assert refused.value.status == 429
+        engine._unanswered = 1
+        engine.check()
+        await engine.stop()
+
+    asyncio.run(run())

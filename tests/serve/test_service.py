@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import threading
+from datetime import UTC, datetime, timedelta
 
 import polars as pl
 import pytest
@@ -249,3 +250,71 @@ def test_a_refusal_says_nothing_of_the_request(client):
     assert reply.status_code == 422
     assert "zzcanary" not in reply.text
     assert outcome_text(reply) == "expected other values of: format, include"
+
+
+def condition(who, **dates):
+    """A heart failure, which no simulated person of `well` has."""
+    return {
+        "resourceType": "Condition", "id": "new", "subject": {"reference": f"Patient/{who}"},
+        "code": {"coding": [{"system": "http://snomed.info/sct", "code": "84114007"}]}, **dates,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def well(simulated):
+    return next((w, b) for w, b in simulated.bundles.items() if "84114007" not in json.dumps(b))
+
+
+def outcomes_at(client, bundle, *more, at="now"):
+    body = {**bundle, "entry": [*bundle["entry"], *({"resource": r} for r in more)]}
+    answer = client.post("/forecast", params={"at": at}, json=body).json()
+    return {row["outcome"] for row in answer["forecasts"][0]["risk"]}, answer
+
+
+def test_what_was_recorded_today_is_known_now(client, well):
+    """By its day alone: elsewhere it is known when the day is over."""
+    who, bundle = well
+    today = datetime.now(UTC)
+    assert "heart_failure" in outcomes_at(client, bundle)[0]
+    for dates in ({"recordedDate": f"{today:%Y-%m-%d}"}, {"onsetDateTime": f"{today:%Y-%m}"}):
+        assert "heart_failure" not in outcomes_at(client, bundle, condition(who, **dates))[0]
+
+
+def test_what_hangs_on_an_encounter_that_goes_on_is_known_now(client, well):
+    who, bundle = well
+    begun = datetime.now(UTC) - timedelta(days=3)
+    encounter = {"resourceType": "Encounter", "id": "open", "status": "in-progress", "class": {"code": "IMP"},
+                 "subject": {"reference": f"Patient/{who}"},
+                 "period": {"start": f"{begun:%Y-%m-%dT%H:%M:%SZ}"}}  # fmt: skip
+    there = {"encounter": {"reference": "Encounter/open"}}
+    for dates in ({}, {"onsetDateTime": f"{begun:%Y-%m-%d}"}):
+        found, answer = outcomes_at(client, bundle, encounter, condition(who, **there, **dates))
+        assert "heart_failure" not in found
+        assert "encounter_open" not in json.dumps(answer["records"])
+
+
+def test_what_is_dated_in_the_future_is_not_known_now(client, well):
+    who, bundle = well
+    for ahead in (timedelta(minutes=30), timedelta(days=1), timedelta(days=400)):
+        later = f"{datetime.now(UTC) + ahead:%Y-%m-%dT%H:%M:%SZ}"
+        found, _ = outcomes_at(client, bundle, condition(who, onsetDateTime=later))
+        assert "heart_failure" in found
+
+
+def test_who_died_today_is_dead_now(client, well):
+    _, bundle = well
+    entries = [{"resource": dict(e["resource"])} for e in bundle["entry"]]
+    [patient] = [e["resource"] for e in entries if e["resource"]["resourceType"] == "Patient"]
+    patient["deceasedDateTime"] = f"{datetime.now(UTC):%Y-%m-%d}"
+    reply = client.post("/forecast?at=now", json={**bundle, "entry": entries})
+    assert reply.status_code == 422
+    assert "dead" in outcome_text(reply)
+    patient["deceasedDateTime"] = f"{datetime.now(UTC) + timedelta(days=2):%Y-%m-%d}"
+    assert client.post("/forecast?at=now", json={**bundle, "entry": entries}).status_code == 200
+
+
+def test_another_moment_does_not_know_what_was_recorded_on_its_day(client, well):
+    who, bundle = well
+    more = condition(who, recordedDate="2016-03-01")
+    assert "heart_failure" in outcomes_at(client, bundle, more, at="2016-03-01T12:00:00")[0]
+    assert "heart_failure" not in outcomes_at(client, bundle, more, at="2016-03-01")[0]
