@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as lightning
 import torch
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from ehrseq.config import TrainingConfig
@@ -25,6 +26,7 @@ from ehrseq.model.network import ProgressionNetwork
 from ehrseq.model.sample import Sample
 from ehrseq.tokens.batch import Batch, Batches
 
+TERMINATED = 143  # the shells' status of what SIGTERM ended
 DIRECT_RATE = 5.0  # the direct time terms are few and well scaled, and must settle within some hundred steps
 Draw = Callable[[np.random.Generator], Sample]
 
@@ -215,7 +217,10 @@ def _run(
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
-        trainer.fit(module, training, tuning)
+        try:
+            trainer.fit(module, training, tuning)
+        except SIGTERMException:  # it exits with the status of success
+            raise SystemExit(TERMINATED) from None
 
 
 @contextmanager

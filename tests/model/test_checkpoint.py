@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 
 import polars as pl
@@ -130,3 +132,12 @@ def test_the_state_of_the_same_events_with_other_follow_up_or_origin_is_not_used
     starts[0].adapt(timelines, TASK, config=NETWORKS, checkpoint=folder)
     with pytest.raises(Interrupted):
         starts[1].adapt(timelines, TASK, config=NETWORKS, report=stop_after(0), checkpoint=folder)
+
+
+def test_a_fit_that_is_terminated_does_not_end_as_a_success(timelines):
+    def report(epoch, loss):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended:
+        ProgressionModel(NETWORKS).fit(timelines, TASK, report=report)
+    assert ended.value.code == 128 + signal.SIGTERM
