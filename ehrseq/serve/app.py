@@ -136,6 +136,7 @@ def _add_facts(app: FastAPI, engine: Engine, metrics: Metrics, card: str | None)
     async def model() -> Response:
         return Response(facts, media_type=JSON)
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", **openapi.HEALTH)
     async def health() -> Response:
         return Response(b'{"status":"alive"}', media_type=JSON)
@@ -154,6 +155,7 @@ def _add_facts(app: FastAPI, engine: Engine, metrics: Metrics, card: str | None)
     async def told() -> Response:
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def look() -> Response:
         return Response(page, media_type="text/html", headers={"Content-Security-Policy": policy})

@@ -19,6 +19,7 @@ from ehrseq.serve.problems import Problem
 ALGORITHMS = ("ES384", "RS384")  # those of CDS Hooks and SMART; nothing shared, and never `none`
 SHORTEST = 20  # characters of a token
 LEAST_RSA_BITS = 2048
+LEEWAY = 30  # seconds that two clocks may differ
 LONGEST = 8192  # characters of an Authorization header
 
 
@@ -71,13 +72,15 @@ class Credentials:
             header = jwt.get_unverified_header(given)
             algorithm, key = self._key(header)
             claims = jwt.decode(
-                given, key, algorithms=[algorithm],
+                given, key, algorithms=[algorithm], leeway=LEEWAY,
                 options={"require": ["exp", "aud"], "verify_aud": False, "verify_iss": False},
             )  # fmt: skip
         except (jwt.PyJWTError, ValueError, TypeError):
             raise _refused() from None
-        issuer = claims.get("iss")
-        if claims["aud"] not in self.audiences or (self.issuers and issuer not in self.issuers):
+        issuer, audience = claims.get("iss"), claims["aud"]
+        if isinstance(audience, list) and len(audience) == 1:  # as RFC 7519 writes it too
+            [audience] = audience
+        if audience not in self.audiences or (self.issuers and issuer not in self.issuers):
             raise _refused()
         return f"issuer {issuer}"[:200]
 
@@ -112,7 +115,10 @@ def read_keys(raw: bytes) -> dict[str, tuple[str, Any]]:
             algorithm = "RS384"
         else:
             raise UserError(wanted, "another kind of key, a private or a short one", "leave it out of the set")
-        found[str(name if name is not None else f"#{number}")] = (algorithm, key)
+        called = str(name if name is not None else f"#{number}")
+        if called in found:
+            raise UserError(wanted, "two keys of one `kid`", "leave out the one that is not used")
+        found[called] = (algorithm, key)
     if not found:
         raise UserError(wanted, "no key for signatures", "add the public keys of those who may ask")
     return found

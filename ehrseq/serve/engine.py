@@ -8,7 +8,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,10 +16,12 @@ import polars as pl
 
 from ehrseq.errors import UserError
 from ehrseq.estimator import ProgressionModel
-from ehrseq.serve.answer import Ask, Part, Reply, answer, read
+from ehrseq.serve.answer import INCLUDES, Ask, Part, Reply, answer, read
 from ehrseq.serve.metrics import Metrics
 from ehrseq.serve.problems import Problem
+from ehrseq.serve.render import as_json
 from ehrseq.serve.settings import Settings
+from ehrseq.timeline.schema import BIRTH_CODE
 
 LOG = logging.getLogger("ehrseq.serve")
 UNEXPECTED = (Exception, pl.exceptions.PanicException)  # a panic of polars is no Exception
@@ -30,6 +32,19 @@ WARM_UP = (
     b'"Encounter", "id": "e", "status": "finished", "class": {"code": "AMB"}, "subject": {"reference": "Patient/p"}, '
     b'"period": {"start": "2020-01-01", "end": "2020-01-01"}}]'
 )
+
+
+def warm(model: ProgressionModel) -> None:
+    """Answer once with all that can be asked for, about someone with a code that the model knows."""
+    with contextlib.suppress(Problem, UserError):
+        part = read(Ask(WARM_UP, include=frozenset(INCLUDES)))
+        known = [code for code in model.fitted_.vocabulary.codes if code != BIRTH_CODE]
+        events = part.timelines.events
+        code = pl.when(pl.col("code") == BIRTH_CODE).then("code").otherwise(pl.lit(known[0] if known else ""))
+        part.timelines = replace(part.timelines, events=events.with_columns(code=code))
+        [reply] = answer(model, [part])
+        if isinstance(reply, Reply):
+            as_json(reply, WARM_UP, INCLUDES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +74,7 @@ class Engine:
     async def start(self) -> None:
         """Warm the model and begin to answer."""
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._thread, self._warm)
+        await loop.run_in_executor(self._thread, warm, self.model)
         self._worker = loop.create_task(self._work())
         self.ready = True
 
@@ -139,10 +154,6 @@ class Engine:
             results = [results] * len(batch)
         for waiting, result in zip(batch, results, strict=True):
             _settle(waiting.future, result)
-
-    def _warm(self) -> None:
-        with contextlib.suppress(Problem, UserError):
-            answer(self.model, [read(Ask(WARM_UP))])
 
     def _answer(self, batch: Sequence[Waiting]) -> list[Any]:
         """Of each request the bytes, or what to refuse it with."""

@@ -71,7 +71,7 @@ class Guard:
             await send(message)
 
         try:
-            self._check(scope)
+            scope["caller"] = self._check(scope)
             await self.app(scope, receive, guarded)
         except Problem as problem:
             await refuse(problem, guarded)
@@ -85,7 +85,10 @@ class Guard:
         finally:
             self._record(scope, status, time.perf_counter() - begun)
 
-    def _check(self, scope: Scope) -> None:
+    def _check(self, scope: Scope) -> str:
+        """Who asks, as a word for the log. Raises Problem for whoever may not, or asks too often."""
+        if scope["path"] in OPEN_ROUTES:  # whoever watches knows no name of the service
+            return ""
         headers: dict[bytes, bytes] = {}
         for name, value in scope["headers"]:
             if name in (b"host", b"authorization") and name in headers:
@@ -94,24 +97,30 @@ class Guard:
         host = host_name(headers.get(b"host", b"").decode("latin-1"))
         if self.settings.hosts and host not in self.settings.hosts:
             raise Problem(421, "expected a host name of this service; found another; see --allowed-host")
-        if scope["path"] in OPEN_ROUTES:
-            return
         client = scope.get("client") or ("", 0)
         self.rates.check(f"address {client[0]}")
         if scope["path"] in PAGE_ROUTES:
-            return
+            return ""
         authorization = headers.get(b"authorization")
-        self.settings.credentials.check(None if authorization is None else authorization.decode("latin-1"))
+        credentials = self.settings.credentials
+        caller = credentials.check(None if authorization is None else authorization.decode("latin-1"))
+        if caller:  # behind a proxy all share an address, and one caller may have several
+            self.rates.check(f"caller {caller}")
+        known = {"token", *(f"issuer {issuer}" for issuer in credentials.issuers)}
+        return caller if caller in known else "signed" if caller else ""
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
-        """One line, of which nothing comes from the request but its method and the template of its route."""
+        """One line, of which nothing comes from the request but its method, the template of its route, and who asks.
+
+        That is `token` or an issuer of the settings; never what a token holds.
+        """
         route = getattr(scope.get("route"), "path", NO_ROUTE)
         method = scope["method"] if scope["method"] in METHODS else "OTHER"
         self.metrics.requests.labels(method, route, str(status)).inc()
         self.metrics.seconds.labels(route).observe(seconds)
         line = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"), "method": method, "route": route,
-            "status": status, "ms": round(1000 * seconds, 1),
+            "status": status, "ms": round(1000 * seconds, 1), "caller": scope.get("caller", ""),
         }  # fmt: skip
         self.log.write(msgspec.json.encode(line).decode() + "\n")
         self.log.flush()

@@ -42,7 +42,7 @@ def as_json(reply: Reply, document: bytes, include: Collection[str] = ()) -> byt
             "prediction_time": instant(person["prediction_time"]),
             "seen_in_training": person["subject_id"] in seen,
             "risk": _rows(risk.filter(mine)),
-            "labs": [row | {"name": _lab_name(row, names)} for row in _rows(forecast.labs.filter(mine))],
+            "labs": [row | {"name": lab_name(row, names)} for row in _rows(forecast.labs.filter(mine))],
         }
         if explained is not None:
             made["reasons"] = _rows(explained.filter(mine))
@@ -62,7 +62,7 @@ def as_json(reply: Reply, document: bytes, include: Collection[str] = ()) -> byt
     return msgspec.json.encode(content)
 
 
-def _lab_name(row: Mapping[str, Any], names: Mapping[str, str]) -> str:
+def lab_name(row: Mapping[str, Any], names: Mapping[str, str]) -> str:
     """The analyte's name where the band is in its unit: the document's may speak of another unit."""
     analyte = ANALYTES.get(row["code"])
     return analyte.name if analyte and row["unit"] == analyte.unit else display_name(row["code"], dict(names))

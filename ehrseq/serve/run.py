@@ -10,7 +10,10 @@ import uvicorn
 from ehrseq.errors import UserError
 from ehrseq.estimator import ProgressionModel, load_model
 from ehrseq.serve.app import make_app
+from ehrseq.serve.engine import warm
 from ehrseq.serve.settings import Settings
+
+CONNECTIONS = 512  # at once
 
 
 def serve(model: ProgressionModel | str | Path, settings: Settings | None = None) -> None:
@@ -25,11 +28,12 @@ def serve(model: ProgressionModel | str | Path, settings: Settings | None = None
     if isinstance(model, str | Path):
         folder, model = Path(model), load_model(model)
         card = (folder / "model_card.md").read_text(encoding="utf-8")
+    warm(model)  # before anything is opened: a fault in it is none of the address
     app = make_app(model, settings, card)
     config = uvicorn.Config(
         app, host=settings.host, port=settings.port, log_level="critical", access_log=False, server_header=False,
         ws="none", timeout_keep_alive=5, timeout_graceful_shutdown=10, backlog=256, proxy_headers=False,
-        h11_max_incomplete_event_size=1 << 15,
+        http="h11", h11_max_incomplete_event_size=1 << 15, limit_concurrency=CONNECTIONS,
     )  # fmt: skip
     try:
         uvicorn.Server(config).run()

@@ -65,6 +65,72 @@ def by_hand(header, payload, signature=b""):
     return ".".join(base64.urlsafe_b64encode(p).rstrip(b"=").decode() for p in parts)
 
 
+def by_key(header, payload):
+    """Signed as it should be, so that the signature is not what it is refused for."""
+    unsigned = by_hand(header, payload).rpartition(".")[0]
+    made = ECAlgorithm(ECAlgorithm.SHA384).sign(unsigned.encode(), EC_KEY)
+    return f"{unsigned}.{base64.urlsafe_b64encode(made).rstrip(b'=').decode()}"
+
+
+def test_what_is_signed_by_hand_is_accepted_where_nothing_else_is_wrong(signed):
+    assert asked(signed, by_key({"alg": "ES384", "kid": "e"}, claims())).status_code == 200
+
+
+@pytest.mark.parametrize("changed", [{"aud": [AUDIENCE]}, {"exp": int(time.time()) - 1}, {"nbf": int(time.time()) + 5}])
+def test_one_audience_in_a_list_and_clocks_that_differ_a_little(files, changed):
+    held = Credentials.from_files(None, files / "jwks.json", [AUDIENCE], ["https://ehr.example"])
+    now = int(time.time())
+    fresh = {name: value if name == "aud" else now + (5 if name == "nbf" else -5) for name, value in changed.items()}
+    token = jwt.encode(claims(**fresh), EC_KEY, "ES384", headers={"kid": "e"})
+    assert held.check(f"Bearer {token}") == "issuer https://ehr.example"
+
+
+def test_the_caller_is_logged_and_limited_whatever_the_address(files, tmp_path):
+    import asyncio
+
+    from ehrseq.serve.bounds import Rates
+    from ehrseq.serve.guard import Guard
+    from ehrseq.serve.metrics import Metrics
+
+    held = Credentials.from_files(files / "token", files / "jwks.json", [AUDIENCE], ["https://ehr.example"])
+    settings = Settings(credentials=held, rate=30, access_log=tmp_path / "log")
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    guard = Guard(app, settings, Metrics())
+    guard.rates = Rates(30, lambda: 0.0)
+    statuses = []
+
+    async def send(message):
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    signed_token = jwt.encode(claims(), EC_KEY, "ES384", headers={"kid": "e"})
+    for number in range(4):
+        for token in (TOKEN, signed_token):
+            client = (f"10.0.{number}.{len(token) % 7}", 1)
+            scope = {"type": "http", "method": "GET", "path": "/model", "client": client,
+                     "headers": [(b"host", b"localhost"), (b"authorization", f"Bearer {token}".encode())]}  # fmt: skip
+            asyncio.run(guard(scope, None, send))
+    guard.log.close()
+    assert statuses == [200] * 6 + [429] * 2
+    lines = (tmp_path / "log").read_text()
+    assert [json.loads(line)["caller"] for line in lines.splitlines()][:2] == ["token", "issuer https://ehr.example"]
+    assert TOKEN not in lines
+    assert signed_token not in lines
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/"])
+def test_who_watches_may_ask_for_the_head_alone(serve, path):
+    client = serve()
+    if path != "/ready":
+        assert client.head(path).status_code == 200
+    other = client.get(path, headers={"host": "10.1.2.3"})
+    assert other.status_code == (421 if path == "/" else 200)  # a watcher asks by address
+
+
 def forged():
     good = jwt.encode(claims(), EC_KEY, "ES384", headers={"kid": "e"})
     head, body, signature = good.split(".")
@@ -79,12 +145,14 @@ def forged():
         return jwt.encode(claims(**changed), key, "ES384", headers={"kid": kid})
 
     return {
-        "expired": ec_signed(exp=int(time.time()) - 1),
+        "expired": ec_signed(exp=int(time.time()) - 40),
         "without exp": ec_signed(exp=None),
         "without aud": ec_signed(aud=None),
         "other aud": ec_signed(aud="https://other.example"),
         "aud that only begins so": ec_signed(aud=AUDIENCE + "/"),
         "several aud": ec_signed(aud=[AUDIENCE, "https://other.example"]),
+        "no aud in a list": ec_signed(aud=[]),
+        "other aud in a list": ec_signed(aud=["https://other.example"]),
         "other issuer": ec_signed(iss="https://other.example"),
         "not yet": ec_signed(nbf=int(time.time()) + 60),
         "other key": ec_signed(key=OTHER_EC),
@@ -102,10 +170,10 @@ def forged():
         "signature of zeros": f"{head}.{body}.{base64.urlsafe_b64encode(bytes(96)).rstrip(b'=').decode()}",
         "no token": "x",
         "long": "a" * 10_000,
-        "exp as text": by_hand({"alg": "ES384", "kid": "e"}, claims(exp="never")),
-        "header is a list": by_hand([], claims()),
-        "claims are a list": by_hand({"alg": "ES384", "kid": "e"}, []),
-        "kid is an object": by_hand({"alg": "ES384", "kid": {"a": 1}}, claims()),
+        "exp as text": by_key({"alg": "ES384", "kid": "e"}, claims(exp="never")),
+        "header is a list": by_key([], claims()),
+        "claims are a list": by_key({"alg": "ES384", "kid": "e"}, []),
+        "kid is an object": by_key({"alg": "ES384", "kid": {"a": 1}}, claims()),
     }
 
 
@@ -158,6 +226,7 @@ BAD_KEYS = {
     "another curve": json.dumps({"keys": [public(ec.generate_private_key(ec.SECP256R1()), "a")]}).encode(),
     "short": json.dumps({"keys": [public(rsa.generate_private_key(65537, 1024), "a")]}).encode(),
     "private": json.dumps({"keys": [json.loads(ECAlgorithm.to_jwk(EC_KEY))]}).encode(),
+    "two of one name": json.dumps({"keys": [public(EC_KEY, "a"), public(OTHER_EC, "a")]}).encode(),
     "for encryption": json.dumps({"keys": [{**public(EC_KEY, "a"), "use": "enc"}]}).encode(),
 }
 

@@ -12,6 +12,7 @@ import pytest
 from fhir.resources.R4B.bundle import Bundle
 
 from ehrseq.forecast.fhir import risk_bundle
+from ehrseq.serve.render import lab_name
 from ehrseq.timeline.build import read_fhir
 from tests.serve.conftest import outcome_text
 
@@ -239,7 +240,7 @@ def test_nothing_of_the_record_is_logged(serve, simulated, tmp_path):
         ("POST", "/forecast", 200), ("POST", "/cds-services/{service}", 404), ("GET", "(no route)", 404),
         ("OTHER", "/model", 405),
     ]  # fmt: skip
-    assert {tuple(x) for x in lines} == {("time", "method", "route", "status", "ms")}
+    assert {tuple(x) for x in lines} == {("time", "method", "route", "status", "ms", "caller")}
     assert who not in log.read_text()
     assert who not in client.get("/metrics").text
     assert log.stat().st_mode & 0o077 == 0
@@ -318,3 +319,11 @@ def test_another_moment_does_not_know_what_was_recorded_on_its_day(client, well)
     more = condition(who, recordedDate="2016-03-01")
     assert "heart_failure" in outcomes_at(client, bundle, more, at="2016-03-01T12:00:00")[0]
     assert "heart_failure" not in outcomes_at(client, bundle, more, at="2016-03-01")[0]
+
+
+def test_a_lab_is_called_by_what_its_unit_belongs_to():
+    """A record may call it glucose in mmol/L, where the band is in mg/dL."""
+    names = {"LOINC//2345-7": "Glucose [Moles/volume]"}
+    assert lab_name({"code": "LOINC//2345-7", "unit": "mg/dL"}, names) == "glucose"
+    assert lab_name({"code": "LOINC//2345-7", "unit": "other"}, names) == "Glucose [Moles/volume]"
+    assert lab_name({"code": "LOCAL//x", "unit": "mg/dL"}, {}) == "LOCAL x"
