@@ -114,6 +114,7 @@ def test_of_several_patients_one_is_shown_and_that_is_said(browser, client, simu
             "resourceType": "Condition", "id": "x", "subject": {"reference": f"Patient/{who}"},
             "recordedDate": "2012-01-01", "code": {"coding": [rare]}}})  # fmt: skip
     (tmp_path / "records.json").write_text(json.dumps(bundles))
+    browser.said.clear()  # of a page before this one
     browser.size(1280)
     browser.go(f"{client.base_url}/")
     browser.choose("#file", tmp_path / "records.json")
