@@ -76,12 +76,12 @@ def test_what_is_signed_by_hand_is_accepted_where_nothing_else_is_wrong(signed):
     assert asked(signed, by_key({"alg": "ES384", "kid": "e"}, claims())).status_code == 200
 
 
-@pytest.mark.parametrize("changed", [{"aud": [AUDIENCE]}, {"exp": int(time.time()) - 1}, {"nbf": int(time.time()) + 5}])
+@pytest.mark.parametrize("changed", ["aud", "exp", "nbf"])
 def test_one_audience_in_a_list_and_clocks_that_differ_a_little(files, changed):
     held = Credentials.from_files(None, files / "jwks.json", [AUDIENCE], ["https://ehr.example"])
     now = int(time.time())
-    fresh = {name: value if name == "aud" else now + (5 if name == "nbf" else -5) for name, value in changed.items()}
-    token = jwt.encode(claims(**fresh), EC_KEY, "ES384", headers={"kid": "e"})
+    value = {"aud": [AUDIENCE], "exp": now - 5, "nbf": now + 5}[changed]
+    token = jwt.encode(claims(**{changed: value}), EC_KEY, "ES384", headers={"kid": "e"})
     assert held.check(f"Bearer {token}") == "issuer https://ehr.example"
 
 

@@ -141,7 +141,10 @@ def test_a_gzip_bomb_is_refused_before_it_takes_memory(client, simulated):
     still_answers(client, simulated)
 
 
-@pytest.mark.parametrize("body", [b"no gzip", gzip.compress(b"{}")[:-4], gzip.compress(b"{}") + b"more", b""])
+ZIPPED = gzip.compress(b"{}", mtime=0)  # without the time, which would be in the test's name
+
+
+@pytest.mark.parametrize("body", [b"no gzip", ZIPPED[:-4], ZIPPED + b"more", b""])
 def test_broken_gzip(client, body):
     reply = client.post("/forecast", content=body, headers={**JSON, "content-encoding": "gzip"})
     assert reply.status_code == 400
