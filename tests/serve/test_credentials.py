@@ -154,7 +154,7 @@ def forged():
         "no aud in a list": ec_signed(aud=[]),
         "other aud in a list": ec_signed(aud=["https://other.example"]),
         "other issuer": ec_signed(iss="https://other.example"),
-        "not yet": ec_signed(nbf=int(time.time()) + 60),
+        "not yet": ec_signed(nbf=int(time.time()) + 3600),
         "other key": ec_signed(key=OTHER_EC),
         "unknown key": ec_signed(kid="x"),
         "no key named": jwt.encode(claims(), EC_KEY, "ES384"),
