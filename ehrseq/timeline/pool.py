@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from ehrseq import errors
@@ -64,7 +65,8 @@ class Pool:
             process.wait()
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
-                    pipe.close()
+                    with suppress(BrokenPipeError):  # a job that the process did not live to read
+                        pipe.close()
         self._started = []
 
     def run(self, jobs: list[Job], advance: Progress | None, small: bool = False) -> Iterator[Any]:
