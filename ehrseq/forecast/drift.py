@@ -131,6 +131,8 @@ def _rates(profile: Profile, seen: Observed, found: _Found) -> list[dict[str, An
     for key, rate in profile.rates.items():
         pairs = zip(rate.events, profile.years, seen.years, strict=True)
         expected = sum(events / years * mine for events, years, mine in pairs if years > 0)
+        if not expected:  # no record has lasted yet: there is nothing to compare with
+            continue
         observed, enough = seen.events[key], seen.people[key] >= NAMED
         ratio = _ratio(observed, expected)
         figures = {"expected": expected, "observed": observed if enough else None, "ratio": ratio if enough else None}

@@ -357,3 +357,17 @@ def test_nobody_is_no_drift(training):
     nobody = Timelines.from_events({"subject_id": [1], "time": [None], "code": ["SEX//female"]})
     asked = nobody.subjects.select("subject_id", prediction_time="follow_up_end")
     assert drift_of(profile, Observed.of(profile, vocabulary, nobody, asked))["warnings"] == []
+
+
+def test_records_that_have_not_lasted_are_no_drift(training):
+    """Everyone is asked about when the first thing becomes known: no time has passed in which to expect events."""
+    vocabulary, profile = training
+    n, when = 40, day(500)
+    rows = [(i, when, "RXNORM//x", when) for i in range(1, n + 1)]
+    events = pl.DataFrame(rows, ["subject_id", "time", "code", "known_time"], orient="row")
+    people = Timelines.from_events(events)
+    asked = pl.DataFrame({"subject_id": range(1, n + 1)}).with_columns(prediction_time=pl.lit(when, pl.Datetime("us")))
+    seen = Observed.of(profile, vocabulary, people, asked)
+    assert seen.events["RXNORM//x"] == n
+    assert sum(seen.years) == 0
+    assert not [w for w in drift_of(profile, seen)["warnings"] if w["kind"].endswith("rate")]
