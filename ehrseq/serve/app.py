@@ -51,7 +51,6 @@ def make_app(model: ProgressionModel, settings: Settings | None = None, card: st
     settings = settings or Settings()
     metrics = Metrics()
     engine = Engine(model, settings, metrics)
-    held = Held(settings.held_bytes)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -69,6 +68,14 @@ def make_app(model: ProgressionModel, settings: Settings | None = None, card: st
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unexpected)
     _add_facts(app, engine, metrics, card)
+    _add_answers(app, engine)
+    return Guard(app, settings, metrics)
+
+
+def _add_answers(app: FastAPI, engine: Engine) -> None:
+    """The routes that answer with forecasts."""
+    settings = engine.settings
+    held = Held(settings.held_bytes)
 
     async def answered(request: Request, make: Callable[[bytes], tuple[Ask, Callable[[Reply], bytes]]]) -> bytes:
         """Read the body and have it answered; its room is given back in the end."""
@@ -122,8 +129,6 @@ def make_app(model: ProgressionModel, settings: Settings | None = None, card: st
         except NoForecast:
             content = hooks.NO_CARDS
         return Response(content, media_type=JSON)
-
-    return Guard(app, settings, metrics)
 
 
 def _add_facts(app: FastAPI, engine: Engine, metrics: Metrics, card: str | None) -> None:

@@ -102,7 +102,8 @@ def score(
     if at == "task" and (loaded.times_withheld_ or loaded.task_.prediction_times.rule == "table"):
         raise UserError("a rule of prediction times for at='task'", "a task with a table of them", "score it locally")
     engine = timelines.engine
-    facts = loaded.forecast_facts(branch)
+    # a model that was never saved has no folder that a forecast could name
+    facts = (loaded if isinstance(model, str | Path) else model).forecast_facts(branch)
     stage = partial(stages.score_shards, shared=engine.share(content), at=at, branch=branch)
     wanted = engine.map(timelines.pieces, stages.subject_pieces, PIECES)
     return SparkForecast(engine, engine.keep(engine.map(engine.by_shard(wanted), stage, PIECES)), facts)

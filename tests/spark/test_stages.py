@@ -147,8 +147,10 @@ def assert_same_forecast(found: Forecast, expected: Forecast) -> None:
 def test_forecasts_are_those_of_one_process(simulated, timelines, model, at, monkeypatch):
     monkeypatch.setattr(stages, "EVENTS_AT_ONCE", 3000)  # several calls a partition
     made = score(read_on(Local(2), simulated / "export"), model, at=at)
-    assert_same_forecast(made.collect(), model.forecast(timelines, at))
+    expected = model.forecast(timelines, at)
+    assert_same_forecast(made.collect(), expected)
     assert made.metadata["model"] == "boosted"
+    assert made.metadata == expected.metadata
 
 
 def test_where_nobody_can_be_scored_all_are_skipped(simulated, timelines, model):
