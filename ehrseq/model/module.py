@@ -157,6 +157,8 @@ class ProgressionModule(lightning.LightningModule):
             ],
             lr=c.learning_rate,
             betas=(0.9, 0.98),
+            # one pass over many small parameters; Lightning refuses it beside bfloat16 on a GPU
+            fused=not torch.cuda.is_available(),
         )
         steps = max(1.0, c.max_epochs * self.batches_per_epoch / world_size())
 

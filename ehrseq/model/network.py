@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from numpy import float64
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import dropout, scaled_dot_product_attention, silu
 
 from ehrseq.config import NetworkConfig
 from ehrseq.model.heads import HazardHead
@@ -24,6 +25,31 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     return torch.matmul(score.softmax(-1), value)
 
 
+class Dropout(nn.Module):
+    """As `torch.nn.Dropout`, in 256ths: one random number for eight elements.
+
+    On a CPU, torch draws a number for each, which was a seventh of a training step.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        dropped = min(round(256 * self.p), 255)
+        if not self.training or not dropped:
+            return x
+        if x.is_cuda:
+            return dropout(x, self.p)
+        n = x.numel()
+        words = torch.empty(n // 8 + 1, dtype=torch.int64).random_(-(2**63), None)
+        # numpy compares bytes ten times as fast as torch
+        factor = (words.numpy().view(np.uint8)[:n] >= dropped).astype(np.float32)
+        factor *= np.float32(256 / (256 - dropped))
+        return x * torch.from_numpy(factor).view(x.shape)
+
+
 class Block(nn.Module):
     """Pre-norm attention and SwiGLU; rows may be fewer than columns, so that the last block serves queries only."""
 
@@ -38,7 +64,7 @@ class Block(nn.Module):
         self.mlp_norm = nn.RMSNorm(width)
         self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, bias: Tensor, first_row: int) -> Tensor:
         """x (B, T, width), bias (B, 1, T - first_row, T) -> (B, T - first_row, width)."""
@@ -111,7 +137,7 @@ class ProgressionNetwork(nn.Module):
         self.event_times = Standardised(FEATURES, width)
         self.query_times = Standardised(FEATURES, width)
         self.summary = nn.Sequential(
-            nn.Dropout(config.summary_dropout),
+            Dropout(config.summary_dropout),
             nn.Linear(summary_width(len(vocabulary.summary_codes)), width),
             nn.SiLU(),
             nn.Linear(width, width),
@@ -120,7 +146,7 @@ class ProgressionNetwork(nn.Module):
         self.norm = nn.RMSNorm(width)
         self.head = HazardHead(width, FEATURES, n_hazards, edges)
         self.auxiliary = HazardHead(width, FEATURES, n_auxiliary, edges) if n_auxiliary else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         for table in (self.code, self.coded_value, self.knot):
             nn.init.normal_(table.weight, std=0.1)
             with torch.no_grad():

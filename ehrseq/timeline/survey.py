@@ -219,8 +219,8 @@ def _resolver(chunks: Sequence[Chunk], dropped: Dropped) -> Resolver:
     wanted: set[str] = set()
     for chunk in chunks:
         wanted.update(chunk.unresolved().values())
-        wanted.update(chunk.tables["links"]["other"])
-        for references in chunk.tables["medications"]["ingredient_references"]:
+        wanted.update(chunk.tables["links"]["other"].to_list())
+        for references in chunk.tables["medications"]["ingredient_references"].to_list():
             wanted.update(() if references is None else references)
     asks = any(wanted_identifier(w) is not None for w in wanted)
     named = pl.Series([w for w in wanted if w.startswith("urn:")], dtype=pl.String)
@@ -317,13 +317,13 @@ def _codes(
         for _, target, code, ingredients, references in _kept(chunk, "medications", gone).iter_rows()
     }
     medications = medication_codes(facts, resolve)
-    everything = {code for chunk in chunks for code in chunk.tables["codes"]["code"].drop_nulls()}
+    everything = {code for chunk in chunks for code in chunk.tables["codes"]["code"].drop_nulls().to_list()}
     everything.update(code for found in medications.values() for code in found)
     codes: list[str | None] = [None, *sorted(everything)]
     number = {code: n for n, code in enumerate(codes)}
     return (
         codes,
-        [np.array([number[code] for code in chunk.tables["codes"]["code"]], np.int32) for chunk in chunks],
+        [np.array([number[code] for code in chunk.tables["codes"]["code"].to_list()], np.int32) for chunk in chunks],
         {target: [number[code] for code in found] for target, found in medications.items()},
     )
 
