@@ -76,6 +76,7 @@ def score_population(
 ) -> StoredForecast:
     """Forecast everyone in a FHIR export or timelines and write the forecast folder `out`; see `score_export`."""
     from ehrseq.estimator import load_model
+    from ehrseq.model.threads import one_thread
 
     check_format(file_format)
     check_target(out, KIND)
@@ -84,7 +85,8 @@ def score_population(
     facts = given.forecast_facts(branch)
     if isinstance(at, str | date) and at != "task":
         as_instant(at)
-    with ResumableFolder(Path(out), KIND, "score") as scratch, _one_thread():
+    # the other processes have one thread each, and sums must not depend on it
+    with ResumableFolder(Path(out), KIND, "score") as scratch, one_thread():
         folder, loaded = Path(str(model)), given
         if not isinstance(model, str | Path):  # the other processes read it, and this one must have the very same
             folder = scratch.folder / "model"
@@ -309,19 +311,6 @@ def _told(folders: Iterable[Path], totals: Counter[str], skipped: Counter[str]) 
         skipped.update(part["counts"].pop("skipped"))
         totals.update(part["counts"])
         yield part["observed"]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread of torch's in this process, too: the others have as many, and sums must not depend on it."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

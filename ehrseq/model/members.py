@@ -16,6 +16,7 @@ from ehrseq.model.heads import HazardHead, base_log_hazard
 from ehrseq.model.module import LandmarkBatches, ProgressionModule, train, world_size
 from ehrseq.model.network import ProgressionNetwork
 from ehrseq.model.sample import Labeller, Part, Sample
+from ehrseq.model.threads import one_thread
 from ehrseq.tokens.batch import Batches
 from ehrseq.tokens.encode import STATIC
 from ehrseq.tokens.vocabulary import Vocabulary
@@ -24,6 +25,7 @@ Float = NDArray[np.float64]
 Report = Callable[[int, float], None]
 MIN_BATCHES = 24  # an epoch of a small data set still takes this many optimiser steps
 SCALE_TOKENS = 8192
+NARROW = 128  # narrower networks take longer with several threads than with one (measured)
 ADAPTING = 0.5  # of the learning rate, for networks that were pretrained
 
 
@@ -50,7 +52,7 @@ def fit_member(
         draw = partial(part.draw, per_subject=per_subject, labeller=labeller, auxiliary=True)
         batches = Batches(part.encoded, n_summary, config.network.max_events)
         passes.append(LandmarkBatches(batches, draw, tokens_per_batch, seed, redraw=redraw))
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), one_thread(config.network.width < NARROW):
         torch.manual_seed(seed)
         n_hazards, n_auxiliary = len(labeller.hazards), len(labeller.auxiliary)
         network = ProgressionNetwork(vocabulary, config.network, n_hazards, edges, n_auxiliary)
