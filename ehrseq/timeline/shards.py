@@ -64,14 +64,17 @@ def write_dataset(
         }
         for first, last in _batches(chunks, 2 * ROWS_AT_ONCE // (pool.workers + 1))
     ]
-    parts = sorted(pool.run(jobs, None, small=len(jobs) < 2), key=lambda part: part["first"])
-    pool.stop()  # what is left to do needs their memory more than them
     counts, left_out, codes = settled_counts(chunks, known), Counter[str](), Counter[str]()
-    for part in parts:
+    parts: dict[int, dict[str, pl.DataFrame]] = {}
+    for part in pool.run(jobs, None, small=len(jobs) < 2):
+        # while the others are busy: what is added up at the end they would have to wait for
         counts.update({(file, kind, reason): n for file, kind, reason, n in part["counts"]})
         left_out.update(part["left_out"])
         codes.update(part["codes"])
-    read = [{name: pl.read_ipc(scratch / f"{name}-{p['first']}.arrow") for name in _PART_TABLES} for p in parts]
+        first = part["first"]
+        parts[first] = {name: pl.read_ipc_stream(scratch / f"{name}-{first}.arrow") for name in _PART_TABLES}
+    pool.stop()  # what is left to do needs their memory more than them
+    read = [parts[first] for first in sorted(parts)]
     contacts = pl.concat([tables["contacts"] for tables in read])
     subjects = subject_frame(pl.concat([tables["patients"] for tables in read]), contacts, known)
     code_table = conform(pl.DataFrame({"code": sorted(codes)}, {"code": pl.String}), CODE_SCHEMA, "code")
@@ -130,7 +133,7 @@ def write_shards(job: dict[str, Any], loaded: dict[str, Any]) -> dict[str, Any]:
     part = assemble(loaded["chunks"], loaded["survey"], first, last, by_shard=True)
     meds.write_shards(part.events, scratch / "dataset" / "data", first, last)
     for name in _PART_TABLES:
-        getattr(part, name).write_ipc(scratch / f"{name}-{first}.arrow")
+        getattr(part, name).write_ipc_stream(scratch / f"{name}-{first}.arrow")
     return {
         "first": first,
         "counts": [(file, kind, reason, n) for (file, kind, reason), n in part.counts.items()],
