@@ -112,12 +112,12 @@ _PART_TABLES = ("patients", "contacts", "units")
 
 
 def _batches(chunks: list[Chunk], rows: int) -> Iterator[tuple[int, int]]:
-    """Ranges of shards, each with not many more records and events than so many rows."""
+    """Ranges of shards, each with about so many records and events: at most half a shard more."""
     bounds = np.array([c.record_bounds for c in chunks]) + np.array([c.event_bounds for c in chunks])
     sizes = np.diff(bounds.sum(axis=0))[: meds.SHARDS].tolist()
     first = held = 0
     for shard, size in enumerate(sizes):
-        if held and held + size > rows:
+        if held and held + size // 2 > rows:
             yield first, shard
             first, held = shard, 0
         held += size
