@@ -57,8 +57,7 @@ STAGES = {
     "sort": (build, "sort_events"),
     "subjects and follow-up": (shards, "subject_frame"),
     "contacts": (build, "contacts"),
-    "to Arrow": (meds, "_to_arrow"),
-    "Parquet": (meds, "_write"),
+    "Parquet": (meds, "write_table"),
     "hashing the files": (meds, "write_manifest"),
 }
 

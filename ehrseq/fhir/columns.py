@@ -131,6 +131,12 @@ def take(items: pa.LargeStringArray, numbers: npt.NDArray[Any]) -> pa.LargeStrin
     return items.take(pa.Array.from_buffers(pa.int64(), len(wanted), [None, pa.py_buffer(wanted)]))
 
 
+def stretch(items: pa.LargeStringArray, low: int, high: int) -> pa.LargeStringArray:
+    """The strings from one number up to another, in memory of their own."""
+    bounds, text = buffers(items[low:high])
+    return pa.LargeStringArray.from_buffers(high - low, pa.py_buffer(bounds), pa.py_buffer(text.copy()))
+
+
 def series(parts: list[pa.LargeStringArray]) -> pl.Series:
     """Strings as a Series, one array after the other."""
     return pl.Series(pa.chunked_array(parts, pa.large_string()), dtype=pl.String).rechunk()

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, concept_code
 from ehrseq.fhir.dating import POLICY, dated
-from ehrseq.fhir.rows import PACKED, Rows
+from ehrseq.fhir.resource import READ_TYPES
+from ehrseq.fhir.rows import ENCOUNTER, PACKED, Rows
 from ehrseq.fhir.statuses import DISPENSE_STATUS, EVENT_STATUS, ORDER_INTENT, ORDER_STATUS, RESULT_STATUS, USE_STATUS
 from ehrseq.fhir.values import LARGEST, NAN, read_value
 
@@ -151,6 +152,7 @@ def plain_reader(
     odd, concept_, time_, period_, known_, quantity_, reference_, has_values = SHAPES[kind]
     policy = POLICY[kind]
     dated_by, is_result = policy.time[0][1], policy.result
+    of_time = [field for field, _ in policy.look_at(READ_TYPES[kind])[0]]
     texts, references, dates = rows.texts, rows.references, rows.dates
     # of a code that stands alone and makes nothing special: the system that it had last, and its number. Hashing
     # systems is dear
@@ -206,6 +208,8 @@ def plain_reader(
         times, knowns = time_(batch), known_(batch)
         if all(times):
             return numbered(times), numbered(knowns), dated_by
+        if not any(times) and not any(any(map(field, batch)) for field in of_time):
+            return 0, 0, ENCOUNTER  # as `dated` says of each
         sources = [dated_by] * len(batch)
         for at, time, period in zip(count(), times, period_(batch), strict=False):
             if time:
@@ -233,18 +237,19 @@ def plain_reader(
         numbers = [NAN if q is None else q.value for q in quantities]
         units = [0 if q is None else texts[q.code or q.unit] for q in quantities]
         modifiers = [0 if q is None or q.comparator is None else texts[q.comparator] for q in quantities]
-        unusual = [
-            at for at, number in enumerate(numbers)
-            if number is not NAN and (type(number) is not float or not -LARGEST <= number <= LARGEST)
-        ]  # fmt: skip
-        for at in unusual:
-            numbers[at] = NAN
+        unusual: list[int] = []
+        try:
+            amounts = array("d", numbers)
+        except TypeError:  # one is text, or missing
+            unusual = [at for at, number in enumerate(numbers) if type(number) is not float]
+            amounts = array("d", [number if type(number) is float else NAN for number in numbers])
+        unusual += np.flatnonzero(np.abs(np.array(amounts)) > LARGEST).tolist()
         if has_values and None in quantities:
             for at, quantity in enumerate(quantities):
                 if quantity is None and codes[at]:
-                    numbers[at], word, why, unit = read_value(batch[at])
+                    amounts[at], word, why, unit = read_value(batch[at])
                     packed["text"][at], modifiers[at], units[at] = texts[word], texts[why], texts[unit]
-        packed["number"] = array("d", numbers)
+        packed["number"] = amounts
         packed["modifier"], packed["unit"] = array("i", modifiers), array("i", units)
         return unusual
 

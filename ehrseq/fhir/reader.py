@@ -181,9 +181,7 @@ class Reader:
                 return
             for name, count in types.items():
                 self.count(name, reason_for_type(name), count)
-        elif None not in (ids := [r.id for r in batch]) and not any(
-            holds_records(c) for r in batch if (c := r.contained)
-        ):
+        elif all(ids := [r.id for r in batch]) and not any(holds_records(c) for r in batch if (c := r.contained)):
             self._take(kind, batch, ids)
             self._cut()
         else:
@@ -309,13 +307,17 @@ class Reader:
         rows.record_id.extend(ids)
         rows.record_kind.frombytes(bytes([TYPE_NUMBER[kind]]) * size)
         rows.record_file.extend(array("i", [self._file]) * size)
-        metas = [r.meta for r in batch]
-        rows.record_updated.extend(
-            array("i", [0 if m is None or (u := m.last_updated) is None else times[u] for m in metas])
-        )
-        rows.record_version.extend(
-            array("q", [-1 if m is None or (v := m.version_id) is None else _version(v) for m in metas])
-        )
+        stamps = [m.last_updated or m.version_id for r in batch if (m := r.meta) is not None]
+        if any(stamps):
+            rows.record_updated.extend(
+                array("i", [0 if (m := r.meta) is None or (u := m.last_updated) is None else times[u] for r in batch])
+            )
+            rows.record_version.extend(
+                array("q", [-1 if (m := r.meta) is None or (v := m.version_id) is None else _version(v) for r in batch])
+            )
+        else:
+            rows.record_updated.extend(array("i", [0]) * size)
+            rows.record_version.extend(array("q", [-1]) * size)
         if kind in ("Patient", "Encounter", "MolecularSequence", "Sequence"):
             own = array("i", [references[f"{kind}/{r.id}"] for r in batch])
         if kind == "Patient":

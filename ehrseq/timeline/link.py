@@ -240,9 +240,9 @@ def _end_deaths_locally(
     if not by_day.any():
         return events, patients
     who = patient[events.record]
-    written = (events.offset != NO_OFFSET) & by_day[who]
+    written = np.flatnonzero((events.offset != NO_OFFSET) & by_day[who])
     west = np.full(len(patients), np.iinfo(np.int16).max, np.int64)
-    np.minimum.at(west, who[written], events.offset[written])
+    np.minimum.at(west, who[written], events.offset[written].astype(west.dtype))  # ten times as fast as of two types
     west[west == np.iinfo(np.int16).max] = 0
     later = np.where(by_day, -west * MINUTE, 0)
     shift = np.where(events.source == DECEASED, later[who], 0)

@@ -13,7 +13,6 @@ stamped with the time of writing. (The bytes may differ between versions of pyar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -178,11 +177,6 @@ def _damaged(expected: str, found: str) -> TimelineError:
     )
 
 
-def write_table(frame: pl.DataFrame, path: Path) -> None:
-    """Write a parquet file."""
-    _write(_to_arrow(frame), frame.schema, path)
-
-
 def write_shards(events: pl.DataFrame, folder: Path, first: int = 0, last: int = SHARDS) -> None:
     """Write the events of some shards (`first` up to, not including, `last`): each shard's are in canonical order."""
     shard = shards_of(events["subject_id"].to_numpy()).astype(np.uint16)
@@ -191,31 +185,37 @@ def write_shards(events: pl.DataFrame, folder: Path, first: int = 0, last: int =
         events, shard = events[order], shard[order]
     bounds = np.searchsorted(shard, np.arange(first, last + 1)).tolist()
     for number, (start, stop) in enumerate(pairwise(bounds), first):
-        _write(_to_arrow(events[start:stop]), events.schema, folder / f"{number}.parquet")
+        write_table(events[start:stop], folder / f"{number}.parquet")
 
 
-def _to_arrow(frame: pl.DataFrame) -> pa.Table:
-    # a polars dictionary lists every category of the process: as text it is numbered by first appearance
-    frame = frame.with_columns(pl.col(pl.Categorical).cast(pl.String))
-    return frame.rechunk().to_arrow(compat_level=pl.CompatLevel.newest())
-
-
-def _write(table: pa.Table, kinds: Mapping[str, pl.DataType], path: Path) -> None:
+def write_table(frame: pl.DataFrame, path: Path) -> None:
     """Write a parquet file, one row group at a time (a group's strings stay below Arrow's 2 GiB)."""
-    schema = pa.schema([(name, _arrow_type(name, kind)) for name, kind in kinds.items()])
+    schema = pa.schema([(name, _arrow_type(name, kind)) for name, kind in frame.schema.items()])
     # ids and times are nearly all different: a dictionary of them is built for nothing
     encoded = [name for name in schema.names if name not in ("resource_id", "time", "known_time")]
     ordered = [name for name in ("subject_id", "time", "known_time") if name in schema.names]
     with pq.ParquetWriter(
         path, schema, compression="zstd", use_dictionary=encoded, write_statistics=ordered or False
     ) as writer:
-        for start in range(0, table.num_rows, ROW_GROUP):
-            group = table.slice(start, ROW_GROUP)
-            columns = [
-                c.cast(pa.string()).combine_chunks().dictionary_encode() if pa.types.is_dictionary(t) else c.cast(t)
-                for c, t in zip(group.columns, schema.types, strict=True)
-            ]
-            writer.write_table(pa.table(columns, schema=schema))
+        for start in range(0, frame.height, ROW_GROUP):
+            writer.write_table(_to_arrow(frame[start : start + ROW_GROUP], schema))
+
+
+def _to_arrow(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
+    columns = [
+        _numbered(series)
+        if pa.types.is_dictionary(kind)
+        else series.to_arrow(compat_level=pl.CompatLevel.newest()).cast(kind)
+        for series, kind in zip(frame, schema.types, strict=True)
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def _numbered(names: pl.Series) -> pa.DictionaryArray:
+    """Categories numbered by first appearance: a polars dictionary lists every one of the process."""
+    numbers = names.to_physical().to_arrow().dictionary_encode().indices
+    first = names.drop_nulls().unique(maintain_order=True).cast(pl.String)
+    return pa.DictionaryArray.from_arrays(numbers, first.to_arrow().cast(pa.string()))
 
 
 @cache

@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 
 from ehrseq.fhir.chunk import Chunk
-from ehrseq.fhir.columns import EVENT, Columns, copied, joined, series, strings, take
+from ehrseq.fhir.columns import EVENT, Columns, copied, joined, series, stretch, strings, take
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.references import A_PATIENT, UNKNOWN, points_at, subject_number
 from ehrseq.timeline.meds import SHARDS, shards_of
@@ -79,9 +79,9 @@ def _part(
     dropped, reasons = survey.dropped[number]
     inside = slice(*np.searchsorted(dropped, (low, high)))
     reason[dropped[inside] - low] = reasons[inside]
-    rows = np.arange(low, high)
+    ids = stretch(columns.ids, low, high)
     if wanted is not None and not (keep := wanted[records["subject"]]).all():
-        records, reason, rows = records.compress(keep), reason[keep], rows[keep]
+        records, reason, ids = records.compress(keep), reason[keep], take(ids, np.flatnonzero(keep))
         events = events.compress(keep[events["record"]])
         events["record"] = (np.cumsum(keep) - 1)[events["record"]]
     if not len(records):
@@ -103,7 +103,7 @@ def _part(
     for name in _TEXTS:
         events[name] = place[events[name]]
     yield Part(
-        ids=take(columns.ids, rows),
+        ids=ids,
         kind=records["kind"].copy(),
         file=np.array(survey.file_numbers[number], np.int32)[records["file"]],
         reason=reason,
@@ -153,8 +153,9 @@ def _resolve_medications(
         code[pending] = np.array([f[0] for f in found])[which]
         events["code"] = code
         return events
+    sizes = np.array([len(f) for f in found])
     repeats = np.ones(len(code), np.int64)
-    repeats[pending] = np.array([len(f) for f in found])[which]
+    repeats[pending] = sizes[which]
     is_reference = np.repeat(written < 0, repeats)
     events = np.repeat(events, repeats)
     events["code"] = np.repeat(code, repeats)
@@ -163,7 +164,10 @@ def _resolve_medications(
     events["number"][mixed] = np.nan
     for name in _TEXTS:
         events[name][mixed] = 0
-    events["code"][is_reference] = [c for n in which.tolist() for c in found[n]]
+    # the codes of all that was found lie one after the other: of each event the place of its own
+    begin, many = (np.cumsum(sizes) - sizes)[which], sizes[which]
+    place = np.arange(many.sum()) + np.repeat(begin - (np.cumsum(many) - many), many)
+    events["code"][is_reference] = np.array([c for f in found for c in f])[place]
     return events
 
 

@@ -64,14 +64,17 @@ def write_dataset(
         }
         for first, last in _batches(chunks, 2 * ROWS_AT_ONCE // (pool.workers + 1))
     ]
-    parts = sorted(pool.run(jobs, None, small=len(jobs) < 2), key=lambda part: part["first"])
-    pool.stop()  # what is left to do needs their memory more than them
     counts, left_out, codes = settled_counts(chunks, known), Counter[str](), Counter[str]()
-    for part in parts:
+    parts: dict[int, dict[str, pl.DataFrame]] = {}
+    for part in pool.run(jobs, None, small=len(jobs) < 2):
+        # while the others are busy: what is added up at the end they would have to wait for
         counts.update({(file, kind, reason): n for file, kind, reason, n in part["counts"]})
         left_out.update(part["left_out"])
         codes.update(part["codes"])
-    read = [{name: pl.read_ipc(scratch / f"{name}-{p['first']}.arrow") for name in _PART_TABLES} for p in parts]
+        first = part["first"]
+        parts[first] = {name: pl.read_ipc_stream(scratch / f"{name}-{first}.arrow") for name in _PART_TABLES}
+    pool.stop()  # what is left to do needs their memory more than them
+    read = [parts[first] for first in sorted(parts)]
     contacts = pl.concat([tables["contacts"] for tables in read])
     subjects = subject_frame(pl.concat([tables["patients"] for tables in read]), contacts, known)
     code_table = conform(pl.DataFrame({"code": sorted(codes)}, {"code": pl.String}), CODE_SCHEMA, "code")
@@ -109,12 +112,12 @@ _PART_TABLES = ("patients", "contacts", "units")
 
 
 def _batches(chunks: list[Chunk], rows: int) -> Iterator[tuple[int, int]]:
-    """Ranges of shards, each with not many more records and events than so many rows."""
+    """Ranges of shards, each with about so many records and events: at most half a shard more."""
     bounds = np.array([c.record_bounds for c in chunks]) + np.array([c.event_bounds for c in chunks])
     sizes = np.diff(bounds.sum(axis=0))[: meds.SHARDS].tolist()
     first = held = 0
     for shard, size in enumerate(sizes):
-        if held and held + size > rows:
+        if held and held + size // 2 > rows:
             yield first, shard
             first, held = shard, 0
         held += size
@@ -130,7 +133,7 @@ def write_shards(job: dict[str, Any], loaded: dict[str, Any]) -> dict[str, Any]:
     part = assemble(loaded["chunks"], loaded["survey"], first, last, by_shard=True)
     meds.write_shards(part.events, scratch / "dataset" / "data", first, last)
     for name in _PART_TABLES:
-        getattr(part, name).write_ipc(scratch / f"{name}-{first}.arrow")
+        getattr(part, name).write_ipc_stream(scratch / f"{name}-{first}.arrow")
     return {
         "first": first,
         "counts": [(file, kind, reason, n) for (file, kind, reason), n in part.counts.items()],

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from ehrseq.timeline.analytes import ANALYTES, Analyte
@@ -196,10 +195,10 @@ def normalise_units(events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         .collect()
     )
     measured = measured.with_columns(analyte_code(measured))
-    table = _conversions(measured.group_by("code", "_key", "unit").agg(events=pl.len().cast(pl.Int64)))
+    table = _conversions(measured.group_by("code", "_key", "unit").agg("_row", "numeric_value"))
     changed = table.filter((pl.col("unit") != pl.col("new")) & pl.col("factor").is_not_null())
     if changed.height:
-        events = _apply(events, measured, changed.select("code", "_key", "unit", "new", "factor", "offset"))
+        events = _apply(events, changed)
     units = table.select(
         "code",
         "analyte",
@@ -207,7 +206,7 @@ def normalise_units(events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         pl.col("new").alias("unit"),
         "factor",
         "offset",
-        "events",
+        pl.col("_row").list.len().cast(pl.Int64).alias("events"),
     )
     return events, merge_units([units])
 
@@ -249,15 +248,13 @@ def _conversion(key: str | None, unit: str) -> Conversion | None:
     return convert(ANALYTES[key], spell_unit(unit, ANALYTES[key]))
 
 
-def _apply(events: pl.DataFrame, measured: pl.DataFrame, changed: pl.DataFrame) -> pl.DataFrame:
-    """Events with the rows of `changed` converted: few rows as a rule, so only these are looked up and replaced."""
-    hit = measured.filter(pl.col("code").is_in(changed["code"].unique().implode()))
-    hit = hit.join(changed, on=["code", "_key", "unit"])
+def _apply(events: pl.DataFrame, changed: pl.DataFrame) -> pl.DataFrame:
+    """Events with the rows of `changed` (a list of them for each code and unit) converted."""
+    hit = changed.explode("_row", "numeric_value")
     value = pl.col("numeric_value").cast(pl.Float64) * pl.col("factor") + pl.col("offset")
     fresh = hit.select(numeric_value=value.cast(pl.Float32), unit="new", unit_recorded="unit")
-    rows = np.arange(events.height)
-    rows[hit["_row"].to_numpy()] = events.height + np.arange(hit.height)
-    return events.with_columns(pl.concat([events[name], fresh[name]]).gather(rows) for name in fresh.columns)
+    rows = hit["_row"]
+    return events.with_columns(events[name].clone().scatter(rows, fresh[name]) for name in fresh.columns)
 
 
 def _is_measure(unit: str) -> bool:
