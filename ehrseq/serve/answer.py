@@ -66,7 +66,8 @@ class Part:
     def own(self, table: pl.DataFrame) -> pl.DataFrame:
         """The rows of a table about these subjects, called as they are in the document."""
         mine = table.join(self.keys, left_on="subject_id", right_on="number", how="inner", maintain_order="left")
-        return mine.with_columns(subject_id="own_id", patient="own_patient").select(table.columns)
+        called = {"subject_id": "own_id", "patient": "own_patient"}
+        return mine.select(pl.col(called.get(name, name)).alias(name) for name in table.columns)
 
 
 def read(ask: Ask) -> Part:
@@ -181,10 +182,8 @@ def _reply(
             422, f"expected a patient with usable history at the prediction time; found none ({reasons}); send the "
             "patient's records, with codes that the model knows, or another time as `at`",
         )  # fmt: skip
-    who = pl.concat([risk.select("subject_id"), labs.select("subject_id")]).unique().sort("subject_id")
-    seen = who.filter(pl.Series(model.seen_in_training(who["subject_id"].to_numpy()), dtype=pl.Boolean))
     spans = () if forecast is None else forecast.spans
-    own = Forecast(risk, own_skipped, metadata, seen=seen, labs=labs, spans=spans)
+    own = Forecast(risk, own_skipped, metadata, seen=model.seen_among(risk, labs), labs=labs, spans=spans)
     curves = None
     if CURVES in part.ask.include and forecast is not None and risk.height:
         curves = _curves(part, forecast)
