@@ -149,7 +149,7 @@ def pack(rows: Rows, files: list[str], shards: int, shard_of: ShardOf) -> Chunk:
             records=records.take(order),
             events=events,
             references=references,
-            ids=strings(pl.concat(rows.id_stretches).gather(order)),
+            ids=strings(pl.concat(rows.id_stretches)[order]),
             names=names,
             texts=strings([text or "" for text in rows.texts]),
         ),
@@ -201,7 +201,9 @@ def _referred_to(rows: Rows, new_row: npt.NDArray[np.int64]) -> dict[str, pl.Dat
         ),
         "periods": _periods(rows, parsed),
     }  # fmt: skip
-    tables = {name: t.with_columns(record=pl.Series(new_row[t["record"].to_numpy()])) for name, t in tables.items()}
+    for name, table in tables.items():
+        if table.height:
+            tables[name] = table.with_columns(record=pl.Series(new_row[table["record"].to_numpy()]))
     tables["names"] = pl.DataFrame(list(rows.full_urls.items()), {"name": pl.String, "target": pl.String}, orient="row")
     return tables
 

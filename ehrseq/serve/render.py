@@ -102,7 +102,8 @@ def with_horizons(reply: Reply) -> pl.DataFrame:
     """The risk table with the horizon of each row as it was written, such as 5y."""
     time, days = pl.col("prediction_time"), pl.col("horizon_days")
     written = [
-        pl.when(days == span.days_after(time).cast(pl.Float64)).then(pl.lit(span.label)) for span in reply.forecast.spans
+        pl.when(days == span.days_after(time).cast(pl.Float64)).then(pl.lit(span.label))
+        for span in reply.forecast.spans
     ]
     return reply.forecast.risk.with_columns(horizon=pl.coalesce(*written, pl.lit(None, pl.String)))
 

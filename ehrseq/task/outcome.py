@@ -10,13 +10,14 @@ from typing import Any
 import polars as pl
 
 from ehrseq.errors import TaskError
+from ehrseq.frames import at_once
 from ehrseq.task.change import change_periods
 from ehrseq.task.composite import all_of, changes, resolve, sequence
 from ehrseq.task.definition import DERIVED_MEASURES, Outcome, Task
 from ehrseq.task.predicate import code_matches, confirmed, event_matches, value_matches
 from ehrseq.task.stays import deaths_at_discharge, stays
 from ehrseq.timeline.analytes import ANALYTES
-from ehrseq.timeline.follow_up import deaths_by_day, within_follow_up
+from ehrseq.timeline.follow_up import is_day, within_follow_up
 from ehrseq.timeline.hierarchy import code_parents
 from ehrseq.timeline.measures import derive_measure
 from ehrseq.timeline.schema import DEATH_CODE, TIME
@@ -80,12 +81,13 @@ def occurrences(timelines: Timelines, task: Task) -> pl.DataFrame:
     )
 
 
-def all_occurrences(timelines: Timelines, task: Task) -> pl.DataFrame:
+def all_occurrences(timelines: Timelines, task: Task, died: pl.DataFrame | None = None) -> pl.DataFrame:
     """As `occurrences`, but regardless of follow-up, unsorted, and with two more columns.
 
-    `by_day`: a death that has no clock time; `is_period`: the rows of `periods_of` and `inside`.
+    `by_day`: a death that has no clock time; `is_period`: the rows of `periods_of` and `inside`. `died` is what
+    `deaths` gives, where it is at hand.
     """
-    return _every_occurrence(timelines, task, deaths(timelines))
+    return _every_occurrence(timelines, task, deaths(timelines) if died is None else died)
 
 
 def periods_of(outcome: str) -> str:
@@ -101,7 +103,7 @@ def inside(stay: str) -> str:
 def _every_occurrence(timelines: Timelines, task: Task, died: pl.DataFrame) -> pl.DataFrame:
     task = with_dataset_descendants(timelines, task)
     patterns = [p for o in task.definitions for p in o.patterns]
-    events = timelines.events.select(_INPUT).filter(event_matches(patterns) & ~_is_death())
+    events = at_once(timelines.events.lazy().select(_INPUT).filter(event_matches(patterns) & ~_is_death()))
     events, _ = normalise_units(events)
     derived = [
         derive_measure(name, timelines.events, timelines.subjects)
@@ -109,7 +111,7 @@ def _every_occurrence(timelines: Timelines, task: Task, died: pl.DataFrame) -> p
         if name in DERIVED_MEASURES
     ]
     parts = [events.with_columns(_known_time()), died, *derived]
-    events = pl.concat(parts, how="diagonal_relaxed")
+    events = pl.concat(parts, how="diagonal_relaxed").with_columns(interval_end=_interval_end())
     asked = dict.fromkeys(s for o in task.outcomes for s in (o.admission, o.discharge, o.during) if s is not None)
     spans = {name: stays(timelines, task.stay(name)) for name in asked}
     tables = [_rows(events, spans, outcome, task) for outcome in task.outcomes]
@@ -130,7 +132,7 @@ def _rows(events: pl.DataFrame, spans: Mapping[str, pl.DataFrame], outcome: Outc
     ]  # fmt: skip
     for number, change in enumerate(changes(outcome, names)):
         values = _matching(events, replace(change, confirm=None), bounded=False).with_columns(
-            counts=value_matches(change.bounds), occurred_time=_occurred()
+            counts=value_matches(change.bounds), occurred_time=_OCCURRED
         )
         periods = change_periods(values, replace(change, event_time=outcome.event_time)).with_columns(
             part=pl.lit(number, pl.Int32)
@@ -154,7 +156,7 @@ def _happenings(
     if outcome.is_change:
         return pl.DataFrame(schema={name: _SCHEMA[name] for name in columns})
     if not outcome.parts:
-        return _matching(events, outcome).with_columns(occurred_time=_occurred()).select(columns)
+        return _matching(events, outcome).with_columns(occurred_time=_OCCURRED).select(columns)
     parts = [_happenings(events, spans, part, names) for part in resolve(outcome, names)]
     if outcome.any_of:
         return pl.concat(parts)
@@ -188,15 +190,13 @@ def deaths(timelines: Timelines) -> pl.DataFrame:
 
     `known_time` is that of the first death event where there is one, never before the death.
     """
-    events = timelines.events.filter(_is_death())
-    recorded = events.group_by("subject_id").agg(recorded=_known_time().min())
-    stated = timelines.subjects.select("subject_id", pl.col("death_time").cast(TIME))
+    events = timelines.events.lazy().filter(_is_death())
+    recorded = events.group_by("subject_id").agg(recorded=_known_time().min(), by_day=is_day().any())
+    stated = timelines.subjects.lazy().select("subject_id", pl.col("death_time").cast(TIME))
     time = pl.coalesce("death_time", "recorded")
-    return (
-        stated.join(recorded, on="subject_id", how="full", coalesce=True)
-        .join(deaths_by_day(events), on="subject_id", how="left")
-        .filter(time.is_not_null())
-        .select(
+    found = stated.join(recorded, on="subject_id", how="full", coalesce=True).filter(time.is_not_null())
+    return at_once(
+        found.select(
             "subject_id",
             time=time,
             code=pl.lit(DEATH_CODE),
@@ -256,9 +256,8 @@ def off_scale(timelines: Timelines, task: Task) -> tuple[tuple[str, int], ...]:
 
 def _matching(events: pl.DataFrame, outcome: Outcome, *, bounded: bool = True) -> pl.DataFrame:
     """The events that count for codes or a measure; without its bounds, those with a number on their scale."""
-    matching = events.filter(event_matches(outcome.patterns))
-    matching = matching.filter(value_matches(outcome.bounds) if bounded else pl.col("numeric_value").is_not_null())
-    matching = matching.filter(_on_scale(outcome))
+    counts = value_matches(outcome.bounds) if bounded else pl.col("numeric_value").is_not_null()
+    matching = events.filter(event_matches(outcome.patterns) & counts & _on_scale(outcome))
     return matching if outcome.confirm is None else confirmed(matching, outcome.confirm)
 
 
@@ -271,9 +270,8 @@ def _on_scale(outcome: Outcome) -> pl.Expr:
     return converted if needs_unit else converted | pl.col("unit").is_null()
 
 
-def _occurred() -> pl.Expr:
-    """The end of the clinical interval; never later than known: an imprecise date may outlast the record of it."""
-    return pl.min_horizontal(_interval_end(), "known_time")
+# the end of the clinical interval; never later than known: an imprecise date may outlast the record of it
+_OCCURRED = pl.min_horizontal("interval_end", "known_time")
 
 
 def _interval_end() -> pl.Expr:

@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from ehrseq.errors import TimelineError
-from ehrseq.frames import to_polars
+from ehrseq.frames import at_once, to_polars
 from ehrseq.timeline.schema import BIRTH_CODE, DEATH_CODE, TIME, as_instant, instants
 
 RULES = ("observation_period", "data_cut", "last_contact", "last_contact_undated_death")
@@ -73,9 +73,9 @@ def follow_up_of(
 ) -> pl.DataFrame:
     """The same from what `contacts` says of the events."""
     cut = pl.lit(None if data_cut is None else as_instant(data_cut), dtype=TIME)
-    periods = _envelopes(observation_periods)
-    subjects = pl.concat([contacts.select("subject_id"), periods.select("subject_id")]).unique().sort("subject_id")
-    joined = subjects.join(contacts, on="subject_id", how="left").join(periods, on="subject_id", how="left")
+    known, periods = contacts.lazy(), _envelopes(observation_periods).lazy()
+    subjects = pl.concat([known.select("subject_id"), periods.select("subject_id")]).unique().sort("subject_id")
+    joined = subjects.join(known, on="subject_id", how="left").join(periods, on="subject_id", how="left")
 
     watched = pl.col("first_contact").is_not_null() | pl.col("has_period").is_not_null()
     has_end = pl.col("period_end").is_not_null() & ~pl.col("open")
@@ -100,7 +100,7 @@ def follow_up_of(
         watched=watched,
     )
     usable = pl.col("watched") & (pl.col("follow_up_start") <= pl.col("follow_up_end"))
-    return measured.select("subject_id", pl.when(usable).then(pl.col(r"^follow_up_.*$")), "observation_start")
+    return at_once(measured.select("subject_id", pl.when(usable).then(pl.col(r"^follow_up_.*$")), "observation_start"))
 
 
 def is_contact() -> pl.Expr:
@@ -128,7 +128,7 @@ def within_follow_up(time: pl.Expr, follow_up_end: pl.Expr, by_day: pl.Expr) -> 
 def deaths_by_day(events: pl.DataFrame) -> pl.DataFrame:
     """`subject_id` and `by_day`: whether the recorded death has a date and no clock time; one row for each death."""
     recorded = events.filter(pl.col("code").str.starts_with(DEATH_CODE))
-    return recorded.group_by("subject_id").agg(by_day=_is_day().any())
+    return recorded.group_by("subject_id").agg(by_day=is_day().any())
 
 
 def contacts(events: pl.DataFrame) -> pl.DataFrame:
@@ -137,8 +137,8 @@ def contacts(events: pl.DataFrame) -> pl.DataFrame:
     `first_contact` and `last_contact` by when they were known, `first_time` and `last_time` by when they happened;
     `by_day` as in `deaths_by_day`.
     """
-    by_day = _is_day() if "time_precision" in events.columns else pl.lit(False)
-    return (
+    by_day = is_day() if "time_precision" in events.columns else pl.lit(False)
+    return at_once(
         events.lazy()
         .select(
             "subject_id",
@@ -154,18 +154,23 @@ def contacts(events: pl.DataFrame) -> pl.DataFrame:
             last_time=pl.col("time").max(),
             by_day=pl.col("by_day").any(),
         )
-        .collect()
     )
 
 
-def _is_day() -> pl.Expr:
+def is_day() -> pl.Expr:
+    """Whether the time of an event is a date (or less), without a clock time."""
     return pl.col("time_precision").cast(pl.String).is_in(["year", "month", "day"])
+
+
+_ENVELOPE = {
+    "subject_id": pl.Int64, "period_start": TIME, "period_end": TIME, "open": pl.Boolean, "has_period": pl.Boolean,
+}  # fmt: skip
 
 
 def _envelopes(observation_periods: Any) -> pl.DataFrame:
     """One period a subject, from the earliest start to the latest end."""
     if observation_periods is None:
-        observation_periods = {"subject_id": [], "start": [], "end": []}
+        return pl.DataFrame(schema=_ENVELOPE)
     frame = to_polars(observation_periods)
     missing = [c for c in ("subject_id", "start", "end") if c not in frame.columns]
     if missing:

@@ -71,7 +71,9 @@ class Survey:
     @cached_property
     def code_order(self) -> Ints:
         """By number: the place of the code among all in their order (0 for none)."""
-        return self.split_codes[0].rank("dense").fill_null(0).to_numpy()
+        codes = self.split_codes[0].to_list()
+        place = {code: n for n, code in enumerate(sorted({code for code in codes if code is not None}), 1)}
+        return np.array([place.get(code, 0) for code in codes])
 
     def find_subject(self, subject: Ints) -> Ints:
         """Of each subject id: the one that replaced it, else itself."""
@@ -289,7 +291,7 @@ def _subjects(chunks: Sequence[Chunk], dropped: Dropped, merged: dict[int, int])
     """Every patient, sorted; the records of merged ones are dropped."""
     ids = []
     for chunk, gone in zip(chunks, dropped, strict=True):
-        patients = _kept(chunk, "patients", gone).select("record", "subject_id")
+        patients = _kept(chunk, "patients", gone)
         if merged:
             away = patients.filter(pl.col("subject_id").is_in(list(merged)))
             gone.update(dict.fromkeys(away["record"].to_list(), int(Reason.MERGED)))
@@ -401,4 +403,5 @@ def _periods(
         fault = np.where(np.isin(who, subjects), table["fault"].to_numpy(), nobody)
         gone.update(zip(table["record"].filter(pl.Series(fault > 0)).to_list(), fault[fault > 0].tolist(), strict=True))
         parts.append(table.select("start", "end").with_columns(subject_id=who).filter(pl.Series(fault == 0)))
-    return pl.concat(parts).select("subject_id", "start", "end").unique().sort(pl.all())
+    periods = pl.concat(parts).select("subject_id", "start", "end")
+    return periods.unique().sort(pl.all()) if periods.height else periods

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ehrseq.frames import at_once
 from ehrseq.timeline.analytes import ANALYTES, Analyte
 
 UNIT_SCHEMA: dict[str, Any] = {
@@ -187,14 +188,17 @@ def normalise_units(events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     ('LOINC//14749-6', 'glucose', 'mmol/l', 'mg/dL', 18.0156, 0.0, 1)
     """
     wanted = [name for name in ("code", "unit", "numeric_value", "other_codes") if name in events.columns]
-    measured = (
+    is_number = pl.col("unit").is_not_null() & pl.col("numeric_value").is_not_null()
+    untreated = pl.col("text_value").is_null() & pl.col("unit_recorded").is_null()
+    measured = at_once(
         events.lazy()
         .with_row_index("_row")
-        .filter(pl.col("unit").is_not_null() & pl.col("numeric_value").is_not_null())
-        .filter(pl.col("text_value").is_null() & pl.col("unit_recorded").is_null())
+        .select("_row", *wanted, "text_value", "unit_recorded")
+        .filter(is_number & untreated)
         .select("_row", *wanted)
-        .collect()
     )
+    if not measured.height:
+        return events, merge_units([])
     measured = measured.with_columns(analyte_code(measured))
     table = _conversions(measured.group_by("code", "_key", "unit").agg(events=pl.len().cast(pl.Int64)))
     changed = table.filter((pl.col("unit") != pl.col("new")) & pl.col("factor").is_not_null())
@@ -214,9 +218,11 @@ def normalise_units(events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 def merge_units(tables: list[pl.DataFrame]) -> pl.DataFrame:
     """Tables of units of several parts of a dataset as one, sorted."""
+    if not tables:
+        return pl.DataFrame(schema=UNIT_SCHEMA)
     keys = [name for name in UNIT_SCHEMA if name != "events"]
-    table = pl.concat(tables) if tables else pl.DataFrame(schema=UNIT_SCHEMA)
-    return table.group_by(keys).agg(pl.col("events").sum()).select(*UNIT_SCHEMA).sort(keys)
+    merged = pl.concat(tables).lazy().group_by(keys).agg(pl.col("events").sum())
+    return at_once(merged.select(*UNIT_SCHEMA).sort(keys))
 
 
 def analyte_code(events: pl.DataFrame) -> pl.Expr:
@@ -232,7 +238,7 @@ def analyte_code(events: pl.DataFrame) -> pl.Expr:
 def _conversions(pairs: pl.DataFrame) -> pl.DataFrame:
     """`pairs` with `analyte`, `new` (unit), `factor` and `offset` (null where the unit cannot be converted)."""
     rows: list[tuple[str | None, str, float | None, float | None]] = []
-    for key, unit in pairs.select("_key", "unit").iter_rows():
+    for key, unit in zip(pairs["_key"], pairs["unit"], strict=True):
         analyte = ANALYTES.get(key)
         found = _conversion(key if analyte is not None else None, unit)
         name = None if analyte is None else analyte.name
@@ -251,13 +257,17 @@ def _conversion(key: str | None, unit: str) -> Conversion | None:
 
 def _apply(events: pl.DataFrame, measured: pl.DataFrame, changed: pl.DataFrame) -> pl.DataFrame:
     """Events with the rows of `changed` converted: few rows as a rule, so only these are looked up and replaced."""
-    hit = measured.filter(pl.col("code").is_in(changed["code"].unique().implode()))
-    hit = hit.join(changed, on=["code", "_key", "unit"])
     value = pl.col("numeric_value").cast(pl.Float64) * pl.col("factor") + pl.col("offset")
-    fresh = hit.select(numeric_value=value.cast(pl.Float32), unit="new", unit_recorded="unit")
+    hit = at_once(
+        measured.lazy()
+        .filter(pl.col("code").is_in(changed["code"].implode()))
+        .join(changed.lazy(), on=["code", "_key", "unit"])
+        .select("_row", numeric_value=value.cast(pl.Float32), unit="new", unit_recorded="unit")
+    )
     rows = np.arange(events.height)
     rows[hit["_row"].to_numpy()] = events.height + np.arange(hit.height)
-    return events.with_columns(pl.concat([events[name], fresh[name]]).gather(rows) for name in fresh.columns)
+    fresh = ("numeric_value", "unit", "unit_recorded")
+    return events.with_columns(pl.concat([events[name], hit[name]])[rows] for name in fresh)
 
 
 def _is_measure(unit: str) -> bool:
