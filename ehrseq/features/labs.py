@@ -14,6 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ehrseq.features.summary import DAY
+from ehrseq.frames import at_once
 from ehrseq.task.history import visible
 
 Index = NDArray[np.int64]
@@ -112,13 +113,13 @@ class LabEvents:
     def of(cls, events: pl.DataFrame, subject_id: Index, scales: tuple[LabScale, ...]) -> LabEvents:
         """The values of the subjects in `subject_id` (sorted), one a moment: repeated ones become their mean."""
         n = len(scales)
-        names = pl.DataFrame(
+        names = pl.LazyFrame(
             {"code": [s.code for s in scales], "unit": [s.unit for s in scales], "lab": np.arange(n)},
             schema={"code": pl.String, "unit": pl.String, "lab": pl.Int64},
         )
-        rows = (
-            lab_values(events).join(names, on=["code", "unit"])
-            .join(pl.DataFrame({"subject_id": subject_id}), on="subject_id", how="semi")
+        rows = at_once(
+            lab_values(events).lazy().join(names, on=["code", "unit"])
+            .join(pl.LazyFrame({"subject_id": subject_id}), on="subject_id", how="semi")
             .group_by("subject_id", "lab", "time", "known_time").agg(pl.col("number").sort().mean())
             .sort("subject_id", "lab", "time", "known_time")
         )  # fmt: skip
@@ -216,9 +217,12 @@ def lab_values(events: pl.DataFrame) -> pl.DataFrame:
     >>> lab_values(events)["code"].to_list()
     ['a']
     """
-    return events.filter(pl.col("numeric_value").is_finite() & pl.col("time").is_not_null()).select(
-        "subject_id", "code", pl.col("unit").fill_null(""), "time", "known_time",
-        number=pl.col("numeric_value").cast(pl.Float64),
+    read = events.lazy().select("subject_id", "code", "unit", "time", "known_time", "numeric_value")
+    return at_once(
+        read.filter(pl.col("numeric_value").is_finite() & pl.col("time").is_not_null()).select(
+            "subject_id", "code", pl.col("unit").fill_null(""), "time", "known_time",
+            number=pl.col("numeric_value").cast(pl.Float64),
+        )
     )  # fmt: skip
 
 

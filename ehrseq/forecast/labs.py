@@ -14,7 +14,7 @@ from ehrseq.features.labs import LabEvents
 from ehrseq.features.tabular import YEAR
 from ehrseq.forecast.incidence import cumulative_incidence
 from ehrseq.forecast.predict import encode_asked
-from ehrseq.forecast.table import LAB_SCHEMA
+from ehrseq.forecast.table import LAB_SCHEMA, days_ahead
 from ehrseq.model.fitted import Fitted, linear_features
 from ehrseq.model.labs import LEVELS, Labs, window_of, with_times
 from ehrseq.task.definition import Horizon
@@ -110,10 +110,7 @@ class _Asked:
         self.time = self.rows["prediction_time"].dt.epoch("us").to_numpy()
         self.age = (self.time - encoded.birth[self.subject]) / YEAR
         self.context = linear_features(encoded, fitted.vocabulary, self.subject, self.time)
-        ahead = self.rows.select(
-            horizon.days_after(pl.col("prediction_time")).cast(pl.Float64).alias(horizon.label) for horizon in horizons
-        )
-        self.ahead = ahead.to_numpy()
+        self.ahead = days_ahead(self.rows, horizons)
         n_queries, n_labs, n_ahead = len(self.rows), len(labs.scales), len(horizons)
         self.query = np.repeat(np.arange(n_queries), n_labs * n_ahead)
         self.lab = np.tile(np.repeat(np.arange(n_labs), n_ahead), n_queries)
@@ -125,28 +122,25 @@ class _Asked:
         query, lab = np.repeat(np.arange(n_queries), n_labs), np.tile(np.arange(n_labs), n_queries)
         return events.features(self.subject[query], self.time[query], lab, self.labs.span)
 
-    def table(self, measured: Float, names: Sequence[str], quantiles: Float, schema: dict[str, Any]) -> pl.DataFrame:
-        scales = self.labs.scales
-        columns = dict(zip(names, quantiles.T, strict=True))
-        rows = self.rows[self.query].select(KEY)
-        code, unit = (np.array([getattr(s, name) for s in scales])[self.lab] for name in ("code", "unit"))
-        numbers = {"horizon_days": self.days, "measured": measured, **columns}
-        return (
-            rows.with_columns(
-                code=pl.Series(code, dtype=pl.String), unit=pl.Series(unit, dtype=pl.String),
-                **{name: pl.Series(x, dtype=pl.Float64).fill_nan(None) for name, x in numbers.items()},
-            )
-            .with_columns(unit=pl.when(pl.col("unit") != "").then("unit"))
-            .select(pl.col(c).cast(t) for c, t in schema.items())
-            .sort("subject_id", "prediction_time", "code", "horizon_days")
-        )  # fmt: skip
+    def table(self, measured: Float, levels: Sequence[str], quantiles: Float, schema: dict[str, Any]) -> pl.DataFrame:
+        names = {
+            c: pl.Series([getattr(s, c) or None for s in self.labs.scales], dtype=pl.String) for c in ("code", "unit")
+        }
+        numbers = {"horizon_days": self.days, "measured": measured, **dict(zip(levels, quantiles.T, strict=True))}
+        columns = [
+            *(names[c][self.lab].alias(c) for c in names),
+            *(pl.Series(c, x, dtype=pl.Float64, nan_to_null=True) for c, x in numbers.items()),
+        ]
+        rows = self.rows.select(KEY)[self.query].hstack(columns)
+        rows = rows.select(pl.col(c).cast(t) for c, t in schema.items())
+        return rows.sort("subject_id", "prediction_time", "code", "horizon_days")
 
 
 def _measured(asked: _Asked, course: Float) -> Float:
     """(queries, labs, horizons) the chance that the lab is measured by then, death coming first in some."""
     by_lab = course.reshape(len(asked.time), len(asked.labs.scales), -1)
     dying, *measuring = asked.labs.log_hazards(by_lab, asked.context)
-    found = [
-        cumulative_incidence(np.exp(hazard), np.exp(dying), asked.labs.edges, asked.ahead)[0] for hazard in measuring
-    ]
-    return np.stack(found, axis=1)
+    n_labs, n_queries = len(measuring), len(asked.time)
+    hazard, rival = np.exp(np.concatenate(measuring)), np.tile(np.exp(dying), (n_labs, 1))
+    found = cumulative_incidence(hazard, rival, asked.labs.edges, np.tile(asked.ahead, (n_labs, 1)))[0]
+    return found.reshape(n_labs, n_queries, asked.ahead.shape[1]).swapaxes(0, 1)

@@ -41,15 +41,17 @@ def outcome_hazards(
     and maybe of others, where they are at hand.
     """
     queries = scored.select(KEY).unique(maintain_order=True).with_row_index("query")
+    numbered = scored.join(queries, on=KEY, maintain_order="left").partition_by("outcome", as_dict=True)
     baseline = branch in fitted.baselines
     if not baseline:
         encoded = encode_asked(fitted, timelines, queries) if encoded is None else encoded
         row = encoded.position(queries["subject_id"].to_numpy())
         time = queries["prediction_time"].dt.epoch("us").to_numpy()
         values = np.exp(fitted.log_hazards(encoded, row, time, max_events=max_events, branch=branch))
+    nobody = scored.clear().with_columns(query=pl.lit(0, pl.UInt32))
     out = []
     for name in fitted.outcomes:
-        rows = scored.filter(pl.col("outcome") == name).join(queries, on=KEY, maintain_order="left")
+        rows = numbered.get((name,), nobody)
         if baseline:
             own, other = _baseline(fitted, branch, name, rows, timelines.subjects)
         else:

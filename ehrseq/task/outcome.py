@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -114,57 +114,57 @@ def _every_occurrence(timelines: Timelines, task: Task, died: pl.DataFrame) -> p
     events = pl.concat(parts, how="diagonal_relaxed").with_columns(interval_end=_interval_end())
     asked = dict.fromkeys(s for o in task.outcomes for s in (o.admission, o.discharge, o.during) if s is not None)
     spans = {name: stays(timelines, task.stay(name)) for name in asked}
-    tables = [_rows(events, spans, outcome, task) for outcome in task.outcomes]
-    tables += [_span_rows(spans[name], inside(name)) for name in dict.fromkeys(o.during for o in task.outcomes) if name]
-    return pl.concat([pl.DataFrame(schema=_SCHEMA), *tables], how="diagonal")
+    tables = [table for outcome in task.outcomes for table in _rows(events, spans, outcome, task)]
+    stays_of = dict.fromkeys(o.during for o in task.outcomes if o.during is not None)
+    tables += [_span_rows(spans[name], inside(name)) for name in stays_of]
+    return at_once(pl.concat([pl.LazyFrame(schema=_SCHEMA), *tables], how="diagonal"))
 
 
-def _rows(events: pl.DataFrame, spans: Mapping[str, pl.DataFrame], outcome: Outcome, task: Task) -> pl.DataFrame:
+def _rows(
+    events: pl.DataFrame, spans: Mapping[str, pl.DataFrame], outcome: Outcome, task: Task
+) -> Iterator[pl.LazyFrame]:
     """The occurrences of one outcome, and its periods of constant baseline."""
     names = {o.name: o for o in task.outcomes}
     fixed = _happenings(events, spans, outcome, names)
     chosen = "known_time" if outcome.event_time == "known" else "occurred_time"
-    tables = [
-        fixed.select(
-            "subject_id", "occurred_time", "known_time", "by_day", outcome=pl.lit(outcome.name), time=chosen,
-            is_period=pl.lit(False),
-        )
-    ]  # fmt: skip
+    yield fixed.select(
+        "subject_id", "occurred_time", "known_time", "by_day", outcome=pl.lit(outcome.name), time=chosen,
+        is_period=pl.lit(False),
+    )  # fmt: skip
     for number, change in enumerate(changes(outcome, names)):
         values = _matching(events, replace(change, confirm=None), bounded=False).with_columns(
             counts=value_matches(change.bounds), occurred_time=_OCCURRED
         )
-        periods = change_periods(values, replace(change, event_time=outcome.event_time)).with_columns(
-            part=pl.lit(number, pl.Int32)
-        )
-        tables += [
-            periods.with_columns(outcome=pl.lit(periods_of(outcome.name)), is_period=pl.lit(True)),
-            periods.drop_nulls("time").with_columns(outcome=pl.lit(outcome.name), is_period=pl.lit(False)),
-        ]
-    return pl.concat(tables, how="diagonal")
+        periods = change_periods(at_once(values), replace(change, event_time=outcome.event_time)).lazy()
+        periods = periods.with_columns(part=pl.lit(number, pl.Int32))
+        yield periods.with_columns(outcome=pl.lit(periods_of(outcome.name)), is_period=pl.lit(True))
+        yield periods.drop_nulls("time").with_columns(outcome=pl.lit(outcome.name), is_period=pl.lit(False))
 
 
 def _happenings(
     events: pl.DataFrame, spans: Mapping[str, pl.DataFrame], outcome: Outcome, names: Mapping[str, Outcome]
-) -> pl.DataFrame:
+) -> pl.LazyFrame:
     """`subject_id`, `occurred_time`, `known_time` and `by_day` of what does not depend on the prediction time."""
     columns = ("subject_id", "occurred_time", "known_time", "by_day")
     stay, edge = (outcome.discharge, "end") if outcome.admission is None else (outcome.admission, "begin")
     if stay is not None:
-        moments = spans[stay].drop_nulls(edge)
+        moments = spans[stay].lazy().drop_nulls(edge)
         return moments.select("subject_id", occurred_time=edge, known_time=edge, by_day=pl.lit(None, pl.Boolean))
     if outcome.is_change:
-        return pl.DataFrame(schema={name: _SCHEMA[name] for name in columns})
+        return pl.LazyFrame(schema={name: _SCHEMA[name] for name in columns})
     if not outcome.parts:
         return _matching(events, outcome).with_columns(occurred_time=_OCCURRED).select(columns)
     parts = [_happenings(events, spans, part, names) for part in resolve(outcome, names)]
     if outcome.any_of:
         return pl.concat(parts)
-    return all_of(parts) if outcome.all_of else sequence(parts, outcome.within)
+    happened = [at_once(part) for part in parts]
+    return (all_of(happened) if outcome.all_of else sequence(happened, outcome.within)).lazy()
 
 
-def _span_rows(table: pl.DataFrame, name: str) -> pl.DataFrame:
-    return table.select("subject_id", outcome=pl.lit(name), from_time="begin", until_time="end", is_period=pl.lit(True))
+def _span_rows(table: pl.DataFrame, name: str) -> pl.LazyFrame:
+    return table.lazy().select(
+        "subject_id", outcome=pl.lit(name), from_time="begin", until_time="end", is_period=pl.lit(True)
+    )
 
 
 def with_dataset_descendants(timelines: Timelines, task: Task) -> Task:
@@ -254,11 +254,11 @@ def off_scale(timelines: Timelines, task: Task) -> tuple[tuple[str, int], ...]:
     return tuple((code, count) for code, count in counts.items() if count)
 
 
-def _matching(events: pl.DataFrame, outcome: Outcome, *, bounded: bool = True) -> pl.DataFrame:
+def _matching(events: pl.DataFrame, outcome: Outcome, *, bounded: bool = True) -> pl.LazyFrame:
     """The events that count for codes or a measure; without its bounds, those with a number on their scale."""
     counts = value_matches(outcome.bounds) if bounded else pl.col("numeric_value").is_not_null()
-    matching = events.filter(event_matches(outcome.patterns) & counts & _on_scale(outcome))
-    return matching if outcome.confirm is None else confirmed(matching, outcome.confirm)
+    matching = events.lazy().filter(event_matches(outcome.patterns) & counts & _on_scale(outcome))
+    return matching if outcome.confirm is None else confirmed(at_once(matching), outcome.confirm).lazy()
 
 
 def _on_scale(outcome: Outcome) -> pl.Expr:
