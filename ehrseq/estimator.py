@@ -23,6 +23,7 @@ from ehrseq.forecast.paths import PathSource
 from ehrseq.forecast.predict import encode_asked, outcome_hazards
 from ehrseq.forecast.screen import nobody_scored
 from ehrseq.forecast.table import SEEN_SCHEMA, SKIPPED_SCHEMA, Forecast, risk_table
+from ehrseq.frames import at_once
 from ehrseq.model.artifact import Artifact, hashed_ids, load_artifact, save_artifact
 from ehrseq.model.card import model_card
 from ehrseq.model.fitted import Fitted
@@ -197,7 +198,8 @@ class ProgressionModel(Explaining):
         fitted, scored, skipped = self._screen(timelines, at)
         spans = tuple(Horizon(h) for h in horizons) if horizons is not None else self.task_.horizons
         keys = ["subject_id", "prediction_time"]
-        usable = _usable(pl.concat([t.select(keys) for t in (scored, skipped)]).unique().sort(keys), skipped)
+        asked = pl.concat([table.lazy().select(keys) for table in (scored, skipped)]).unique().sort(keys)
+        usable = _usable(asked, skipped)
         # whoever is scored is usable: their histories are read once for risks and labs
         reads = lab_levels or branch not in fitted.baselines
         encoded = encode_asked(fitted, timelines, usable) if reads else None
@@ -419,11 +421,11 @@ def _together(first: pl.DataFrame, more: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([first, more]).unique("hashed_id", keep="first").sort("hashed_id")
 
 
-def _usable(queries: pl.DataFrame, skipped: pl.DataFrame) -> pl.DataFrame:
+def _usable(queries: pl.DataFrame | pl.LazyFrame, skipped: pl.DataFrame) -> pl.DataFrame:
     """The queries but those of which nothing can be scored: a lab is forecast for those who have every outcome, too."""
     keys = ["subject_id", "prediction_time"]
-    unusable = skipped.filter(pl.col("outcome").is_null())
-    return queries.select(keys).join(unusable, on=keys, how="anti", maintain_order="left")
+    unusable = skipped.lazy().filter(pl.col("outcome").is_null())
+    return at_once(queries.lazy().select(keys).join(unusable, on=keys, how="anti", maintain_order="left"))
 
 
 def _same_for_all(risk: pl.DataFrame) -> pl.DataFrame:

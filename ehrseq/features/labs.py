@@ -7,6 +7,7 @@ less skewed). A lab is a code in one unit: numbers in another unit are not read.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -113,12 +114,8 @@ class LabEvents:
     def of(cls, events: pl.DataFrame, subject_id: Index, scales: tuple[LabScale, ...]) -> LabEvents:
         """The values of the subjects in `subject_id` (sorted), one a moment: repeated ones become their mean."""
         n = len(scales)
-        names = pl.LazyFrame(
-            {"code": [s.code for s in scales], "unit": [s.unit for s in scales], "lab": np.arange(n)},
-            schema={"code": pl.String, "unit": pl.String, "lab": pl.Int64},
-        )
         rows = at_once(
-            lab_values(events).lazy().join(names, on=["code", "unit"])
+            lab_values(events).lazy().join(_numbered(scales).lazy(), on=["code", "unit"])
             .join(pl.LazyFrame({"subject_id": subject_id}), on="subject_id", how="semi")
             .group_by("subject_id", "lab", "time", "known_time").agg(pl.col("number").sort().mean())
             .sort("subject_id", "lab", "time", "known_time")
@@ -205,6 +202,14 @@ class LabEvents:
             found.append((query[new], self.lab[event[new]], days[new], self.value[event[new]]))
         columns = [np.concatenate(column) for column in zip(*found, strict=True)]
         return columns[0], columns[1], columns[2], columns[3]
+
+
+@lru_cache(maxsize=16)
+def _numbered(scales: tuple[LabScale, ...]) -> pl.DataFrame:
+    return pl.DataFrame(
+        {"code": [s.code for s in scales], "unit": [s.unit for s in scales], "lab": np.arange(len(scales))},
+        schema={"code": pl.String, "unit": pl.String, "lab": pl.Int64},
+    )
 
 
 def lab_values(events: pl.DataFrame) -> pl.DataFrame:

@@ -15,6 +15,7 @@ from ehrseq.features.tabular import YEAR
 from ehrseq.forecast.incidence import cumulative_incidence
 from ehrseq.forecast.predict import encode_asked
 from ehrseq.forecast.table import LAB_SCHEMA, days_ahead
+from ehrseq.frames import at_once
 from ehrseq.model.fitted import Fitted, linear_features
 from ehrseq.model.labs import LEVELS, Labs, window_of, with_times
 from ehrseq.task.definition import Horizon
@@ -103,11 +104,11 @@ class _Asked:
         encoded: EncodedTimelines,
     ) -> None:  # fmt: skip
         self.labs = labs
-        people = timelines.subjects.select("subject_id", "patient")
+        people = timelines.subjects[["subject_id", "patient"]]
         self.rows = queries.join(people, on="subject_id", maintain_order="left")
         self.subject_id = encoded.subject_id
         self.subject = encoded.position(self.rows["subject_id"].to_numpy())
-        self.time = self.rows["prediction_time"].dt.epoch("us").to_numpy()
+        self.time = self.rows["prediction_time"].cast(pl.Int64).to_numpy()  # microseconds
         self.age = (self.time - encoded.birth[self.subject]) / YEAR
         self.context = linear_features(encoded, fitted.vocabulary, self.subject, self.time)
         self.ahead = days_ahead(self.rows, horizons)
@@ -131,9 +132,10 @@ class _Asked:
             *(names[c][self.lab].alias(c) for c in names),
             *(pl.Series(c, x, dtype=pl.Float64, nan_to_null=True) for c, x in numbers.items()),
         ]
-        rows = self.rows.select(KEY)[self.query].hstack(columns)
-        rows = rows.select(pl.col(c).cast(t) for c, t in schema.items())
-        return rows.sort("subject_id", "prediction_time", "code", "horizon_days")
+        rows = (
+            self.rows[list(KEY)][self.query].hstack(columns).lazy().select(pl.col(c).cast(t) for c, t in schema.items())
+        )
+        return at_once(rows.sort("subject_id", "prediction_time", "code", "horizon_days"))
 
 
 def _measured(asked: _Asked, course: Float) -> Float:

@@ -40,18 +40,18 @@ def outcome_hazards(
     `scored` has `subject_id`, `patient`, `prediction_time` and `outcome`. `encoded` are the tokens of these subjects,
     and maybe of others, where they are at hand.
     """
-    queries = scored.select(KEY).unique(maintain_order=True).with_row_index("query")
-    numbered = scored.join(queries, on=KEY, maintain_order="left").partition_by("outcome", as_dict=True)
+    queries = scored[list(KEY)].unique(maintain_order=True).with_row_index("query")
+    numbered = scored.join(queries, on=KEY, maintain_order="left")
+    of_outcome = numbered.partition_by("outcome", as_dict=True)
     baseline = branch in fitted.baselines
     if not baseline:
         encoded = encode_asked(fitted, timelines, queries) if encoded is None else encoded
         row = encoded.position(queries["subject_id"].to_numpy())
-        time = queries["prediction_time"].dt.epoch("us").to_numpy()
+        time = queries["prediction_time"].cast(pl.Int64).to_numpy()  # microseconds
         values = np.exp(fitted.log_hazards(encoded, row, time, max_events=max_events, branch=branch))
-    nobody = scored.clear().with_columns(query=pl.lit(0, pl.UInt32))
     out = []
     for name in fitted.outcomes:
-        rows = numbered.get((name,), nobody)
+        rows = of_outcome.get((name,), numbered.clear())
         if baseline:
             own, other = _baseline(fitted, branch, name, rows, timelines.subjects)
         else:
@@ -59,7 +59,7 @@ def outcome_hazards(
             own = values[:, which, fitted.hazards.index(HazardName(name))]
             rival = HazardName(name, competing=True)
             other = values[:, which, fitted.hazards.index(rival)] if rival in fitted.hazards else np.zeros_like(own)
-        keyed = rows.select("subject_id", "patient", "prediction_time")
+        keyed = rows[["subject_id", "patient", "prediction_time"]]
         out.append(Hazards(name, keyed, own, other, fitted.edges, fitted.supported_days[name]))
     return out
 

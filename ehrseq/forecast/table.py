@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ehrseq.errors import ArtifactError, ForecastError, nearest
 from ehrseq.forecast.files import FORMATS, check_format
 from ehrseq.forecast.incidence import cumulative_incidence
-from ehrseq.frames import to_pandas
+from ehrseq.frames import at_once, to_pandas
 from ehrseq.storage import atomic_folder, read_manifest, write_manifest
 from ehrseq.task.definition import Horizon
 
@@ -101,7 +101,7 @@ def risk_table(hazards: Sequence[Hazards], horizons: Sequence[Horizon]) -> pl.Da
     scored = [h for h in hazards if h.rows.height]
     if not scored:
         return pl.DataFrame(schema=RISK_SCHEMA)
-    rows = pl.concat([h.rows.select(HAZARD_KEY).with_columns(outcome=pl.lit(h.outcome)) for h in scored])
+    rows = at_once(pl.concat([h.rows.lazy().select(*HAZARD_KEY, outcome=pl.lit(h.outcome)) for h in scored]))
     ahead = days_ahead(rows, horizons)
     before = np.cumsum([0, *(h.rows.height for h in scored)])
     found = [h.incidence(ahead[i:j]) for h, i, j in zip(scored, before[:-1], before[1:], strict=True)]
@@ -120,8 +120,8 @@ def risk_table(hazards: Sequence[Hazards], horizons: Sequence[Horizon]) -> pl.Da
         "extrapolated": days > supported,
     }
     repeated = rows[np.repeat(np.arange(rows.height), len(horizons))]
-    table = repeated.hstack(pl.DataFrame(columns)).cast(RISK_SCHEMA)  # type: ignore[arg-type]
-    return table.sort("subject_id", "prediction_time", "outcome", "horizon_days")
+    table = repeated.hstack(pl.DataFrame(columns)).lazy().select(pl.col(c).cast(t) for c, t in RISK_SCHEMA.items())
+    return at_once(table.sort("subject_id", "prediction_time", "outcome", "horizon_days"))
 
 
 def days_ahead(rows: pl.DataFrame, horizons: Sequence[Horizon]) -> NDArray[np.float64]:

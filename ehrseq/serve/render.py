@@ -30,7 +30,7 @@ def as_json(reply: Reply, document: bytes, include: Collection[str] = ()) -> byt
     # reading a record's names takes as long as a fifth of a forecast: only where something is called by them
     named = WHY in include or TIMELINE in include or reply.unseen.height
     names = names_of(reply, document if named else b"[]")
-    people = {row for t in (forecast.risk, forecast.labs) for row in t.select(*_KEY, "patient").iter_rows()}
+    people = {row for t in (forecast.risk, forecast.labs) for row in t[[*_KEY, "patient"]].iter_rows()}
     seen = set(forecast.seen["subject_id"].to_list())
     explained = None if reply.explanation is None else replace(reply.explanation, names=names).reasons(REASONS)
     tables = {"risk": with_horizons(reply), "labs": forecast.labs, "reasons": explained, "curves": reply.curves}
@@ -134,13 +134,13 @@ def names_in(document: bytes) -> dict[str, str]:
 def _rows(table: pl.DataFrame, keep: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     """The rows without what the forecast they stand in says already."""
     left_out = {*_KEY, "patient"} - set(keep)
-    return _told(table.select(c for c in table.columns if c not in left_out))
+    return _told(table[[c for c in table.columns if c not in left_out]])
 
 
 def _rows_of_each(table: pl.DataFrame) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
     """The rows of each forecast, by its subject and prediction time."""
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for forecast, row in zip(table.select(_KEY).iter_rows(), _rows(table), strict=True):
+    for forecast, row in zip(table[list(_KEY)].iter_rows(), _rows(table), strict=True):
         found.setdefault(forecast, []).append(row)
     return found
 
@@ -149,7 +149,7 @@ def _told(table: pl.DataFrame) -> list[dict[str, Any]]:
     """Rows whose times are text, as FHIR writes them."""
     times = [c for c, kind in table.schema.items() if kind.is_temporal()]
     rows = table.to_dicts()
-    for row in rows:
+    for row in rows if times else ():
         row.update({c: None if row[c] is None else instant(row[c]) for c in times})
     return rows
 
@@ -159,7 +159,7 @@ def _records(reply: Reply) -> dict[str, dict[str, int]]:
     ledger = reply.timelines.ledger
     counts: dict[str, dict[str, int]] = {}
     if ledger is not None:
-        for fate, reason, count in sorted(ledger.select("fate", "reason", "count").iter_rows()):
+        for fate, reason, count in sorted(ledger[["fate", "reason", "count"]].iter_rows()):
             of = counts.setdefault(fate, {})
             of[reason or "read"] = of.get(reason or "read", 0) + count
     return counts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import reduce
+from functools import lru_cache, reduce
 from operator import or_
 
 import polars as pl
@@ -215,11 +215,15 @@ def _one_row_an_outcome(
     queries: pl.DataFrame, frame: pl.LazyFrame, task: Task, columns: Callable[[Outcome, Task], dict[str, pl.Expr]]
 ) -> pl.DataFrame:
     """`frame` in the order of its `_row`s, once for each outcome with that outcome's columns."""
-    of_each = [columns(outcome, task) for outcome in task.outcomes]
-    lists = {name: pl.concat_list(each[name] for each in of_each) for name in of_each[0]}
-    outcomes = pl.concat_list(pl.lit(outcome.name) for outcome in task.outcomes)
-    rows = frame.sort("_row").select(*queries.columns, outcome=outcomes, **lists)
-    return at_once(rows.explode("outcome", *lists))
+    lists = _lists(task, columns)
+    return at_once(frame.sort("_row").select(*queries.columns, **lists).explode(*lists))
+
+
+@lru_cache(maxsize=16)
+def _lists(task: Task, columns: Callable[[Outcome, Task], dict[str, pl.Expr]]) -> dict[str, pl.Expr]:
+    """The outcomes, and each of their columns, as lists."""
+    each = [{"outcome": pl.lit(outcome.name), **columns(outcome, task)} for outcome in task.outcomes]
+    return {name: pl.concat_list(of_one[name] for of_one in each) for name in each[0]}
 
 
 def _with_subjects(queries: pl.DataFrame, subjects: pl.DataFrame, *columns: str) -> pl.LazyFrame:

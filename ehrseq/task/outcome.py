@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import polars as pl
@@ -274,6 +275,7 @@ def _on_scale(outcome: Outcome) -> pl.Expr:
 _OCCURRED = pl.min_horizontal("interval_end", "known_time")
 
 
+@cache
 def _interval_end() -> pl.Expr:
     """The last microsecond of the clinical interval that `time` begins."""
     time, precision = pl.col("time"), pl.col("time_precision").cast(pl.String)
@@ -284,9 +286,11 @@ def _interval_end() -> pl.Expr:
     return end.fill_null(ALWAYS)
 
 
+@cache
 def _known_time() -> pl.Expr:
     return pl.coalesce("known_time", "time", pl.lit(ALWAYS, dtype=TIME)).alias("known_time")
 
 
+@cache
 def _is_death() -> pl.Expr:
     return pl.col("code").str.starts_with(DEATH_CODE)

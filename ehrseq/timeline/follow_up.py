@@ -10,6 +10,7 @@ such a subject's follow-up ends with the last contact.
 from __future__ import annotations
 
 from datetime import date, datetime
+from functools import cache
 from typing import Any
 
 import polars as pl
@@ -73,11 +74,22 @@ def follow_up_of(
 ) -> pl.DataFrame:
     """The same from what `contacts` says of the events."""
     cut = pl.lit(None if data_cut is None else as_instant(data_cut), dtype=TIME)
+    died = pl.lit(False) if undated_deaths is None else pl.col("subject_id").is_in(undated_deaths.implode())
     known, periods = contacts.lazy(), _envelopes(observation_periods).lazy()
     subjects = pl.concat([known.select("subject_id"), periods.select("subject_id")]).unique().sort("subject_id")
     joined = subjects.join(known, on="subject_id", how="left").join(periods, on="subject_id", how="left")
+    usable = pl.col("watched") & (pl.col("follow_up_start") <= pl.col("follow_up_end"))
+    return at_once(
+        joined.with_columns(cut=cut, died=died)
+        .select("subject_id", **_measured())
+        .select("subject_id", pl.when(usable).then(pl.col(r"^follow_up_.*$")), "observation_start")
+    )
 
-    watched = pl.col("first_contact").is_not_null() | pl.col("has_period").is_not_null()
+
+@cache
+def _measured() -> dict[str, pl.Expr]:
+    """Start, end and rule, from the columns of `contacts` and `_envelopes`, the data `cut` and who `died` undated."""
+    cut, died = pl.col("cut"), pl.col("died")
     has_end = pl.col("period_end").is_not_null() & ~pl.col("open")
     # an open period is still running: it reaches the cut or the last contact, and a closed one beside it
     fallback = pl.coalesce(cut, pl.max_horizontal("last_contact", "period_end"))
@@ -89,20 +101,21 @@ def follow_up_of(
         .then(pl.lit("data_cut"))
         .otherwise(pl.lit("last_contact"))
     )
-    died = pl.lit(False) if undated_deaths is None else pl.col("subject_id").is_in(undated_deaths.implode())
-    measured = joined.select(
-        "subject_id",
-        follow_up_start=pl.coalesce("period_start", "first_contact"),
+    return {
+        "follow_up_start": pl.coalesce("period_start", "first_contact"),
         # a null last contact must stay null: min_horizontal would pass over it
-        follow_up_end=pl.when(~died).then(end).when(end <= pl.col("last_contact")).then(end).otherwise("last_contact"),
-        follow_up_rule=pl.when(died).then(pl.lit("last_contact_undated_death")).otherwise(rule),
-        observation_start="period_start",
-        watched=watched,
-    )
-    usable = pl.col("watched") & (pl.col("follow_up_start") <= pl.col("follow_up_end"))
-    return at_once(measured.select("subject_id", pl.when(usable).then(pl.col(r"^follow_up_.*$")), "observation_start"))
+        "follow_up_end": pl.when(~died)
+        .then(end)
+        .when(end <= pl.col("last_contact"))
+        .then(end)
+        .otherwise("last_contact"),
+        "follow_up_rule": pl.when(died).then(pl.lit("last_contact_undated_death")).otherwise(rule),
+        "observation_start": pl.col("period_start"),
+        "watched": pl.col("first_contact").is_not_null() | pl.col("has_period").is_not_null(),
+    }
 
 
+@cache
 def is_contact() -> pl.Expr:
     """Whether an event shows its subject under observation: it has a time, and is neither birth nor death."""
     code = pl.col("code")
@@ -157,6 +170,7 @@ def contacts(events: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+@cache
 def is_day() -> pl.Expr:
     """Whether the time of an event is a date (or less), without a clock time."""
     return pl.col("time_precision").cast(pl.String).is_in(["year", "month", "day"])

@@ -66,7 +66,7 @@ class Survey:
     @cached_property
     def split_codes(self) -> tuple[pl.Series, pl.Series]:
         """By number: the code, and the list of other codes of the same concept."""
-        return split_codes(pl.Series(self.codes, dtype=pl.String))
+        return split_codes(self.codes)
 
     @cached_property
     def code_order(self) -> Ints:
@@ -228,7 +228,6 @@ def _resolver(chunks: Sequence[Chunk], dropped: Dropped) -> Resolver:
     named = pl.Series([w for w in wanted if w.startswith("urn:")], dtype=pl.String)
     names: dict[str, str] = {}
     identifiers: list[tuple[str, str]] = []
-    tails = named.str.extract(r"([^:]*)$")
     for chunk, gone in zip(chunks, dropped, strict=True):
         if asks:
             identifiers += _kept(chunk, "identifiers", gone).select("identifier", "target").iter_rows()
@@ -238,7 +237,7 @@ def _resolver(chunks: Sequence[Chunk], dropped: Dropped) -> Resolver:
         for name, target in table.filter(pl.col("name").is_in(named.implode())).iter_rows():
             names[name] = target if names.setdefault(name, target) == target else ""
         # a bundle entry is mostly called by its resource's id, which is not written down twice
-        _name_by_id(chunk, pl.DataFrame({"name": named, "id": tails}), names)
+        _name_by_id(chunk, pl.DataFrame({"name": named, "id": named.str.extract(r"([^:]*)$")}), names)
     return Resolver(names, identifiers)
 
 
@@ -303,7 +302,7 @@ def _subjects(chunks: Sequence[Chunk], dropped: Dropped, merged: dict[int, int])
 def _patients(chunks: Sequence[Chunk], dropped: Dropped) -> tuple[pl.DataFrame, list[int]]:
     """What the records of all patients say, shard by shard, and where the shards start."""
     tables = [_kept(chunk, "patients", gone) for chunk, gone in zip(chunks, dropped, strict=True)]
-    table = pl.concat([pl.DataFrame(schema=PATIENTS), *tables])
+    table = pl.concat(tables or [pl.DataFrame(schema=PATIENTS)])
     shard = shard_of(table["subject_id"])
     order = np.argsort(shard, kind="stable")
     return table[order], np.searchsorted(shard[order], np.arange(SHARDS + 1)).tolist()

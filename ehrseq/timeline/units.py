@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -195,16 +195,15 @@ def normalise_units(events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         .with_row_index("_row")
         .select("_row", *wanted, "text_value", "unit_recorded")
         .filter(is_number & untreated)
-        .select("_row", *wanted)
+        .select("_row", *wanted, analyte_code(events))
     )
     if not measured.height:
         return events, merge_units([])
-    measured = measured.with_columns(analyte_code(measured))
     table = _conversions(measured.group_by("code", "_key", "unit").agg(events=pl.len().cast(pl.Int64)))
     changed = table.filter((pl.col("unit") != pl.col("new")) & pl.col("factor").is_not_null())
     if changed.height:
         events = _apply(events, measured, changed.select("code", "_key", "unit", "new", "factor", "offset"))
-    units = table.select(
+    units = table.lazy().select(
         "code",
         "analyte",
         pl.col("unit").alias("unit_recorded"),
@@ -216,12 +215,12 @@ def normalise_units(events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     return events, merge_units([units])
 
 
-def merge_units(tables: list[pl.DataFrame]) -> pl.DataFrame:
+def merge_units(tables: Sequence[pl.DataFrame | pl.LazyFrame]) -> pl.DataFrame:
     """Tables of units of several parts of a dataset as one, sorted."""
     if not tables:
         return pl.DataFrame(schema=UNIT_SCHEMA)
     keys = [name for name in UNIT_SCHEMA if name != "events"]
-    merged = pl.concat(tables).lazy().group_by(keys).agg(pl.col("events").sum())
+    merged = pl.concat([table.lazy() for table in tables]).group_by(keys).agg(pl.col("events").sum())
     return at_once(merged.select(*UNIT_SCHEMA).sort(keys))
 
 

@@ -63,17 +63,24 @@ def encode(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Vocabulary)
     know are left out, never mixed.
     """
     tokens = _look_up(merged_tokens(events, subjects, vocabulary), vocabulary)
-    if "observation_start" not in subjects.columns:
-        subjects = subjects.with_columns(observation_start=pl.lit(None, pl.Datetime("us")))
-    subjects = subjects.select("subject_id", "birth_time", "observation_start").sort("subject_id")
+    enrolled = (
+        pl.col("observation_start") if "observation_start" in subjects.columns else pl.lit(None, pl.Datetime("us"))
+    )
+    times = {"birth": pl.col("birth_time"), "enrolled": enrolled}
+    people = at_once(
+        subjects.lazy()
+        .select("subject_id", **{name: time.dt.epoch("us") for name, time in times.items()})
+        .sort("subject_id")
+        .with_columns(pl.col("enrolled").fill_null(UNKNOWN_START))
+    )
     lineage, ancestors = _lineages(tokens["code"], vocabulary)
     knot, fraction, value = _encode_values(tokens, vocabulary)
-    subject_id = subjects["subject_id"].to_numpy()
+    subject_id = people["subject_id"].to_numpy()
     counts = np.bincount(np.searchsorted(subject_id, tokens["subject_id"].to_numpy()), minlength=len(subject_id))
     return EncodedTimelines(
         subject_id=subject_id,
-        birth=subjects["birth_time"].dt.epoch("us").to_numpy(),
-        enrolled=subjects["observation_start"].dt.epoch("us").fill_null(UNKNOWN_START).to_numpy(),
+        birth=people["birth"].to_numpy(),
+        enrolled=people["enrolled"].to_numpy(),
         offset=np.append(0, np.cumsum(counts)).astype(np.int64),
         code=tokens["code_index"].to_numpy(),
         coded_value=tokens["coded_index"].to_numpy(),
@@ -91,7 +98,7 @@ def encode(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Vocabulary)
 def merged_tokens(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Vocabulary) -> pl.DataFrame:
     """The tokens of the subjects, a row each, in the order of `encode`, still with their codes, texts and units."""
     facts = static_facts(subjects, DEMOGRAPHICS)
-    facts = facts.filter(pl.col("code").is_in(vocabulary.codes)) if facts.height else facts
+    facts = facts.filter(facts["code"].is_in(vocabulary.codes)) if facts.height else facts
     merge = ["subject_id", "time", "known_time", "code", "text_value", "unit"]
     read = events.lazy().select(*merge, "numeric_value").filter(is_model_event())
     return at_once(

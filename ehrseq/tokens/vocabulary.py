@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -200,6 +200,7 @@ class Vocabulary:
         )
 
 
+@cache
 def is_model_event() -> pl.Expr:
     """Whether a model may learn from an event: birth is given as age, death is an outcome, and demographics are static
     facts of the subject table, read only where the configuration names them."""
