@@ -150,13 +150,8 @@ def _label_columns(outcome: Outcome, task: Task) -> dict[str, pl.Expr]:
     # `competing` is the end of follow-up where no competitor comes before it
     any_competing = _any(column("next", name, task) == first for name in outcome.competing)
     cause = pl.when(event == first).then(1).when(any_competing).then(2).otherwise(0).cast(pl.Int8)
-    at_risk = reason.is_null()
-    return {
-        "at_risk": at_risk,
-        "reason": reason,
-        "days": pl.when(at_risk).then((first - _T).dt.total_microseconds() / MICROSECONDS_A_DAY),
-        "cause": pl.when(at_risk).then(cause),
-    }
+    days = (first - _T).dt.total_microseconds() / MICROSECONDS_A_DAY
+    return {"reason": reason, "days": days, "cause": cause}
 
 
 def _scoring_columns(outcome: Outcome, task: Task) -> dict[str, pl.Expr]:
@@ -169,7 +164,7 @@ def _scoring_columns(outcome: Outcome, task: Task) -> dict[str, pl.Expr]:
             **_known_reasons(outcome, task),
         }
     )
-    return {"at_risk": reason.is_null(), "reason": reason}
+    return {"reason": reason}
 
 
 def _known_reasons(outcome: Outcome, task: Task) -> dict[str, pl.Expr]:
@@ -214,9 +209,15 @@ def _left(frame: pl.LazyFrame, table: pl.LazyFrame) -> pl.LazyFrame:
 def _one_row_an_outcome(
     queries: pl.DataFrame, frame: pl.LazyFrame, task: Task, columns: Callable[[Outcome, Task], dict[str, pl.Expr]]
 ) -> pl.DataFrame:
-    """`frame` in the order of its `_row`s, once for each outcome with that outcome's columns."""
+    """`frame` in the order of its `_row`s, once for each outcome with that outcome's columns.
+
+    What is not its `reason` is null where there is one.
+    """
     lists = _lists(task, columns)
-    return at_once(frame.sort("_row").select(*queries.columns, **lists).explode(*lists))
+    rows = frame.sort("_row").select(*queries.columns, **lists).explode(*lists)
+    at_risk = pl.col("reason").is_null()
+    rest = [pl.when(at_risk).then(name).alias(name) for name in lists if name not in ("outcome", "reason")]
+    return at_once(rows.select(*queries.columns, "outcome", at_risk.alias("at_risk"), "reason", *rest))
 
 
 @lru_cache(maxsize=16)

@@ -215,7 +215,7 @@ def event_frame(linked: Linked, known: Survey, time: Ints, known_time: Ints) -> 
     return pl.DataFrame([columns[name].cast(kind).alias(name) for name, kind in EVENT_SCHEMA.items()])
 
 
-def _names(names: list[str | None] | list[str], numbers: Any, kind: Any = pl.Categorical) -> pl.Series:
+def _names(names: list[str | None] | list[str], numbers: Ints, kind: Any = pl.Categorical) -> pl.Series:
     return pl.Series(names, dtype=kind)[numbers]
 
 

@@ -76,8 +76,7 @@ def follow_up_of(
     cut = pl.lit(None if data_cut is None else as_instant(data_cut), dtype=TIME)
     died = pl.lit(False) if undated_deaths is None else pl.col("subject_id").is_in(undated_deaths.implode())
     known, periods = contacts.lazy(), _envelopes(observation_periods).lazy()
-    subjects = pl.concat([known.select("subject_id"), periods.select("subject_id")]).unique().sort("subject_id")
-    joined = subjects.join(known, on="subject_id", how="left").join(periods, on="subject_id", how="left")
+    joined = known.join(periods, on="subject_id", how="full", coalesce=True).sort("subject_id")
     usable = pl.col("watched") & (pl.col("follow_up_start") <= pl.col("follow_up_end"))
     return at_once(
         joined.with_columns(cut=cut, died=died)
@@ -176,7 +175,7 @@ def is_day() -> pl.Expr:
     return pl.col("time_precision").cast(pl.String).is_in(["year", "month", "day"])
 
 
-_ENVELOPE = {
+_ENVELOPE: dict[str, Any] = {
     "subject_id": pl.Int64, "period_start": TIME, "period_end": TIME, "open": pl.Boolean, "has_period": pl.Boolean,
 }  # fmt: skip
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from ehrseq.frames import at_once
 from ehrseq.tokens.vocabulary import (
     CODED_TEXT,
-    DEMOGRAPHICS,
     UNIT,
     UNKNOWN,
     Vocabulary,
@@ -97,13 +96,13 @@ def encode(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Vocabulary)
 
 def merged_tokens(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Vocabulary) -> pl.DataFrame:
     """The tokens of the subjects, a row each, in the order of `encode`, still with their codes, texts and units."""
-    facts = static_facts(subjects, DEMOGRAPHICS)
-    facts = facts.filter(facts["code"].is_in(vocabulary.codes)) if facts.height else facts
     merge = ["subject_id", "time", "known_time", "code", "text_value", "unit"]
     read = events.lazy().select(*merge, "numeric_value").filter(is_model_event())
+    if vocabulary.demographics:
+        facts = static_facts(subjects, vocabulary.demographics).filter(pl.col("code").is_in(vocabulary.codes))
+        read = pl.concat([read, facts.lazy()], how="diagonal_relaxed")
     return at_once(
-        pl.concat([read, facts.lazy()], how="diagonal_relaxed")
-        .join(subjects.lazy().select("subject_id"), on="subject_id", how="semi")
+        read.join(subjects.lazy().select("subject_id"), on="subject_id", how="semi")
         .with_columns(
             pl.when(pl.col("text_value").str.contains(CODED_TEXT)).then("text_value").alias("text_value"),
             pl.col("numeric_value").cast(pl.Float64).fill_nan(None),

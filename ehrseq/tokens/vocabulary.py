@@ -138,6 +138,12 @@ class Vocabulary:
         return {code: FIRST_CODE + i for i, code in enumerate(self.codes)}
 
     @cached_property
+    def demographics(self) -> tuple[str, ...]:
+        """The columns of the subject table whose static facts are among the codes."""
+        known = {code.partition("//")[0].lower() for code in self.codes}
+        return tuple(name for name in DEMOGRAPHICS if name in known)
+
+    @cached_property
     def numbers(self) -> dict[str, pl.DataFrame]:
         """`name` and `number` of the codes, coded values, summary codes and scales (a code, `UNIT` and a unit)."""
         names = {
