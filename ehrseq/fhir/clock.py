@@ -24,7 +24,7 @@ NO_OFFSET = np.int16(np.iinfo(np.int16).min)
 _PATTERN = (
     r"^(\d{4})(?:-(\d\d)(?:-(\d\d)(?:[Tt ]([01]\d|2[0-3]):([0-5]\d)(?::([0-5]\d|60)(?:[.,](\d+))?)?"
     r"([Zz]|[+-]\d\d:?\d\d)?)?)?)?$"
-)
+).replace(r"\d", "[0-9]")  # by itself it stands for the digits of any script
 _PARTS = ("year", "month", "day", "hour", "minute", "second", "fraction", "zone")
 
 
