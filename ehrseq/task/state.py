@@ -51,7 +51,10 @@ def _first(frame: pl.LazyFrame, occurrences: pl.LazyFrame, of_outcome: list[pl.E
     earliest = occurrences.group_by("subject_id").agg(
         pl.when(of_outcome[n]).then(f"{kind}_time").min().alias(name) for (kind, n), name in first.items()
     )
-    states = [visible(pl.col(name), _T).fill_null(False).alias(f"_{kind}_{n}") for (kind, n), name in first.items()]
+    states = []
+    for (kind, n), name in first.items():
+        by_then = visible(pl.col(name), _T) if kind == "known" else pl.col(name) <= _T
+        states.append(by_then.fill_null(False).alias(f"_{kind}_{n}"))
     no = [f"_{kind}_{n}" for n in range(len(of_outcome)) for kind in ("recent", "no_baseline", "outside")]
     joined = frame.join(earliest, on="subject_id", how="left", maintain_order="left")
     return joined.with_columns(*states, *(pl.lit(False).alias(name) for name in no)).drop(first.values())
