@@ -201,8 +201,7 @@ class ProgressionModel(Explaining):
         asked = pl.concat([table.lazy().select(keys) for table in (scored, skipped)]).unique().sort(keys)
         usable = _usable(asked, skipped)
         # whoever is scored is usable: their histories are read once for risks and labs
-        reads = lab_levels or branch not in fitted.baselines
-        encoded = encode_asked(fitted, timelines, usable) if reads else None
+        encoded = encode_asked(fitted, timelines, usable) if lab_levels or branch not in fitted.baselines else None
         labs = labs_table(fitted, timelines, usable, spans, lab_levels, encoded)
         tables = []
         if scored.height:
