@@ -111,7 +111,7 @@ def shares(source: Path, model: Path, out: Path) -> dict[str, float]:
     stages = Stages()
     for owner, name, stage in (
         (Folder, "read", "read"), (Folder, "pieces", "read"), (ehrseq.explaining, "screen", "who can be scored"),
-        (ehrseq.forecast.predict, "encode", "features"), (ehrseq.forecast.labs, "encode", "features"),
+        (ehrseq.forecast.predict, "encode", "features"),
         (ehrseq.forecast.labs, "linear_features", "features"), (Tabulator, "__init__", "features"),
         (Tabulator, "rows", "features"), (Batches, "__init__", "features"), (Batches, "collate", "features"),
         (LabEvents, "of", "features"), (LabEvents, "features", "features"),

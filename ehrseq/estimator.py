@@ -20,9 +20,10 @@ from ehrseq.evaluate.study import evaluate_study
 from ehrseq.explaining import Explaining
 from ehrseq.forecast.labs import STANDARD, baseline_tables, check_levels, labs_table
 from ehrseq.forecast.paths import PathSource
-from ehrseq.forecast.predict import outcome_hazards
+from ehrseq.forecast.predict import encode_asked, outcome_hazards
 from ehrseq.forecast.screen import nobody_scored
-from ehrseq.forecast.table import SKIPPED_SCHEMA, Forecast, risk_table
+from ehrseq.forecast.table import SEEN_SCHEMA, SKIPPED_SCHEMA, Forecast, risk_table
+from ehrseq.frames import at_once
 from ehrseq.model.artifact import Artifact, hashed_ids, load_artifact, save_artifact
 from ehrseq.model.card import model_card
 from ehrseq.model.fitted import Fitted
@@ -54,6 +55,7 @@ class ProgressionModel(Explaining):
     """
 
     folder_hash_: str | None = None  # sha256 of the manifest of the folder that the model was read from
+    _known_hashes: tuple[pl.DataFrame | None, frozenset[str]] = (None, frozenset())
 
     def __init__(self, config: ModelConfig | None = None, *, seed: int | None = None) -> None:
         config = config or ModelConfig()
@@ -196,13 +198,15 @@ class ProgressionModel(Explaining):
         fitted, scored, skipped = self._screen(timelines, at)
         spans = tuple(Horizon(h) for h in horizons) if horizons is not None else self.task_.horizons
         keys = ["subject_id", "prediction_time"]
-        usable = _usable(pl.concat([t.select(keys) for t in (scored, skipped)]).unique().sort(keys), skipped)
-        labs = labs_table(fitted, timelines, usable, spans, lab_levels)
+        asked = pl.concat([table.lazy().select(keys) for table in (scored, skipped)]).unique().sort(keys)
+        usable = _usable(asked, skipped)
+        # whoever is scored is usable: their histories are read once for risks and labs
+        encoded = encode_asked(fitted, timelines, usable) if lab_levels or branch not in fitted.baselines else None
+        labs = labs_table(fitted, timelines, usable, spans, lab_levels, encoded)
         tables = []
         if scored.height:
-            tables = outcome_hazards(fitted, timelines, scored, branch, self.config.network.max_events)
-        who = pl.concat([scored.select("subject_id"), labs.select("subject_id")]).unique().sort("subject_id")
-        seen = who.filter(pl.Series(self.seen_in_training(who["subject_id"].to_numpy())))
+            tables = outcome_hazards(fitted, timelines, scored, branch, self.config.network.max_events, encoded)
+        seen = self.seen_among(scored, labs)
         metadata = self.forecast_facts(branch)
         explainer = partial(self.explain, timelines, at, branch=branch)
         source = PathSource(fitted, self.task_, timelines, scored, branch, self.config.network.max_events)
@@ -333,8 +337,17 @@ class ProgressionModel(Explaining):
 
     def seen_in_training(self, subject_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether each subject was in the train or tuning split of the fit."""
-        known = set(self.trained_on_["hashed_id"].to_list())
+        # a set of everyone, for each forecast of a few: made once of a table that stays as it is
+        table, known = self._known_hashes
+        if table is not self.trained_on_:
+            known = frozenset(self.trained_on_["hashed_id"].to_list())
+            self._known_hashes = self.trained_on_, known
         return np.array([h in known for h in hashed_ids(subject_ids, self.fitted_.data_hash)], dtype=bool)
+
+    def seen_among(self, *tables: pl.DataFrame) -> pl.DataFrame:
+        """Those of the `subject_id`s in some tables that were in the train or tuning split of the fit, sorted."""
+        who = np.unique(np.concatenate([table["subject_id"].to_numpy() for table in tables]))
+        return pl.DataFrame({"subject_id": who[self.seen_in_training(who)]}, SEEN_SCHEMA)
 
     def _unseen(self, timelines: Timelines) -> Timelines:
         """The subjects that the model was not fitted on."""
@@ -407,11 +420,11 @@ def _together(first: pl.DataFrame, more: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([first, more]).unique("hashed_id", keep="first").sort("hashed_id")
 
 
-def _usable(queries: pl.DataFrame, skipped: pl.DataFrame) -> pl.DataFrame:
+def _usable(queries: pl.DataFrame | pl.LazyFrame, skipped: pl.DataFrame) -> pl.DataFrame:
     """The queries but those of which nothing can be scored: a lab is forecast for those who have every outcome, too."""
     keys = ["subject_id", "prediction_time"]
-    unusable = skipped.filter(pl.col("outcome").is_null())
-    return queries.select(keys).join(unusable, on=keys, how="anti", maintain_order="left")
+    unusable = skipped.lazy().filter(pl.col("outcome").is_null())
+    return at_once(queries.lazy().select(keys).join(unusable, on=keys, how="anti", maintain_order="left"))
 
 
 def _same_for_all(risk: pl.DataFrame) -> pl.DataFrame:

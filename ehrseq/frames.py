@@ -39,6 +39,20 @@ def to_polars(frame: Any) -> pl.DataFrame:
     )
 
 
+def at_once(steps: pl.LazyFrame) -> pl.DataFrame:
+    """What several steps give, done in one call, in memory and as they are written.
+
+    A step by itself costs a tenth of a millisecond, however few its rows: of one patient's forecast that is most.
+
+    >>> at_once(pl.DataFrame({"a": [2, 1]}).lazy().sort("a").select(b=pl.col("a") + 1))["b"].to_list()
+    [2, 3]
+    """
+    return steps.collect(engine="in-memory", optimizations=_AS_WRITTEN)
+
+
+_AS_WRITTEN = pl.QueryOptFlags.none()
+
+
 def read_pairs(source: Any, first: str, second: str, error: type[UserError] = UserError) -> pl.DataFrame:
     """Two text columns of a table: a CSV or Parquet file, or a frame; rows in order, without repeats or gaps.
 

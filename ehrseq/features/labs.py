@@ -7,6 +7,7 @@ less skewed). A lab is a code in one unit: numbers in another unit are not read.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ehrseq.features.summary import DAY
+from ehrseq.frames import at_once
 from ehrseq.task.history import visible
 
 Index = NDArray[np.int64]
@@ -112,13 +114,9 @@ class LabEvents:
     def of(cls, events: pl.DataFrame, subject_id: Index, scales: tuple[LabScale, ...]) -> LabEvents:
         """The values of the subjects in `subject_id` (sorted), one a moment: repeated ones become their mean."""
         n = len(scales)
-        names = pl.DataFrame(
-            {"code": [s.code for s in scales], "unit": [s.unit for s in scales], "lab": np.arange(n)},
-            schema={"code": pl.String, "unit": pl.String, "lab": pl.Int64},
-        )
-        rows = (
-            lab_values(events).join(names, on=["code", "unit"])
-            .join(pl.DataFrame({"subject_id": subject_id}), on="subject_id", how="semi")
+        rows = at_once(
+            lab_values(events).lazy().join(_numbered(scales).lazy(), on=["code", "unit"])
+            .join(pl.LazyFrame({"subject_id": subject_id}), on="subject_id", how="semi")
             .group_by("subject_id", "lab", "time", "known_time").agg(pl.col("number").sort().mean())
             .sort("subject_id", "lab", "time", "known_time")
         )  # fmt: skip
@@ -206,6 +204,14 @@ class LabEvents:
         return columns[0], columns[1], columns[2], columns[3]
 
 
+@lru_cache(maxsize=16)
+def _numbered(scales: tuple[LabScale, ...]) -> pl.DataFrame:
+    return pl.DataFrame(
+        {"code": [s.code for s in scales], "unit": [s.unit for s in scales], "lab": np.arange(len(scales))},
+        schema={"code": pl.String, "unit": pl.String, "lab": pl.Int64},
+    )
+
+
 def lab_values(events: pl.DataFrame) -> pl.DataFrame:
     """`subject_id, code, unit, time, known_time, number` of the events that have a time and a finite number.
 
@@ -216,9 +222,12 @@ def lab_values(events: pl.DataFrame) -> pl.DataFrame:
     >>> lab_values(events)["code"].to_list()
     ['a']
     """
-    return events.filter(pl.col("numeric_value").is_finite() & pl.col("time").is_not_null()).select(
-        "subject_id", "code", pl.col("unit").fill_null(""), "time", "known_time",
-        number=pl.col("numeric_value").cast(pl.Float64),
+    read = events.lazy().select("subject_id", "code", "unit", "time", "known_time", "numeric_value")
+    return at_once(
+        read.filter(pl.col("numeric_value").is_finite() & pl.col("time").is_not_null()).select(
+            "subject_id", "code", pl.col("unit").fill_null(""), "time", "known_time",
+            number=pl.col("numeric_value").cast(pl.Float64),
+        )
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ RECENT = int(2 * YEAR)
 STATIC = np.iinfo(np.int64).min
 UNIT = 2**16  # a value of one spread as a whole number
 HOURS = 24 * 365.25  # a year
+TOGETHER = 1024  # queries times codes told at once: what is made of them stays in the processor's cache
 APART = 32  # scaled values are within 5 of 0: so far apart, the groups of a running minimum never mix
 OVERALL = ("age", "years_observed", "events", "recent_events", "moments", "years_since_last", "years_since_first")
 EVENT = ("count", "recent_count", "years_since_last", "years_since_first")
@@ -91,30 +92,39 @@ class Tabulator:
         begun = visible(enrolled, time)
         observed = np.where(begun, (time - np.where(begun, enrolled, time)) / YEAR, np.nan)
         parts = [np.column_stack([age, observed, self._overall(subject, time)])]
-        parts += [self._events(subject, time, c) for c in self.dynamic]
-        parts += [self._values(subject, time, c) for c in self.valued]
-        parts += [(self.by_code.last(subject, time, c) >= 0)[:, None].astype(np.float64) for c in self.static]
+        # codes some at a time: one by one they cost as much for a few queries as for many
+        step = max(1, TOGETHER // max(len(subject), 1))
+        for told, codes in ((self._events, self.dynamic), (self._values, self.valued), (self._present, self.static)):
+            for first in range(0, len(codes), step):
+                of_each = told(subject[:, None], time[:, None], np.array(codes[first : first + step]))
+                parts.append(of_each.reshape(len(subject), -1))
         return np.concatenate(parts, axis=1).astype(np.float32)
 
     def _overall(self, subject: Index, time: Index) -> Float:
-        counts = self._counts(self.dated, subject, time, 0)
-        at = self.dated.last(subject, time, 0)
+        none = np.zeros(1, np.int64)
+        counts = self._counts(self.dated, subject[:, None], time[:, None], none)[:, 0]
+        at = self.dated.last(subject, time, none)
         moments = np.where(at >= 0, self.dated.moments[at], 0)
         return np.column_stack([counts[:, :2], moments, counts[:, 2:]])
 
-    def _events(self, subject: Index, time: Index, code: int) -> Float:
-        return self._counts(self.by_code, subject, time, code)
+    def _events(self, subject: Index, time: Index, codes: Index) -> Float:
+        return self._counts(self.by_code, subject, time, codes)
 
-    def _counts(self, run: _Running, subject: Index, time: Index, code: int) -> Float:
-        at, before = run.last(subject, time, code), run.last(subject, time - RECENT, code)
+    def _present(self, subject: Index, time: Index, codes: Index) -> Float:
+        return (self.by_code.last(subject, time, codes) >= 0).astype(np.float64)
+
+    def _counts(self, run: _Running, subject: Index, time: Index, codes: Index) -> Float:
+        """(Q, C, 4) for subjects and times (Q, 1) and codes (C,)."""
+        at, before = run.last(subject, time, codes), run.last(subject, time - RECENT, codes)
         count, earlier = (np.where(i >= 0, i - run.start[i] + 1.0, 0) for i in (at, before))
         dated = (at >= 0) & (at >= run.dated[at])  # dateless facts come first, and have no "since"
         since = [np.where(dated, (time - np.where(dated, run.known[i], 0)) / YEAR, np.nan) for i in (at, run.dated[at])]
-        return np.column_stack([count, count - earlier, *since])
+        return np.stack([count, count - earlier, *since], axis=-1)
 
-    def _values(self, subject: Index, time: Index, code: int) -> Float:
+    def _values(self, subject: Index, time: Index, codes: Index) -> Float:
+        """(Q, C, 7) for subjects and times (Q, 1) and codes (C,)."""
         run = self.by_value
-        at = run.last(subject, time, code)
+        at = run.last(subject, time, codes)
         first = run.start[at]
         n = np.where(at >= 0, at - first + 1.0, 1)
         value, hour, square, hour_square, product = (
@@ -126,7 +136,7 @@ class Tabulator:
         slope = (n * product - hour * value) / (n * hour_square - hour**2 + n * HOURS**2) * HOURS
         deviation = np.sqrt(np.maximum(n * square - value**2, 0)) / n
         last = run.last_value[at]
-        out = np.column_stack([last, mean, run.minimum[at], run.maximum[at], deviation, slope, last - mean]) / UNIT
+        out = np.stack([last, mean, run.minimum[at], run.maximum[at], deviation, slope, last - mean], axis=-1) / UNIT
         out[at < 0] = np.nan
         return out
 
@@ -172,8 +182,8 @@ class _Running:
             for name in ("known", "start", "dated", "moments", "last_value", "minimum", "maximum"):
                 setattr(self, name, np.zeros(1, np.int64))
 
-    def last(self, subject: Index, time: Index, code: int) -> Index:
-        """(Q,) the last row of each subject's code that is visible at `time` (inclusive), -1 for none."""
+    def last(self, subject: Index, time: Index, code: Index) -> Index:
+        """The last row of each subject's code that is visible at `time` (inclusive), -1 for none."""
         group = subject * self.codes + code
         asked = group * self.stride + np.searchsorted(self.table.moments, time, side="right")
         at = np.searchsorted(self.key, asked) - 1

@@ -149,7 +149,7 @@ def pack(rows: Rows, files: list[str], shards: int, shard_of: ShardOf) -> Chunk:
             records=records.take(order),
             events=events,
             references=references,
-            ids=strings(pl.concat(rows.id_stretches).gather(order)),
+            ids=strings(pl.concat(rows.id_stretches)[order]),
             names=names,
             texts=strings([text or "" for text in rows.texts]),
         ),
@@ -185,25 +185,30 @@ def _referred_to(rows: Rows, new_row: npt.NDArray[np.int64]) -> dict[str, pl.Dat
     parsed = _Parsed(rows, spans)
     tables = {
         "patients": _patients(rows, parsed),
-        "identifiers": pl.DataFrame(
-            [(p.record, i, f"Patient/{p.id}") for p in rows.patients for i in p.identifiers], IDENTIFIERS, orient="row"
+        "identifiers": _table(
+            "identifiers", [(p.record, i, f"Patient/{p.id}") for p in rows.patients for i in p.identifiers]
         ),
-        "links": pl.DataFrame(rows.links, LINKS, orient="row"),
+        "links": _table("links", rows.links),
         "encounters": _encounters(spans, parsed),
-        "medications": pl.DataFrame(
+        "medications": _table(
+            "medications",
             [
                 (m.record, f"{m.kind}/{m.id}", codes[m.code], [codes[c] for c in m.ingredient_codes],
                  m.ingredient_references)
                 for m in rows.medications
             ],
-            MEDICATIONS,
-            orient="row",
         ),
         "periods": _periods(rows, parsed),
     }  # fmt: skip
-    tables = {name: t.with_columns(record=pl.Series(new_row[t["record"].to_numpy()])) for name, t in tables.items()}
-    tables["names"] = pl.DataFrame(list(rows.full_urls.items()), {"name": pl.String, "target": pl.String}, orient="row")
-    return tables
+    for name, table in tables.items():
+        if table.height:
+            tables[name] = table.with_columns(record=pl.Series(new_row[table["record"].to_numpy()]))
+    return tables | {"names": _table("names", list(rows.full_urls.items()))}
+
+
+def _table(name: str, rows: list[Any]) -> pl.DataFrame:
+    """The table of that name from its rows."""
+    return pl.DataFrame(rows, _EMPTY[name].schema, orient="row") if rows else _EMPTY[name]
 
 
 _Span = tuple[int, str, str | None, str | None]  # record, target, start, end
@@ -258,6 +263,8 @@ def _patients(rows: Rows, parsed: _Parsed) -> pl.DataFrame:
 
 def _encounters(found: list[_Span], parsed: _Parsed) -> pl.DataFrame:
     """What gives undated records their time: encounters, and reports for their results."""
+    if not found:
+        return _EMPTY["encounters"]
     start, end = parsed["start"], parsed["end"]
     return pl.DataFrame(
         {
@@ -279,6 +286,8 @@ def _encounters(found: list[_Span], parsed: _Parsed) -> pl.DataFrame:
 def _periods(rows: Rows, parsed: _Parsed) -> pl.DataFrame:
     """Observation periods; `fault` is the reason why one cannot be used (0: it can)."""
     found = rows.research_subjects
+    if not found:
+        return _EMPTY["periods"]
     start, end = parsed["period_start"].start, parsed["period_end"].end
     none = np.array([not r[2] and not r[3] for r in found], bool)
     unreadable = np.array([bool(r[2]) for r in found], bool) & (start == NO_TIME)

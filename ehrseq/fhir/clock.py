@@ -24,7 +24,7 @@ NO_OFFSET = np.int16(np.iinfo(np.int16).min)
 _PATTERN = (
     r"^(\d{4})(?:-(\d\d)(?:-(\d\d)(?:[Tt ]([01]\d|2[0-3]):([0-5]\d)(?::([0-5]\d|60)(?:[.,](\d+))?)?"
     r"([Zz]|[+-]\d\d:?\d\d)?)?)?)?$"
-)
+).replace(r"\d", "[0-9]")  # by itself it stands for the digits of any script
 _PARTS = ("year", "month", "day", "hour", "minute", "second", "fraction", "zone")
 
 
@@ -50,7 +50,7 @@ def parse_times(written: Sequence[str | None]) -> Instants:
     >>> [PRECISIONS[i] for i in p.precision], p.offset[1].item()
     (['month', 'second', '', ''], -60)
     """
-    text = pl.Series("text", written, dtype=pl.String)
+    text = [each or "" for each in written]
     found = Instants(
         np.full(len(text), NO_TIME),
         np.full(len(text), NO_TIME),
@@ -58,16 +58,16 @@ def parse_times(written: Sequence[str | None]) -> Instants:
         np.full(len(text), NO_OFFSET),
     )
     rest = np.ones(len(text), bool)
-    length = text.str.len_bytes().fill_null(0).to_numpy()
+    length = np.fromiter(map(len, text), np.int64, len(text))
     for layout in _LAYOUTS:
         at = np.flatnonzero(length == len(layout))
         if len(at):
-            instants, fits = _parse_layout(text.gather(at), layout)
+            instants, fits = _parse_layout([text[n] for n in at.tolist()], layout)
             _put(found, at[fits], instants, fits)
             rest[at[fits]] = False
     at = np.flatnonzero(rest & (length > 0))
     if len(at):
-        _put(found, at, _parse_any(text.gather(at)))
+        _put(found, at, _parse_any(pl.Series("text", [text[n] for n in at.tolist()], dtype=pl.String)))
     return found
 
 
@@ -87,9 +87,9 @@ _LAYOUTS = (
 _DAY = 86_400_000_000
 
 
-def _parse_layout(text: pl.Series, layout: str) -> tuple[Instants, npt.NDArray[np.bool_]]:
+def _parse_layout(text: list[str], layout: str) -> tuple[Instants, npt.NDArray[np.bool_]]:
     """Parse texts that are as long as a layout; which of them are written like it and are a time."""
-    characters = text.str.join("").item().encode()
+    characters = "".join(text).encode("ascii", "replace")  # one byte for each, whatever it is
     # a row for each place in the layout, so that what follows runs along memory
     grid = np.frombuffer(characters, np.uint8).reshape(len(text), len(layout)).T.copy()
     digits = grid - np.uint8(ord("0"))

@@ -234,17 +234,16 @@ def ranked_codes(
     return [first, *sorted(set(codes) - {first})]
 
 
-def split_codes(names: pl.Series) -> tuple[pl.Series, pl.Series]:
+def split_codes(names: Sequence[str | None]) -> tuple[pl.Series, pl.Series]:
     """Of names as `CodePool` makes them: the codes, and the lists of other codes (null where there is none).
 
-    >>> code, others = split_codes(pl.Series(["SNOMED//44054006\x1fICD10CM//E11.9", "SEX//female", None]))
+    >>> code, others = split_codes(["SNOMED//44054006\x1fICD10CM//E11.9", "SEX//female", None])
     >>> code.to_list(), others.to_list()
     (['SNOMED//44054006', 'SEX//female', None], [['ICD10CM//E11.9'], None, None])
     """
-    parts = names.cast(pl.String).str.split(SEPARATOR)
-    others = parts.list.slice(1)
-    several = pl.select(pl.when(others.list.len() > 0).then(others)).to_series()
-    return parts.list.first().rename("code"), several.rename("other_codes")
+    parts = [[None] if name is None else name.split(SEPARATOR) for name in names]
+    code = pl.Series("code", [first for first, *_ in parts], dtype=pl.String)
+    return code, pl.Series("other_codes", [others or None for _, *others in parts], dtype=pl.List(pl.String))
 
 
 def _rank(code: str, order: Sequence[str]) -> int:

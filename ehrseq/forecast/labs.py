@@ -13,12 +13,14 @@ from ehrseq.errors import ForecastError
 from ehrseq.features.labs import LabEvents
 from ehrseq.features.tabular import YEAR
 from ehrseq.forecast.incidence import cumulative_incidence
-from ehrseq.forecast.table import LAB_SCHEMA
+from ehrseq.forecast.predict import encode_asked
+from ehrseq.forecast.table import LAB_SCHEMA, days_ahead
+from ehrseq.frames import at_once
 from ehrseq.model.fitted import Fitted, linear_features
 from ehrseq.model.labs import LEVELS, Labs, window_of, with_times
 from ehrseq.task.definition import Horizon
 from ehrseq.timeline.store import Timelines
-from ehrseq.tokens.encode import encode
+from ehrseq.tokens.encode import EncodedTimelines
 
 Float = NDArray[np.float64]
 KEY = ("subject_id", "patient", "prediction_time")
@@ -48,22 +50,26 @@ def quantile_columns(levels: Sequence[float]) -> list[str]:
 
 
 def labs_table(
-    fitted: Fitted, timelines: Timelines, queries: pl.DataFrame, horizons: Sequence[Horizon], levels: Sequence[float]
-) -> pl.DataFrame:
+    fitted: Fitted, timelines: Timelines, queries: pl.DataFrame, horizons: Sequence[Horizon], levels: Sequence[float],
+    encoded: EncodedTimelines | None = None,
+) -> pl.DataFrame:  # fmt: skip
     """The labs table of the output contract: a row a subject, prediction time, lab and horizon.
 
     `queries` has `subject_id` and `prediction_time`, each pair once and in order, of subjects with a birth date.
+    `encoded` are the tokens of these subjects where they are at hand.
     """
     chosen, names = check_levels(levels), quantile_columns(levels)
     schema = LAB_SCHEMA | dict.fromkeys(names, pl.Float64)
     labs = fitted.labs
     if labs is None or not labs.scales or not (queries.height and horizons and names):
         return pl.DataFrame(schema=schema)
+    encoded = encode_asked(fitted, timelines, queries) if encoded is None else encoded
     size = max(1, CELLS // (len(labs.scales) * len(horizons)))
+    events = LabEvents.of(timelines.events, encoded.subject_id, labs.scales)
     parts = []
     for start in range(0, queries.height, size):
-        asked = _Asked(fitted, labs, timelines, queries.slice(start, size), horizons)
-        course = asked.course()
+        asked = _Asked(fitted, labs, timelines, queries.slice(start, size), horizons, encoded)
+        course = asked.course(events)
         own = with_times(np.repeat(course, len(horizons), axis=0), asked.days, labs.span)
         quantiles = labs.quantiles(own, asked.context, asked.query, asked.lab, asked.days)[:, chosen]
         parts.append(asked.table(_measured(asked, course).ravel(), names, quantiles, schema))
@@ -78,7 +84,7 @@ def baseline_tables(
     labs = fitted.labs
     if labs is None or labs.baselines is None or not queries.height:
         return {}
-    asked = _Asked(fitted, labs, timelines, queries, horizons)
+    asked = _Asked(fitted, labs, timelines, queries, horizons, encode_asked(fitted, timelines, queries))
     out = {}
     for kind in labs.baselines.rest:
         quantiles = labs.baselines.quantiles(
@@ -94,56 +100,49 @@ class _Asked:
     """Everything that is read of the queries, and of each query, lab and horizon (n rows, in this order)."""
 
     def __init__(
-        self, fitted: Fitted, labs: Labs, timelines: Timelines, queries: pl.DataFrame, horizons: Sequence[Horizon]
-    ) -> None:
+        self, fitted: Fitted, labs: Labs, timelines: Timelines, queries: pl.DataFrame, horizons: Sequence[Horizon],
+        encoded: EncodedTimelines,
+    ) -> None:  # fmt: skip
         self.labs = labs
-        subjects = timelines.subjects.join(queries, on="subject_id", how="semi").sort("subject_id")
-        self.rows = queries.join(subjects.select("subject_id", "patient"), on="subject_id", maintain_order="left")
-        encoded = encode(timelines.events, subjects, fitted.vocabulary)
+        people = timelines.subjects[["subject_id", "patient"]]
+        self.rows = queries.join(people, on="subject_id", maintain_order="left")
         self.subject_id = encoded.subject_id
         self.subject = encoded.position(self.rows["subject_id"].to_numpy())
-        self.time = self.rows["prediction_time"].dt.epoch("us").to_numpy()
+        self.time = self.rows["prediction_time"].cast(pl.Int64).to_numpy()  # microseconds
         self.age = (self.time - encoded.birth[self.subject]) / YEAR
         self.context = linear_features(encoded, fitted.vocabulary, self.subject, self.time)
-        ahead = self.rows.select(
-            horizon.days_after(pl.col("prediction_time")).cast(pl.Float64).alias(horizon.label) for horizon in horizons
-        )
-        self.ahead = ahead.to_numpy()
+        self.ahead = days_ahead(self.rows, horizons)
         n_queries, n_labs, n_ahead = len(self.rows), len(labs.scales), len(horizons)
         self.query = np.repeat(np.arange(n_queries), n_labs * n_ahead)
         self.lab = np.tile(np.repeat(np.arange(n_labs), n_ahead), n_queries)
         self.days = np.tile(self.ahead[:, None], (1, n_labs, 1)).ravel()
-        self.timelines = timelines
 
-    def course(self) -> Float:
+    def course(self, events: LabEvents) -> Float:
         """(queries * labs, F) the features of each query's labs, without times ahead."""
         n_queries, n_labs = len(self.time), len(self.labs.scales)
         query, lab = np.repeat(np.arange(n_queries), n_labs), np.tile(np.arange(n_labs), n_queries)
-        read = LabEvents.of(self.timelines.events, self.subject_id, self.labs.scales)
-        return read.features(self.subject[query], self.time[query], lab, self.labs.span)
+        return events.features(self.subject[query], self.time[query], lab, self.labs.span)
 
-    def table(self, measured: Float, names: Sequence[str], quantiles: Float, schema: dict[str, Any]) -> pl.DataFrame:
-        scales = self.labs.scales
-        columns = dict(zip(names, quantiles.T, strict=True))
-        rows = self.rows[self.query].select(KEY)
-        code, unit = (np.array([getattr(s, name) for s in scales])[self.lab] for name in ("code", "unit"))
-        numbers = {"horizon_days": self.days, "measured": measured, **columns}
-        return (
-            rows.with_columns(
-                code=pl.Series(code, dtype=pl.String), unit=pl.Series(unit, dtype=pl.String),
-                **{name: pl.Series(x, dtype=pl.Float64).fill_nan(None) for name, x in numbers.items()},
-            )
-            .with_columns(unit=pl.when(pl.col("unit") != "").then("unit"))
-            .select(pl.col(c).cast(t) for c, t in schema.items())
-            .sort("subject_id", "prediction_time", "code", "horizon_days")
-        )  # fmt: skip
+    def table(self, measured: Float, levels: Sequence[str], quantiles: Float, schema: dict[str, Any]) -> pl.DataFrame:
+        names = {
+            c: pl.Series([getattr(s, c) or None for s in self.labs.scales], dtype=pl.String) for c in ("code", "unit")
+        }
+        numbers = {"horizon_days": self.days, "measured": measured, **dict(zip(levels, quantiles.T, strict=True))}
+        columns = [
+            *(names[c][self.lab].alias(c) for c in names),
+            *(pl.Series(c, x, dtype=pl.Float64, nan_to_null=True) for c, x in numbers.items()),
+        ]
+        rows = (
+            self.rows[list(KEY)][self.query].hstack(columns).lazy().select(pl.col(c).cast(t) for c, t in schema.items())
+        )
+        return at_once(rows.sort("subject_id", "prediction_time", "code", "horizon_days"))
 
 
 def _measured(asked: _Asked, course: Float) -> Float:
     """(queries, labs, horizons) the chance that the lab is measured by then, death coming first in some."""
     by_lab = course.reshape(len(asked.time), len(asked.labs.scales), -1)
     dying, *measuring = asked.labs.log_hazards(by_lab, asked.context)
-    found = [
-        cumulative_incidence(np.exp(hazard), np.exp(dying), asked.labs.edges, asked.ahead)[0] for hazard in measuring
-    ]
-    return np.stack(found, axis=1)
+    n_labs, n_queries = len(measuring), len(asked.time)
+    hazard, rival = np.exp(np.concatenate(measuring)), np.tile(np.exp(dying), (n_labs, 1))
+    found = cumulative_incidence(hazard, rival, asked.labs.edges, np.tile(asked.ahead, (n_labs, 1)))[0]
+    return found.reshape(n_labs, n_queries, asked.ahead.shape[1]).swapaxes(0, 1)

@@ -11,7 +11,7 @@ from ehrseq.forecast.table import Hazards
 from ehrseq.model.fitted import Fitted
 from ehrseq.model.heads import HazardName
 from ehrseq.timeline.store import Timelines
-from ehrseq.tokens.encode import MICROSECONDS_PER_DAY, encode
+from ehrseq.tokens.encode import MICROSECONDS_PER_DAY, EncodedTimelines, encode
 
 Float = NDArray[np.float64]
 KEY = ("subject_id", "prediction_time")
@@ -25,32 +25,41 @@ def check_branch(fitted: Fitted, branch: str | None) -> str:
     return branch or known[0]
 
 
+def encode_asked(fitted: Fitted, timelines: Timelines, asked: pl.DataFrame) -> EncodedTimelines:
+    """The tokens of the subjects (all with a birth time) whom a frame with `subject_id` names."""
+    subjects = timelines.subjects.join(asked, on="subject_id", how="semi")
+    return encode(timelines.events, subjects, fitted.vocabulary)
+
+
 def outcome_hazards(
-    fitted: Fitted, timelines: Timelines, scored: pl.DataFrame, branch: str, max_events: int
-) -> list[Hazards]:
+    fitted: Fitted, timelines: Timelines, scored: pl.DataFrame, branch: str, max_events: int,
+    encoded: EncodedTimelines | None = None,
+) -> list[Hazards]:  # fmt: skip
     """Hazards of every outcome at the rows of `scored` that ask for it.
 
-    `scored` has `subject_id`, `patient`, `prediction_time` and `outcome`.
+    `scored` has `subject_id`, `patient`, `prediction_time` and `outcome`. `encoded` are the tokens of these subjects,
+    and maybe of others, where they are at hand.
     """
-    queries = scored.select(KEY).unique(maintain_order=True).with_row_index("query")
-    subjects = timelines.subjects.join(queries, on="subject_id", how="semi").sort("subject_id")
+    queries = scored[list(KEY)].unique(maintain_order=True).with_row_index("query")
+    numbered = scored.join(queries, on=KEY, maintain_order="left")
+    of_outcome = numbered.partition_by("outcome", as_dict=True)
     baseline = branch in fitted.baselines
     if not baseline:
-        encoded = encode(timelines.events, subjects, fitted.vocabulary)
+        encoded = encode_asked(fitted, timelines, queries) if encoded is None else encoded
         row = encoded.position(queries["subject_id"].to_numpy())
-        time = queries["prediction_time"].dt.epoch("us").to_numpy()
+        time = queries["prediction_time"].cast(pl.Int64).to_numpy()  # microseconds
         values = np.exp(fitted.log_hazards(encoded, row, time, max_events=max_events, branch=branch))
     out = []
     for name in fitted.outcomes:
-        rows = scored.filter(pl.col("outcome") == name).join(queries, on=KEY, maintain_order="left")
+        rows = of_outcome.get((name,), numbered.clear())
         if baseline:
-            own, other = _baseline(fitted, branch, name, rows, subjects)
+            own, other = _baseline(fitted, branch, name, rows, timelines.subjects)
         else:
             which = rows["query"].to_numpy()
             own = values[:, which, fitted.hazards.index(HazardName(name))]
             rival = HazardName(name, competing=True)
             other = values[:, which, fitted.hazards.index(rival)] if rival in fitted.hazards else np.zeros_like(own)
-        keyed = rows.select("subject_id", "patient", "prediction_time")
+        keyed = rows[["subject_id", "patient", "prediction_time"]]
         out.append(Hazards(name, keyed, own, other, fitted.edges, fitted.supported_days[name]))
     return out
 

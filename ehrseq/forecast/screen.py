@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from ehrseq.errors import ForecastError
 from ehrseq.forecast.table import SKIPPED_SCHEMA
+from ehrseq.frames import at_once
 from ehrseq.task.definition import Task
 from ehrseq.task.history import visible
 from ehrseq.task.label import known_at_risk
 from ehrseq.timeline.store import Timelines
-from ehrseq.tokens.vocabulary import model_events
+from ehrseq.tokens.vocabulary import is_model_event
 
 WHOLE_SUBJECT = ("no_birth_date", "before_birth", "dead", "no_history", "unknown_codes")
 
@@ -26,24 +27,32 @@ def screen(
 
     `codes` are those the model knows, `outcomes` those it was fitted for.
     """
-    rows = known_at_risk(queries, timelines, task)
-    unknown = unknown_history(timelines, queries, codes)
-    rows = rows.with_columns(
-        reason=pl.when(pl.col("reason").is_not_null())
+    unknown = pl.Series(np.repeat(unknown_history(timelines, queries, codes), len(task.outcomes)))
+    people = timelines.subjects.lazy().select("subject_id", "patient")
+    reason = (
+        pl.when(pl.col("reason").is_not_null())
         .then("reason")
-        .when(pl.Series(np.repeat(unknown, len(task.outcomes))))
+        .when(pl.col("_unknown"))
         .then(pl.lit("unknown_codes"))
         .when(~pl.col("outcome").is_in(outcomes))
         .then(pl.lit("no_training_events"))
-    ).join(timelines.subjects.select("subject_id", "patient"), on="subject_id", how="left", maintain_order="left")
-    skipped = (
-        rows.filter(pl.col("reason").is_not_null())
+    )
+    rows = at_once(
+        known_at_risk(queries, timelines, task).lazy()
+        .with_columns(_unknown=unknown)
+        .with_columns(reason=reason)
+        .join(people, on="subject_id", how="left", maintain_order="left")
+    )  # fmt: skip
+    skipped = at_once(
+        rows.lazy()
+        .filter(pl.col("reason").is_not_null())
         .with_columns(outcome=pl.when(~pl.col("reason").is_in(WHOLE_SUBJECT)).then("outcome"))
         .select(pl.col(c).cast(t) for c, t in SKIPPED_SCHEMA.items())
         .unique(maintain_order=True)
         .sort("subject_id", "prediction_time", "outcome", nulls_last=False)
     )
-    return rows.filter(pl.col("reason").is_null()).drop("reason", "at_risk"), skipped
+    scored = rows.lazy().filter(pl.col("reason").is_null()).drop("reason", "at_risk", "_unknown")
+    return at_once(scored), skipped
 
 
 def nobody_scored(skipped: pl.DataFrame) -> ForecastError:
@@ -64,13 +73,14 @@ def none_of(queries: int, reasons: Mapping[str, int]) -> ForecastError:
 
 def unknown_history(timelines: Timelines, queries: pl.DataFrame, codes: Sequence[str]) -> NDArray[np.bool_]:
     """Whether a query has visible, dated events, and none of them has a code that is known to the model."""
-    dated = model_events(timelines.events).filter(pl.col("known_time").is_not_null())
+    dated = timelines.events.lazy().select("subject_id", "code", "known_time").filter(is_model_event())
     known = pl.col("code").is_in(codes)
-    first = dated.group_by("subject_id").agg(
-        any=pl.col("known_time").min(), known=pl.col("known_time").filter(known).min()
+    first = (
+        dated.filter(pl.col("known_time").is_not_null())
+        .group_by("subject_id")
+        .agg(any=pl.col("known_time").min(), known=pl.col("known_time").filter(known).min())
     )
-    joined = queries.select("subject_id", "prediction_time").join(
-        first, on="subject_id", how="left", maintain_order="left"
-    )
+    asked = queries.lazy().select("subject_id", "prediction_time")
+    joined = asked.join(first, on="subject_id", how="left", maintain_order="left")
     seen = {c: visible(pl.col(c), pl.col("prediction_time")).fill_null(False) for c in ("any", "known")}
-    return joined.select(seen["any"] & ~seen["known"]).to_series().to_numpy()
+    return at_once(joined.select(seen["any"] & ~seen["known"])).to_series().to_numpy()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ehrseq.errors import ArtifactError, ForecastError, nearest
 from ehrseq.forecast.files import FORMATS, check_format
 from ehrseq.forecast.incidence import cumulative_incidence
-from ehrseq.frames import to_pandas
+from ehrseq.frames import at_once, to_pandas
 from ehrseq.storage import atomic_folder, read_manifest, write_manifest
 from ehrseq.task.definition import Horizon
 
@@ -84,41 +84,52 @@ class Hazards:
         """
         mean = [np.exp(np.log(np.maximum(h, 1e-300)).mean(0)) for h in (self.outcome_hazard, self.competing_hazard)]
         mean[1] = np.where(self.competing_hazard.max(0) > 0, mean[1], 0.0)
-        outcome, competing, event_free = cumulative_incidence(mean[0], mean[1], self.edges, days)
-        members = [
-            cumulative_incidence(o, c, self.edges, days)[0]
-            for o, c in zip(self.outcome_hazard, self.competing_hazard, strict=True)
-        ]
-        return outcome, competing, event_free, np.min(members, axis=0), np.max(members, axis=0)
+        members, n = self.outcome_hazard.shape[:2]
+        # the mean and its members one below the other, so that it is gone through once
+        own, other = (
+            np.concatenate([m, h.reshape(members * n, h.shape[-1])])
+            for m, h in zip(mean, (self.outcome_hazard, self.competing_hazard), strict=True)
+        )
+        days = np.broadcast_to(days, (n, days.shape[-1]))
+        outcome, competing, event_free = cumulative_incidence(own, other, self.edges, np.tile(days, (1 + members, 1)))
+        each = outcome[n:].reshape(members, n, days.shape[-1])
+        return outcome[:n], competing[:n], event_free[:n], each.min(axis=0), each.max(axis=0)
 
 
 def risk_table(hazards: Sequence[Hazards], horizons: Sequence[Horizon]) -> pl.DataFrame:
     """The risk table of the output contract: one row a subject, prediction time, outcome and horizon."""
-    parts = []
-    for h in hazards:
-        if not h.rows.height:
-            continue
-        days = h.rows.select(
-            horizon.days_after(pl.col("prediction_time")).cast(pl.Float64).alias(horizon.label) for horizon in horizons
-        ).to_numpy()
-        outcome, competing, event_free, lower, upper = h.incidence(days)
-        several = len(h.outcome_hazard) > 1
-        n = len(horizons)
-        repeated = h.rows.select(HAZARD_KEY).select(pl.all().repeat_by(n).explode())
-        parts.append(
-            repeated.with_columns(
-                pl.lit(h.outcome).alias("outcome"),
-                pl.Series("horizon_days", days.ravel()),
-                pl.Series("probability", outcome.ravel()),
-                pl.Series("competing", competing.ravel()),
-                pl.Series("event_free", event_free.ravel()),
-                pl.Series("lower", lower.ravel() if several else [None] * days.size, dtype=pl.Float64),
-                pl.Series("upper", upper.ravel() if several else [None] * days.size, dtype=pl.Float64),
-                pl.Series("extrapolated", days.ravel() > h.supported_days),
-            ).cast(RISK_SCHEMA)  # type: ignore[arg-type]
-        )
-    table = pl.concat(parts) if parts else pl.DataFrame(schema=RISK_SCHEMA)
-    return table.sort("subject_id", "prediction_time", "outcome", "horizon_days")
+    scored = [h for h in hazards if h.rows.height]
+    if not scored:
+        return pl.DataFrame(schema=RISK_SCHEMA)
+    rows = at_once(pl.concat([h.rows.lazy().select(*HAZARD_KEY, outcome=pl.lit(h.outcome)) for h in scored]))
+    ahead = days_ahead(rows, horizons)
+    before = np.cumsum([0, *(h.rows.height for h in scored)])
+    found = [h.incidence(ahead[i:j]) for h, i, j in zip(scored, before[:-1], before[1:], strict=True)]
+    outcome, competing, event_free, lower, upper = (np.concatenate(x).ravel() for x in zip(*found, strict=True))
+    # one member has no range
+    alone = np.repeat([len(h.outcome_hazard) == 1 for h in scored], np.diff(before) * len(horizons))
+    supported = np.repeat([h.supported_days for h in scored], np.diff(before) * len(horizons))
+    days = ahead.ravel()
+    columns = {
+        "horizon_days": days,
+        "probability": outcome,
+        "competing": competing,
+        "event_free": event_free,
+        "lower": pl.Series(np.where(alone, np.nan, lower), nan_to_null=True),
+        "upper": pl.Series(np.where(alone, np.nan, upper), nan_to_null=True),
+        "extrapolated": days > supported,
+    }
+    repeated = rows[np.repeat(np.arange(rows.height), len(horizons))]
+    table = repeated.hstack(pl.DataFrame(columns)).lazy().select(pl.col(c).cast(t) for c, t in RISK_SCHEMA.items())
+    return at_once(table.sort("subject_id", "prediction_time", "outcome", "horizon_days"))
+
+
+def days_ahead(rows: pl.DataFrame, horizons: Sequence[Horizon]) -> NDArray[np.float64]:
+    """(n, H) how many days each horizon is from the `prediction_time` of each row."""
+    time = pl.col("prediction_time")
+    return rows.select(
+        horizon.days_after(time).cast(pl.Float64).alias(horizon.label) for horizon in horizons
+    ).to_numpy()
 
 
 def _curve(hazards: Hazards, chosen: pl.Expr, grid: NDArray[np.float64]) -> pl.DataFrame:

@@ -17,6 +17,7 @@ from ehrseq.errors import SourceError
 from ehrseq.estimator import ProgressionModel
 from ehrseq.explain.explanation import Explanation
 from ehrseq.forecast.table import LAB_SCHEMA, RISK_SCHEMA, SKIPPED_SCHEMA, Forecast
+from ehrseq.frames import at_once
 from ehrseq.serve.problems import NoForecast, Problem
 from ehrseq.timeline.build import read_fhir_json
 from ehrseq.timeline.schema import DEATH_CODE, TIME, sort_events
@@ -65,8 +66,11 @@ class Part:
 
     def own(self, table: pl.DataFrame) -> pl.DataFrame:
         """The rows of a table about these subjects, called as they are in the document."""
-        mine = table.join(self.keys, left_on="subject_id", right_on="number", how="inner", maintain_order="left")
-        return mine.with_columns(subject_id="own_id", patient="own_patient").select(table.columns)
+        if not table.height:
+            return table
+        own = self.keys.lazy().select(subject_id="number", _id="own_id", _patient="own_patient")
+        mine = table.lazy().join(own, on="subject_id", how="inner", maintain_order="left")
+        return at_once(mine.with_columns(subject_id="_id", patient="_patient").drop("_id", "_patient"))
 
 
 def read(ask: Ask) -> Part:
@@ -84,7 +88,8 @@ def read(ask: Ask) -> Part:
     if ask.patient is not None and timelines.subjects["patient"].to_list() != [ask.patient]:
         raise Problem(422, "expected records of the patient in the context; found those of another; check the prefetch")
     at = pl.col("follow_up_end") if ask.at is None else pl.lit(ask.at, TIME)
-    return Part(ask, timelines, timelines.subjects.select("subject_id", prediction_time=at).drop_nulls())
+    times = timelines.subjects.lazy().select("subject_id", prediction_time=at).drop_nulls()
+    return Part(ask, timelines, at_once(times))
 
 
 def received(timelines: Timelines, at: datetime) -> Timelines:
@@ -163,13 +168,15 @@ def _reply(
     explanation: Explanation | None,
 ) -> Reply | NoForecast:  # fmt: skip
     people = part.timelines.subjects
-    without = people.join(part.times, on="subject_id", how="anti").select("subject_id", "patient")
-    unfollowed = without.select(
-        "subject_id", "patient", pl.lit(None, TIME).alias("prediction_time"), pl.lit(None, pl.String).alias("outcome"),
-        pl.lit(NO_FOLLOW_UP).alias("reason"),
-    )  # fmt: skip
     empty = part.keys.is_empty()
-    own_skipped = pl.concat([skipped.clear() if empty else part.own(skipped), unfollowed])
+    own_skipped = skipped.clear() if empty else part.own(skipped)
+    if part.times.height < people.height:
+        without = people.join(part.times, on="subject_id", how="anti")
+        unfollowed = without.select(
+            "subject_id", "patient", pl.lit(None, TIME).alias("prediction_time"),
+            pl.lit(None, pl.String).alias("outcome"), pl.lit(NO_FOLLOW_UP).alias("reason"),
+        )  # fmt: skip
+        own_skipped = pl.concat([own_skipped, unfollowed])
     metadata = {"model": model._branch(None), "task": {}, "labs_withheld": {}}
     if forecast is None or empty:
         risk, labs = pl.DataFrame(schema=RISK_SCHEMA), pl.DataFrame(schema=LAB_SCHEMA)
@@ -181,10 +188,8 @@ def _reply(
             422, f"expected a patient with usable history at the prediction time; found none ({reasons}); send the "
             "patient's records, with codes that the model knows, or another time as `at`",
         )  # fmt: skip
-    who = pl.concat([risk.select("subject_id"), labs.select("subject_id")]).unique().sort("subject_id")
-    seen = who.filter(pl.Series(model.seen_in_training(who["subject_id"].to_numpy()), dtype=pl.Boolean))
     spans = () if forecast is None else forecast.spans
-    own = Forecast(risk, own_skipped, metadata, seen=seen, labs=labs, spans=spans)
+    own = Forecast(risk, own_skipped, metadata, seen=model.seen_among(risk, labs), labs=labs, spans=spans)
     curves = None
     if CURVES in part.ask.include and forecast is not None and risk.height:
         curves = _curves(part, forecast)

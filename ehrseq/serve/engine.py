@@ -131,8 +131,9 @@ class Engine:
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await self._came.wait()
-            await asyncio.sleep(self.settings.batch_seconds)
+            if not self._queue:
+                await self._came.wait()
+                await asyncio.sleep(self.settings.batch_seconds)  # who came meanwhile has waited for others already
             batch = [self._queue.popleft() for _ in range(min(self.settings.batch, len(self._queue)))]
             if not self._queue:
                 self._came.clear()

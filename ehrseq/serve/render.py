@@ -30,24 +30,20 @@ def as_json(reply: Reply, document: bytes, include: Collection[str] = ()) -> byt
     # reading a record's names takes as long as a fifth of a forecast: only where something is called by them
     named = WHY in include or TIMELINE in include or reply.unseen.height
     names = names_of(reply, document if named else b"[]")
-    risk = with_horizons(reply)
-    people = pl.concat([t.select(*_KEY, "patient") for t in (forecast.risk, forecast.labs)])
+    people = {row for t in (forecast.risk, forecast.labs) for row in t[[*_KEY, "patient"]].iter_rows()}
     seen = set(forecast.seen["subject_id"].to_list())
     explained = None if reply.explanation is None else replace(reply.explanation, names=names).reasons(REASONS)
+    tables = {"risk": with_horizons(reply), "labs": forecast.labs, "reasons": explained, "curves": reply.curves}
+    rows = {name: _rows_of_each(table) for name, table in tables.items() if table is not None}
     forecasts = []
-    for person in people.unique().sort(_KEY).iter_rows(named=True):
-        mine = pl.all_horizontal(pl.col(k) == person[k] for k in _KEY)
-        made = {
-            "patient": person["patient"],
-            "prediction_time": instant(person["prediction_time"]),
-            "seen_in_training": person["subject_id"] in seen,
-            "risk": _rows(risk.filter(mine)),
-            "labs": [row | {"name": lab_name(row, names)} for row in _rows(forecast.labs.filter(mine))],
+    for subject_id, time, patient in sorted(people):
+        made: dict[str, Any] = {
+            "patient": patient,
+            "prediction_time": instant(time),
+            "seen_in_training": subject_id in seen,
+            **{name: of_each.get((subject_id, time), []) for name, of_each in rows.items()},
         }
-        if explained is not None:
-            made["reasons"] = _rows(explained.filter(mine))
-        if reply.curves is not None:
-            made["curves"] = _rows(reply.curves.filter(mine))
+        made["labs"] = [row | {"name": lab_name(row, names)} for row in made["labs"]]
         forecasts.append(made)
     content: dict[str, Any] = {
         "model": {"version": __version__, "branch": forecast.metadata["model"]},
@@ -70,6 +66,8 @@ def lab_name(row: Mapping[str, Any], names: Mapping[str, str]) -> str:
 
 def _unseen(reply: Reply, names: Mapping[str, str]) -> list[dict[str, Any]]:
     """The codes that the model does not know, with how many events of each patient have them."""
+    if not reply.unseen.height:
+        return []
     people = reply.timelines.subjects.select("subject_id", "patient")
     events = reply.timelines.events.select("subject_id", "code").join(reply.unseen, on="code", how="semi")
     of = dict[str, dict[str, int]]()
@@ -102,17 +100,12 @@ def names_of(reply: Reply, document: bytes) -> dict[str, str]:
 
 def with_horizons(reply: Reply) -> pl.DataFrame:
     """The risk table with the horizon of each row as it was written, such as 5y."""
-    time = pl.col("prediction_time")
-    labels = [
-        reply.forecast.risk.select(
-            time, horizon_days=span.days_after(time).cast(pl.Float64), horizon=pl.lit(span.label)
-        ).unique()
+    time, days = pl.col("prediction_time"), pl.col("horizon_days")
+    written = [
+        pl.when(days == span.days_after(time).cast(pl.Float64)).then(pl.lit(span.label))
         for span in reply.forecast.spans
     ]
-    if not labels:
-        return reply.forecast.risk.with_columns(horizon=pl.lit(None, pl.String))
-    known = pl.concat(labels).unique(["prediction_time", "horizon_days"], keep="first", maintain_order=True)
-    return reply.forecast.risk.join(known, on=["prediction_time", "horizon_days"], how="left", maintain_order="left")
+    return reply.forecast.risk.with_columns(horizon=pl.coalesce(*written, pl.lit(None, pl.String)))
 
 
 def names_in(document: bytes) -> dict[str, str]:
@@ -141,14 +134,22 @@ def names_in(document: bytes) -> dict[str, str]:
 def _rows(table: pl.DataFrame, keep: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     """The rows without what the forecast they stand in says already."""
     left_out = {*_KEY, "patient"} - set(keep)
-    return _told(table.select(c for c in table.columns if c not in left_out))
+    return _told(table[[c for c in table.columns if c not in left_out]])
+
+
+def _rows_of_each(table: pl.DataFrame) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """The rows of each forecast, by its subject and prediction time."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for forecast, row in zip(table[list(_KEY)].iter_rows(), _rows(table), strict=True):
+        found.setdefault(forecast, []).append(row)
+    return found
 
 
 def _told(table: pl.DataFrame) -> list[dict[str, Any]]:
     """Rows whose times are text, as FHIR writes them."""
     times = [c for c, kind in table.schema.items() if kind.is_temporal()]
     rows = table.to_dicts()
-    for row in rows:
+    for row in rows if times else ():
         row.update({c: None if row[c] is None else instant(row[c]) for c in times})
     return rows
 
@@ -158,8 +159,7 @@ def _records(reply: Reply) -> dict[str, dict[str, int]]:
     ledger = reply.timelines.ledger
     counts: dict[str, dict[str, int]] = {}
     if ledger is not None:
-        for fate, reason, count in ledger.group_by("fate", "reason").agg(pl.col("count").sum()).sort(
-            "fate", "reason"
-        ).iter_rows():  # fmt: skip
-            counts.setdefault(fate, {})[reason or "read"] = count
+        for fate, reason, count in sorted(ledger[["fate", "reason", "count"]].iter_rows()):
+            of = counts.setdefault(fate, {})
+            of[reason or "read"] = of.get(reason or "read", 0) + count
     return counts

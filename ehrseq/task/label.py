@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import reduce
+from functools import lru_cache, reduce
 from operator import or_
 
 import polars as pl
 
 from ehrseq.errors import TaskError
+from ehrseq.frames import at_once
 from ehrseq.task.composite import changes
 from ehrseq.task.definition import MICROSECONDS_A_DAY, Outcome, Task
 from ehrseq.task.history import visible
@@ -75,9 +76,10 @@ def label(queries: pl.DataFrame, occurrences: pl.DataFrame, subjects: pl.DataFra
     [(True, None, 3.0, 1), (False, 'already_present', None, None)]
     """
     frame = _with_subjects(queries, subjects, "birth_time", "death_time", "follow_up_start", "follow_up_end")
-    frame = _left(frame, _deaths(occurrences, task))
-    frame = with_states(frame.sort("prediction_time"), occurrences, task)
-    return _one_row_an_outcome(queries, frame.sort("_row"), task, _label_columns)
+    found = occurrences.lazy()
+    frame = _left(frame, _deaths(found, task))
+    frame = with_states(frame.sort("prediction_time"), found, task, later=True)
+    return _one_row_an_outcome(queries, frame, task, _label_columns)
 
 
 def known_at_risk(queries: pl.DataFrame, timelines: Timelines, task: Task) -> pl.DataFrame:
@@ -97,33 +99,36 @@ def known_at_risk(queries: pl.DataFrame, timelines: Timelines, task: Task) -> pl
     >>> known_at_risk(queries, Timelines(events, subjects), task)["reason"].to_list()
     ['no_history', 'already_present']
     """
-    events = timelines.events
     history = pl.col("time").is_not_null() & ~pl.col("code").str.starts_with(BIRTH_CODE)
-    first_event = events.filter(history).group_by("subject_id").agg(_first_event=pl.col("known_time").min())
-    known_death = deaths(timelines).select("subject_id", _known_death="known_time")
-    found = all_occurrences(timelines, task)
+    first_event = timelines.events.lazy().filter(history).group_by("subject_id")
+    died = deaths(timelines)
     frame = _with_subjects(queries, timelines.subjects, "birth_time")
-    for table in (known_death, first_event, _enrolment(timelines.subjects)):
+    for table in (
+        died.lazy().select("subject_id", _known_death="known_time"),
+        first_event.agg(_first_event=pl.col("known_time").min()),
+        _enrolment(timelines.subjects),
+    ):
         frame = _left(frame, table)
-    frame = with_states(frame.sort("prediction_time"), found, task)
-    return _one_row_an_outcome(queries, frame.sort("_row"), task, _scoring_columns)
+    found = all_occurrences(timelines, task, died).lazy()
+    frame = with_states(frame.sort("prediction_time"), found, task, later=False)
+    return _one_row_an_outcome(queries, frame, task, _scoring_columns)
 
 
-def _deaths(occurrences: pl.DataFrame, task: Task) -> pl.DataFrame:
+def _deaths(occurrences: pl.LazyFrame, task: Task) -> pl.LazyFrame:
     """When a subject died, by the outcomes that are death: a death on the day of a discharge comes before it."""
     names = [o.name for o in task.outcomes if o.codes == (DEATH_CODE,)]
     found = occurrences.filter(pl.col("outcome").is_in(names))
     return found.group_by("subject_id").agg(_died=pl.col("time").min())
 
 
-def _enrolment(subjects: pl.DataFrame) -> pl.DataFrame:
+def _enrolment(subjects: pl.DataFrame) -> pl.LazyFrame:
     """Since when a subject is observed, where an observation period says so: no record since then is a history too.
 
     How and whether the period ends plays no part: that is not known at a prediction time.
     """
     if "observation_start" not in subjects.columns:
-        return pl.DataFrame(schema={"subject_id": pl.Int64, "_enrolled": TIME})
-    return subjects.select("subject_id", _enrolled=pl.col("observation_start").cast(TIME))
+        return pl.LazyFrame(schema={"subject_id": pl.Int64, "_enrolled": TIME})
+    return subjects.lazy().select("subject_id", _enrolled=pl.col("observation_start").cast(TIME))
 
 
 def _label_columns(outcome: Outcome, task: Task) -> dict[str, pl.Expr]:
@@ -145,13 +150,8 @@ def _label_columns(outcome: Outcome, task: Task) -> dict[str, pl.Expr]:
     # `competing` is the end of follow-up where no competitor comes before it
     any_competing = _any(column("next", name, task) == first for name in outcome.competing)
     cause = pl.when(event == first).then(1).when(any_competing).then(2).otherwise(0).cast(pl.Int8)
-    at_risk = reason.is_null()
-    return {
-        "at_risk": at_risk,
-        "reason": reason,
-        "days": pl.when(at_risk).then((first - _T).dt.total_microseconds() / MICROSECONDS_A_DAY),
-        "cause": pl.when(at_risk).then(cause),
-    }
+    days = (first - _T).dt.total_microseconds() / MICROSECONDS_A_DAY
+    return {"reason": reason, "days": days, "cause": cause}
 
 
 def _scoring_columns(outcome: Outcome, task: Task) -> dict[str, pl.Expr]:
@@ -164,7 +164,7 @@ def _scoring_columns(outcome: Outcome, task: Task) -> dict[str, pl.Expr]:
             **_known_reasons(outcome, task),
         }
     )
-    return {"at_risk": reason.is_null(), "reason": reason}
+    return {"reason": reason}
 
 
 def _known_reasons(outcome: Outcome, task: Task) -> dict[str, pl.Expr]:
@@ -202,23 +202,32 @@ def _first_reason(tests: dict[str, pl.Expr]) -> pl.Expr:
     return pl.coalesce(pl.when(test).then(pl.lit(name)) for name, test in tests.items())
 
 
-def _left(frame: pl.DataFrame, table: pl.DataFrame) -> pl.DataFrame:
+def _left(frame: pl.LazyFrame, table: pl.LazyFrame) -> pl.LazyFrame:
     return frame.join(table, on="subject_id", how="left", maintain_order="left")
 
 
 def _one_row_an_outcome(
-    queries: pl.DataFrame, frame: pl.DataFrame, task: Task, columns: Callable[[Outcome, Task], dict[str, pl.Expr]]
+    queries: pl.DataFrame, frame: pl.LazyFrame, task: Task, columns: Callable[[Outcome, Task], dict[str, pl.Expr]]
 ) -> pl.DataFrame:
-    """`frame` once for each outcome with that outcome's columns, rows of one query together."""
-    parts = [
-        frame.select(*queries.columns, "_row", outcome=pl.lit(outcome.name), **columns(outcome, task))
-        for outcome in task.outcomes
-    ]
-    # a stable sort keeps the order of the outcomes within a query
-    return pl.concat(parts).sort("_row", maintain_order=True).drop("_row")
+    """`frame` in the order of its `_row`s, once for each outcome with that outcome's columns.
+
+    What is not its `reason` is null where there is one.
+    """
+    lists = _lists(task, columns)
+    rows = frame.sort("_row").select(*queries.columns, **lists).explode(*lists)
+    at_risk = pl.col("reason").is_null()
+    rest = [pl.when(at_risk).then(name).alias(name) for name in lists if name not in ("outcome", "reason")]
+    return at_once(rows.select(*queries.columns, "outcome", at_risk.alias("at_risk"), "reason", *rest))
 
 
-def _with_subjects(queries: pl.DataFrame, subjects: pl.DataFrame, *columns: str) -> pl.DataFrame:
+@lru_cache(maxsize=16)
+def _lists(task: Task, columns: Callable[[Outcome, Task], dict[str, pl.Expr]]) -> dict[str, pl.Expr]:
+    """The outcomes, and each of their columns, as lists."""
+    each = [{"outcome": pl.lit(outcome.name), **columns(outcome, task)} for outcome in task.outcomes]
+    return {name: pl.concat_list(of_one[name] for of_one in each) for name in each[0]}
+
+
+def _with_subjects(queries: pl.DataFrame, subjects: pl.DataFrame, *columns: str) -> pl.LazyFrame:
     """The queries with a row number and columns of the subject table (after `_`), in the order of the queries."""
     missing = [c for c in ("subject_id", "prediction_time") if c not in queries.columns]
     if missing:
@@ -226,11 +235,11 @@ def _with_subjects(queries: pl.DataFrame, subjects: pl.DataFrame, *columns: str)
     times = queries["prediction_time"]
     if times.null_count():
         raise TaskError("a prediction_time in each query", f"{times.null_count()} without", "drop or fill them")
-    known = pl.col("subject_id").is_in(subjects["subject_id"].implode())
-    strangers = queries.height - queries.select(known.sum()).item()
+    strangers = len(queries) - int(queries["subject_id"].is_in(subjects["subject_id"].implode()).sum())
     if strangers:
         raise TaskError(
             "queries about subjects of the timelines", f"{strangers} about others", "select the subjects first"
         )
-    table = subjects.select("subject_id", *(pl.col(c).cast(TIME).alias(f"_{c}") for c in columns))
-    return _left(queries.with_columns(instants(times, end_of_day=True)).with_row_index("_row"), table)
+    table = subjects.lazy().select("subject_id", *(pl.col(c).cast(TIME).alias(f"_{c}") for c in columns))
+    asked = queries.with_columns(instants(times, end_of_day=True)).with_row_index("_row")
+    return _left(asked.lazy(), table)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import polars as pl
 
 from ehrseq.errors import TaskError
+from ehrseq.frames import at_once
 from ehrseq.task.change import change_periods
 from ehrseq.task.composite import all_of, changes, resolve, sequence
 from ehrseq.task.definition import DERIVED_MEASURES, Outcome, Task
 from ehrseq.task.predicate import code_matches, confirmed, event_matches, value_matches
 from ehrseq.task.stays import deaths_at_discharge, stays
 from ehrseq.timeline.analytes import ANALYTES
-from ehrseq.timeline.follow_up import deaths_by_day, within_follow_up
+from ehrseq.timeline.follow_up import is_day, within_follow_up
 from ehrseq.timeline.hierarchy import code_parents
 from ehrseq.timeline.measures import derive_measure
 from ehrseq.timeline.schema import DEATH_CODE, TIME
@@ -80,12 +82,13 @@ def occurrences(timelines: Timelines, task: Task) -> pl.DataFrame:
     )
 
 
-def all_occurrences(timelines: Timelines, task: Task) -> pl.DataFrame:
+def all_occurrences(timelines: Timelines, task: Task, died: pl.DataFrame | None = None) -> pl.DataFrame:
     """As `occurrences`, but regardless of follow-up, unsorted, and with two more columns.
 
-    `by_day`: a death that has no clock time; `is_period`: the rows of `periods_of` and `inside`.
+    `by_day`: a death that has no clock time; `is_period`: the rows of `periods_of` and `inside`. `died` is what
+    `deaths` gives, where it is at hand.
     """
-    return _every_occurrence(timelines, task, deaths(timelines))
+    return _every_occurrence(timelines, task, deaths(timelines) if died is None else died)
 
 
 def periods_of(outcome: str) -> str:
@@ -101,7 +104,7 @@ def inside(stay: str) -> str:
 def _every_occurrence(timelines: Timelines, task: Task, died: pl.DataFrame) -> pl.DataFrame:
     task = with_dataset_descendants(timelines, task)
     patterns = [p for o in task.definitions for p in o.patterns]
-    events = timelines.events.select(_INPUT).filter(event_matches(patterns) & ~_is_death())
+    events = at_once(timelines.events.lazy().select(_INPUT).filter(event_matches(patterns) & ~_is_death()))
     events, _ = normalise_units(events)
     derived = [
         derive_measure(name, timelines.events, timelines.subjects)
@@ -109,60 +112,60 @@ def _every_occurrence(timelines: Timelines, task: Task, died: pl.DataFrame) -> p
         if name in DERIVED_MEASURES
     ]
     parts = [events.with_columns(_known_time()), died, *derived]
-    events = pl.concat(parts, how="diagonal_relaxed")
+    events = pl.concat(parts, how="diagonal_relaxed").with_columns(interval_end=_interval_end())
     asked = dict.fromkeys(s for o in task.outcomes for s in (o.admission, o.discharge, o.during) if s is not None)
     spans = {name: stays(timelines, task.stay(name)) for name in asked}
-    tables = [_rows(events, spans, outcome, task) for outcome in task.outcomes]
-    tables += [_span_rows(spans[name], inside(name)) for name in dict.fromkeys(o.during for o in task.outcomes) if name]
-    return pl.concat([pl.DataFrame(schema=_SCHEMA), *tables], how="diagonal")
+    tables = [table for outcome in task.outcomes for table in _rows(events, spans, outcome, task)]
+    stays_of = dict.fromkeys(o.during for o in task.outcomes if o.during is not None)
+    tables += [_span_rows(spans[name], inside(name)) for name in stays_of]
+    return at_once(pl.concat([pl.LazyFrame(schema=_SCHEMA), *tables], how="diagonal"))
 
 
-def _rows(events: pl.DataFrame, spans: Mapping[str, pl.DataFrame], outcome: Outcome, task: Task) -> pl.DataFrame:
+def _rows(
+    events: pl.DataFrame, spans: Mapping[str, pl.DataFrame], outcome: Outcome, task: Task
+) -> Iterator[pl.LazyFrame]:
     """The occurrences of one outcome, and its periods of constant baseline."""
     names = {o.name: o for o in task.outcomes}
     fixed = _happenings(events, spans, outcome, names)
     chosen = "known_time" if outcome.event_time == "known" else "occurred_time"
-    tables = [
-        fixed.select(
-            "subject_id", "occurred_time", "known_time", "by_day", outcome=pl.lit(outcome.name), time=chosen,
-            is_period=pl.lit(False),
-        )
-    ]  # fmt: skip
+    yield fixed.select(
+        "subject_id", "occurred_time", "known_time", "by_day", outcome=pl.lit(outcome.name), time=chosen,
+        is_period=pl.lit(False),
+    )  # fmt: skip
     for number, change in enumerate(changes(outcome, names)):
         values = _matching(events, replace(change, confirm=None), bounded=False).with_columns(
-            counts=value_matches(change.bounds), occurred_time=_occurred()
+            counts=value_matches(change.bounds), occurred_time=_OCCURRED
         )
-        periods = change_periods(values, replace(change, event_time=outcome.event_time)).with_columns(
-            part=pl.lit(number, pl.Int32)
-        )
-        tables += [
-            periods.with_columns(outcome=pl.lit(periods_of(outcome.name)), is_period=pl.lit(True)),
-            periods.drop_nulls("time").with_columns(outcome=pl.lit(outcome.name), is_period=pl.lit(False)),
-        ]
-    return pl.concat(tables, how="diagonal")
+        periods = change_periods(at_once(values), replace(change, event_time=outcome.event_time)).lazy()
+        periods = periods.with_columns(part=pl.lit(number, pl.Int32))
+        yield periods.with_columns(outcome=pl.lit(periods_of(outcome.name)), is_period=pl.lit(True))
+        yield periods.drop_nulls("time").with_columns(outcome=pl.lit(outcome.name), is_period=pl.lit(False))
 
 
 def _happenings(
     events: pl.DataFrame, spans: Mapping[str, pl.DataFrame], outcome: Outcome, names: Mapping[str, Outcome]
-) -> pl.DataFrame:
+) -> pl.LazyFrame:
     """`subject_id`, `occurred_time`, `known_time` and `by_day` of what does not depend on the prediction time."""
     columns = ("subject_id", "occurred_time", "known_time", "by_day")
     stay, edge = (outcome.discharge, "end") if outcome.admission is None else (outcome.admission, "begin")
     if stay is not None:
-        moments = spans[stay].drop_nulls(edge)
+        moments = spans[stay].lazy().drop_nulls(edge)
         return moments.select("subject_id", occurred_time=edge, known_time=edge, by_day=pl.lit(None, pl.Boolean))
     if outcome.is_change:
-        return pl.DataFrame(schema={name: _SCHEMA[name] for name in columns})
+        return pl.LazyFrame(schema={name: _SCHEMA[name] for name in columns})
     if not outcome.parts:
-        return _matching(events, outcome).with_columns(occurred_time=_occurred()).select(columns)
+        return _matching(events, outcome).with_columns(occurred_time=_OCCURRED).select(columns)
     parts = [_happenings(events, spans, part, names) for part in resolve(outcome, names)]
     if outcome.any_of:
         return pl.concat(parts)
-    return all_of(parts) if outcome.all_of else sequence(parts, outcome.within)
+    happened = [at_once(part) for part in parts]
+    return (all_of(happened) if outcome.all_of else sequence(happened, outcome.within)).lazy()
 
 
-def _span_rows(table: pl.DataFrame, name: str) -> pl.DataFrame:
-    return table.select("subject_id", outcome=pl.lit(name), from_time="begin", until_time="end", is_period=pl.lit(True))
+def _span_rows(table: pl.DataFrame, name: str) -> pl.LazyFrame:
+    return table.lazy().select(
+        "subject_id", outcome=pl.lit(name), from_time="begin", until_time="end", is_period=pl.lit(True)
+    )
 
 
 def with_dataset_descendants(timelines: Timelines, task: Task) -> Task:
@@ -188,15 +191,13 @@ def deaths(timelines: Timelines) -> pl.DataFrame:
 
     `known_time` is that of the first death event where there is one, never before the death.
     """
-    events = timelines.events.filter(_is_death())
-    recorded = events.group_by("subject_id").agg(recorded=_known_time().min())
-    stated = timelines.subjects.select("subject_id", pl.col("death_time").cast(TIME))
+    events = timelines.events.lazy().filter(_is_death())
+    recorded = events.group_by("subject_id").agg(recorded=_known_time().min(), by_day=is_day().any())
+    stated = timelines.subjects.lazy().select("subject_id", pl.col("death_time").cast(TIME))
     time = pl.coalesce("death_time", "recorded")
-    return (
-        stated.join(recorded, on="subject_id", how="full", coalesce=True)
-        .join(deaths_by_day(events), on="subject_id", how="left")
-        .filter(time.is_not_null())
-        .select(
+    found = stated.join(recorded, on="subject_id", how="full", coalesce=True).filter(time.is_not_null())
+    return at_once(
+        found.select(
             "subject_id",
             time=time,
             code=pl.lit(DEATH_CODE),
@@ -254,12 +255,11 @@ def off_scale(timelines: Timelines, task: Task) -> tuple[tuple[str, int], ...]:
     return tuple((code, count) for code, count in counts.items() if count)
 
 
-def _matching(events: pl.DataFrame, outcome: Outcome, *, bounded: bool = True) -> pl.DataFrame:
+def _matching(events: pl.DataFrame, outcome: Outcome, *, bounded: bool = True) -> pl.LazyFrame:
     """The events that count for codes or a measure; without its bounds, those with a number on their scale."""
-    matching = events.filter(event_matches(outcome.patterns))
-    matching = matching.filter(value_matches(outcome.bounds) if bounded else pl.col("numeric_value").is_not_null())
-    matching = matching.filter(_on_scale(outcome))
-    return matching if outcome.confirm is None else confirmed(matching, outcome.confirm)
+    counts = value_matches(outcome.bounds) if bounded else pl.col("numeric_value").is_not_null()
+    matching = events.lazy().filter(event_matches(outcome.patterns) & counts & _on_scale(outcome))
+    return matching if outcome.confirm is None else confirmed(at_once(matching), outcome.confirm).lazy()
 
 
 def _on_scale(outcome: Outcome) -> pl.Expr:
@@ -271,11 +271,11 @@ def _on_scale(outcome: Outcome) -> pl.Expr:
     return converted if needs_unit else converted | pl.col("unit").is_null()
 
 
-def _occurred() -> pl.Expr:
-    """The end of the clinical interval; never later than known: an imprecise date may outlast the record of it."""
-    return pl.min_horizontal(_interval_end(), "known_time")
+# the end of the clinical interval; never later than known: an imprecise date may outlast the record of it
+_OCCURRED = pl.min_horizontal("interval_end", "known_time")
 
 
+@cache
 def _interval_end() -> pl.Expr:
     """The last microsecond of the clinical interval that `time` begins."""
     time, precision = pl.col("time"), pl.col("time_precision").cast(pl.String)
@@ -286,9 +286,11 @@ def _interval_end() -> pl.Expr:
     return end.fill_null(ALWAYS)
 
 
+@cache
 def _known_time() -> pl.Expr:
     return pl.coalesce("known_time", "time", pl.lit(ALWAYS, dtype=TIME)).alias("known_time")
 
 
+@cache
 def _is_death() -> pl.Expr:
     return pl.col("code").str.starts_with(DEATH_CODE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import lru_cache, reduce
 from operator import and_, or_
 
 import polars as pl
@@ -33,12 +33,18 @@ def event_matches(patterns: Sequence[str]) -> pl.Expr:
     >>> frame.select(event_matches(["ICD10CM//E11*"])).to_series().to_list()
     [True, True, False]
     """
+    return _event_matches(tuple(patterns))
+
+
+@lru_cache(maxsize=256)  # for each forecast the same ones of a task
+def _event_matches(patterns: tuple[str, ...]) -> pl.Expr:
     if not patterns:
         return pl.lit(False)
     others = pl.col("other_codes").list.eval(code_matches(patterns, pl.element())).list.any()
     return code_matches(patterns) | others.fill_null(False)
 
 
+@lru_cache(maxsize=256)
 def value_matches(bounds: Bounds) -> pl.Expr:
     """Whether `numeric_value` is certainly within the bounds, as recorded, without units.
 

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from ehrseq.errors import ForecastError, NoPredictionTimeError
-from ehrseq.frames import to_polars
+from ehrseq.frames import at_once, to_polars
 from ehrseq.task.definition import Task
 from ehrseq.task.times import prediction_times
 from ehrseq.timeline.schema import TIME, as_instant, instants
@@ -45,11 +45,8 @@ def resolve_prediction_times(timelines: Timelines, at: Any, task: Task) -> pl.Da
         raise NoPredictionTimeError(
             "at least one prediction time", "none", "check what `at`, or the task's rule, selects"
         )
-    return (
-        queries.select("subject_id", pl.col("prediction_time").cast(TIME))
-        .unique(maintain_order=True)
-        .sort("subject_id", "prediction_time")
-    )
+    times = queries.lazy().select("subject_id", pl.col("prediction_time").cast(TIME))
+    return at_once(times.unique(maintain_order=True).sort("subject_id", "prediction_time"))
 
 
 def _from_frame(timelines: Timelines, frame: pl.DataFrame) -> pl.DataFrame:
@@ -70,7 +67,7 @@ def _from_frame(timelines: Timelines, frame: pl.DataFrame) -> pl.DataFrame:
     else:
         ids = _integers(frame["subject_id"])
     queries = pl.DataFrame({"subject_id": ids, "prediction_time": _times(frame["prediction_time"])})
-    strangers = queries.join(timelines.subjects, on="subject_id", how="anti").height
+    strangers = len(ids) - int(ids.is_in(timelines.subjects["subject_id"].implode()).sum())
     if strangers:
         raise ForecastError("subjects of the timelines", f"{strangers} rows about others", "drop these rows")
     return queries

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from ehrseq.task.composite import changes
-from ehrseq.task.definition import Outcome, Task
+from ehrseq.task.definition import Horizon, Task
 from ehrseq.task.history import visible
 from ehrseq.task.outcome import inside, periods_of
 
@@ -17,50 +17,67 @@ def column(kind: str, name: str, task: Task) -> pl.Expr:
     return pl.col(f"_{kind}_{task.outcomes.index(task.outcome(name))}")
 
 
-def with_states(frame: pl.DataFrame, occurrences: pl.DataFrame, task: Task) -> pl.DataFrame:
+def with_states(frame: pl.LazyFrame, occurrences: pl.LazyFrame, task: Task, *, later: bool) -> pl.LazyFrame:
     """Queries, sorted by `prediction_time`, with columns for each outcome (number i of the task).
 
     What can be told at the prediction time: `_known_i` (it has happened, known by then), `_recent_i` (and within the
     washout), `_no_baseline_i` (there is nothing to count a change from), `_outside_i` (not in the stay that `during`
-    names). What only labels may use: `_occurred_i` (it has happened by then, known or not; with a washout, within
-    it) and `_next_i` (when it happens next, strictly later).
+    names). What only labels may use, and only comes `later`: `_occurred_i` (it has happened by then, known or not; with
+    a washout, within it) and `_next_i` (when it happens next, strictly later).
     """
     names = {o.name: o for o in task.outcomes}
+    changing = {o.name: changes(o, names) for o in task.outcomes}
+    fixed = {name: pl.col("outcome") == name for name in names}
+    fixed |= {name: fixed[name] & pl.col("part").is_null() for name, parts in changing.items() if parts}
+    frame = _first(frame, occurrences, list(fixed.values()), later=later)
     for number, outcome in enumerate(task.outcomes):
-        found = occurrences.filter(pl.col("outcome") == outcome.name)
-        if changing := changes(outcome, names):
-            found = found.filter(pl.col("part").is_null())
-        frame = _next(_known(frame, found, outcome, number), found, number)
-        frame = frame.with_columns(pl.lit(False).alias(f"_no_baseline_{number}"))
-        for part in range(len(changing)):
+        found = occurrences.filter(fixed[outcome.name])
+        if outcome.washout is not None:
+            frame = _washed_out(frame, found, outcome.washout, number, later=later)
+        if later:
+            frame = _next(frame, found, number)
+        for part in range(len(changing[outcome.name])):
             periods = occurrences.filter((pl.col("outcome") == periods_of(outcome.name)) & (pl.col("part") == part))
-            frame = _change(frame, periods, number)
-        frame = _outside(frame, occurrences, outcome, number)
+            frame = _change(frame, periods, number, later=later)
+        if outcome.during is not None:
+            frame = _outside(frame, occurrences.filter(pl.col("outcome") == inside(outcome.during)), number)
     return frame
 
 
-def _known(frame: pl.DataFrame, found: pl.DataFrame, outcome: Outcome, number: int) -> pl.DataFrame:
-    earliest = found.group_by("subject_id").agg(
-        pl.col("known_time").min().alias("_first_known"), pl.col("occurred_time").min().alias("_first_occurred")
+def _first(frame: pl.LazyFrame, occurrences: pl.LazyFrame, of_outcome: list[pl.Expr], *, later: bool) -> pl.LazyFrame:
+    """All columns but `_next_i`, of outcomes without washouts, changes and stays."""
+    kinds = ("known", "occurred") if later else ("known",)
+    first = {(kind, n): f"_first_{kind}_{n}" for n in range(len(of_outcome)) for kind in kinds}
+    earliest = occurrences.group_by("subject_id").agg(
+        pl.when(of_outcome[n]).then(f"{kind}_time").min().alias(name) for (kind, n), name in first.items()
     )
-    frame = frame.join(earliest, on="subject_id", how="left", maintain_order="left")
-    known, occurred, recent = visible(pl.col("_first_known"), _T), pl.col("_first_occurred") <= _T, pl.lit(False)
-    if outcome.washout is not None:
-        begins = outcome.washout.before(_T)
-        # the latest of those known by then, and the latest of all
-        latest = found.sort("known_time").select(
-            "subject_id", _when="known_time", _latest=pl.col("time").cum_max().over("subject_id")
-        )
-        frame = _latest(frame, latest, "_when").drop("_when")
-        times = found.sort("time").select("subject_id", _last="time")
-        frame = _latest(frame, times, "_last")
-        recent, occurred = pl.col("_latest") > begins, pl.col("_last") > begins
-    states = {"known": known, "occurred": occurred, "recent": recent}
-    frame = frame.with_columns(test.fill_null(False).alias(f"_{kind}_{number}") for kind, test in states.items())
-    return frame.drop("_first_known", "_first_occurred", "_latest", "_last", strict=False)
+    states = []
+    for (kind, n), name in first.items():
+        by_then = visible(pl.col(name), _T) if kind == "known" else pl.col(name) <= _T
+        states.append(by_then.fill_null(False).alias(f"_{kind}_{n}"))
+    no = [f"_{kind}_{n}" for n in range(len(of_outcome)) for kind in ("recent", "no_baseline", "outside")]
+    joined = frame.join(earliest, on="subject_id", how="left", maintain_order="left")
+    return joined.with_columns(*states, *(pl.lit(False).alias(name) for name in no)).drop(first.values())
 
 
-def _next(frame: pl.DataFrame, found: pl.DataFrame, number: int) -> pl.DataFrame:
+def _washed_out(
+    frame: pl.LazyFrame, found: pl.LazyFrame, washout: Horizon, number: int, *, later: bool
+) -> pl.LazyFrame:
+    """Whether the latest of those known by then (and, `later`, the latest of all) is within the washout."""
+    begins = washout.before(_T)
+    latest = found.sort("known_time").select(
+        "subject_id", _when="known_time", _latest=pl.col("time").cum_max().over("subject_id")
+    )
+    frame = _latest(frame, latest, "_when")
+    frame = frame.with_columns((pl.col("_latest") > begins).fill_null(False).alias(f"_recent_{number}"))
+    frame = frame.drop("_when", "_latest")
+    if not later:
+        return frame
+    frame = _latest(frame, found.sort("time").select("subject_id", _last="time"), "_last")
+    return frame.with_columns((pl.col("_last") > begins).fill_null(False).alias(f"_occurred_{number}")).drop("_last")
+
+
+def _next(frame: pl.LazyFrame, found: pl.LazyFrame, number: int) -> pl.LazyFrame:
     name = f"_next_{number}"
     following = found.select("subject_id", pl.col("time").alias(name)).sort(name)
     return frame.join_asof(
@@ -69,7 +86,7 @@ def _next(frame: pl.DataFrame, found: pl.DataFrame, number: int) -> pl.DataFrame
     )  # fmt: skip
 
 
-def _change(frame: pl.DataFrame, periods: pl.DataFrame, number: int) -> pl.DataFrame:
+def _change(frame: pl.LazyFrame, periods: pl.LazyFrame, number: int, *, later: bool) -> pl.LazyFrame:
     """The period of constant baseline that the prediction time falls in, and the change that comes next in it."""
     known, missing, occurred, following = (f"_{k}_{number}" for k in ("known", "no_baseline", "occurred", "next"))
     table = periods.sort("from_time").select(
@@ -78,27 +95,24 @@ def _change(frame: pl.DataFrame, periods: pl.DataFrame, number: int) -> pl.DataF
     )  # fmt: skip
     frame = _latest(frame, table, "_from")
     within = (pl.col("_until") > _T).fill_null(False)
-    later = within & (pl.col("_time") > _T)
-    return frame.with_columns(
-        (pl.col(missing) | ~within).alias(missing),
-        (pl.col(known) | (within & pl.col("_present").fill_null(False))).alias(known),
-        (pl.col(occurred) | (within & (pl.col("_when") <= _T)).fill_null(False)).alias(occurred),
-        pl.min_horizontal(following, pl.when(later).then("_time")).alias(following),
-    ).drop("_from", "_until", "_present", "_time", "_when")
+    states = {
+        missing: pl.col(missing) | ~within,
+        known: pl.col(known) | (within & pl.col("_present").fill_null(False)),
+    }
+    if later:
+        states[occurred] = pl.col(occurred) | (within & (pl.col("_when") <= _T)).fill_null(False)
+        states[following] = pl.min_horizontal(following, pl.when(within & (pl.col("_time") > _T)).then("_time"))
+    return frame.with_columns(**states).drop("_from", "_until", "_present", "_time", "_when")
 
 
-def _outside(frame: pl.DataFrame, occurrences: pl.DataFrame, outcome: Outcome, number: int) -> pl.DataFrame:
-    name = f"_outside_{number}"
-    if outcome.during is None:
-        return frame.with_columns(pl.lit(False).alias(name))
-    spans = occurrences.filter(pl.col("outcome") == inside(outcome.during)).sort("from_time")
-    spans = spans.select("subject_id", _from="from_time", _until="until_time")
-    frame = _latest(frame, spans, "_from")
+def _outside(frame: pl.LazyFrame, spans: pl.LazyFrame, number: int) -> pl.LazyFrame:
+    table = spans.sort("from_time").select("subject_id", _from="from_time", _until="until_time")
+    frame = _latest(frame, table, "_from")
     within = pl.col("_from").is_not_null() & (pl.col("_until").is_null() | (pl.col("_until") > _T))
-    return frame.with_columns((~within).alias(name)).drop("_from", "_until")
+    return frame.with_columns((~within).alias(f"_outside_{number}")).drop("_from", "_until")
 
 
-def _latest(frame: pl.DataFrame, table: pl.DataFrame, when: str) -> pl.DataFrame:
+def _latest(frame: pl.LazyFrame, table: pl.LazyFrame, when: str) -> pl.LazyFrame:
     """The latest row of a table, sorted by its column `when`, by the prediction time."""
     return frame.join_asof(
         table, left_on="prediction_time", right_on=when, by="subject_id", coalesce=False, check_sortedness=False

@@ -23,6 +23,7 @@ from ehrseq.fhir.reader import MEMORY, Reader, uncollected
 from ehrseq.fhir.references import subject_number as subject_number
 from ehrseq.fhir.rows import TYPES, Rows
 from ehrseq.fhir.source import Progress, find_files, size_on_disk
+from ehrseq.frames import at_once
 from ehrseq.timeline.follow_up import contacts, follow_up_of
 from ehrseq.timeline.link import Linked, link, source_names
 from ehrseq.timeline.meds import SHARDS, shard_of, shards_of
@@ -176,7 +177,7 @@ def _times(linked: Linked, known: Survey) -> tuple[Ints, Ints]:
     """When the events were, and since when that is known, in microseconds."""
     e = linked.events
     # a death of day precision is over at the end of that day: nothing of the day comes after it
-    is_death = (known.split_codes[0] == DEATH_CODE).fill_null(False).to_numpy()[e.code]
+    is_death = np.array([code == DEATH_CODE for code in known.split_codes[0].to_list()])[e.code]
     time = np.where(is_death, e.end, e.start)
     return time, np.where(e.start == NO_TIME, NO_TIME, np.maximum(e.known, time))
 
@@ -194,35 +195,35 @@ def event_frame(linked: Linked, known: Survey, time: Ints, known_time: Ints) -> 
     e = linked.events
     code, other_codes = known.split_codes
     columns: dict[str, pl.Series] = {
-        "subject_id": linked.patients["subject_id"].gather(linked.patient[e.record]),
+        "subject_id": linked.patients["subject_id"][linked.patient[e.record]],
         "time": moments(time),
-        "code": code.gather(e.code),
+        "code": code[e.code],
         "numeric_value": _single_precision(e.number),
-        "text_value": linked.texts.gather(e.text),
-        "value_modifier": linked.texts.gather(e.modifier),
-        "unit": linked.texts.gather(e.unit),
+        "text_value": linked.texts[e.text],
+        "value_modifier": linked.texts[e.modifier],
+        "unit": linked.texts[e.unit],
         "known_time": moments(known_time),
         "time_source": _names(source_names(), e.source),
         "time_precision": _names([p or None for p in PRECISIONS], e.precision),
         "utc_offset": _offsets(e.offset),
-        "encounter_id": linked.encounter.gather(e.record),
+        "encounter_id": linked.encounter[e.record],
         "resource_type": _names(list(TYPES), linked.kind[e.record], pl.String),
-        "resource_id": linked.ids.gather(e.record),
-        "other_codes": other_codes.gather(e.code),
-        "unit_recorded": pl.repeat(None, len(e.code), dtype=pl.String, eager=True),
+        "resource_id": linked.ids[e.record],
+        "other_codes": other_codes[e.code],
+        "unit_recorded": pl.Series([None], dtype=pl.String).new_from_index(0, len(e.code)),
     }
     return pl.DataFrame([columns[name].cast(kind).alias(name) for name, kind in EVENT_SCHEMA.items()])
 
 
-def _names(names: list[str | None] | list[str], numbers: Any, kind: Any = pl.Categorical) -> pl.Series:
-    return pl.Series(names, dtype=kind).gather(numbers)
+def _names(names: list[str | None] | list[str], numbers: Ints, kind: Any = pl.Categorical) -> pl.Series:
+    return pl.Series(names, dtype=kind)[numbers]
 
 
 def _single_precision(numbers: Any) -> pl.Series:
     """Numbers as float32; null where there is none, or one too large."""
     with np.errstate(over="ignore"):
         narrow = numbers.astype(np.float32)
-    return pl.Series(np.where(np.isfinite(narrow), narrow, np.float32("nan"))).fill_nan(None)
+    return pl.Series(np.where(np.isfinite(narrow), narrow, np.float32("nan")), nan_to_null=True)
 
 
 def _offsets(minutes: Any) -> pl.Series:
@@ -238,15 +239,17 @@ def microseconds(moment: datetime | None) -> int:
 def subject_frame(patients: pl.DataFrame, contacts: pl.DataFrame, known: Survey) -> pl.DataFrame:
     """The subjects with their follow-up, sorted."""
     periods, data_cut = known.periods, known.data_cut
-    table = patients.with_columns(birth_time=moments(patients["birth"].to_numpy())).with_columns(
-        death_time=moments(patients["death"].to_numpy())
+    table = patients.with_columns(
+        moments(patients[name].to_numpy()).alias(f"{name}_time") for name in ("birth", "death")
     )
-    periods = periods.with_columns(moments(periods[name].to_numpy()).alias(name) for name in ("start", "end"))
     cut = pl.Series([data_cut]).cast(TIME).item() if data_cut != NO_TIME else None
-    undated = patients.filter("undated_death")["subject_id"]
+    undated = patients["subject_id"].filter(patients["undated_death"])
+    if periods.height:
+        periods = periods.with_columns(moments(periods[name].to_numpy()).alias(name) for name in ("start", "end"))
     watched = follow_up_of(contacts, periods if periods.height else None, cut, undated)
-    return (
-        table.join(watched, on="subject_id", how="left")
+    return at_once(
+        table.lazy()
+        .join(watched.lazy(), on="subject_id", how="left")
         .select(pl.col(name).cast(kind) for name, kind in SUBJECT_SCHEMA.items())
         .sort("subject_id")
     )

@@ -10,12 +10,13 @@ such a subject's follow-up ends with the last contact.
 from __future__ import annotations
 
 from datetime import date, datetime
+from functools import cache
 from typing import Any
 
 import polars as pl
 
 from ehrseq.errors import TimelineError
-from ehrseq.frames import to_polars
+from ehrseq.frames import at_once, to_polars
 from ehrseq.timeline.schema import BIRTH_CODE, DEATH_CODE, TIME, as_instant, instants
 
 RULES = ("observation_period", "data_cut", "last_contact", "last_contact_undated_death")
@@ -73,11 +74,21 @@ def follow_up_of(
 ) -> pl.DataFrame:
     """The same from what `contacts` says of the events."""
     cut = pl.lit(None if data_cut is None else as_instant(data_cut), dtype=TIME)
-    periods = _envelopes(observation_periods)
-    subjects = pl.concat([contacts.select("subject_id"), periods.select("subject_id")]).unique().sort("subject_id")
-    joined = subjects.join(contacts, on="subject_id", how="left").join(periods, on="subject_id", how="left")
+    died = pl.lit(False) if undated_deaths is None else pl.col("subject_id").is_in(undated_deaths.implode())
+    known, periods = contacts.lazy(), _envelopes(observation_periods).lazy()
+    joined = known.join(periods, on="subject_id", how="full", coalesce=True).sort("subject_id")
+    usable = pl.col("watched") & (pl.col("follow_up_start") <= pl.col("follow_up_end"))
+    return at_once(
+        joined.with_columns(cut=cut, died=died)
+        .select("subject_id", **_measured())
+        .select("subject_id", pl.when(usable).then(pl.col(r"^follow_up_.*$")), "observation_start")
+    )
 
-    watched = pl.col("first_contact").is_not_null() | pl.col("has_period").is_not_null()
+
+@cache
+def _measured() -> dict[str, pl.Expr]:
+    """Start, end and rule, from the columns of `contacts` and `_envelopes`, the data `cut` and who `died` undated."""
+    cut, died = pl.col("cut"), pl.col("died")
     has_end = pl.col("period_end").is_not_null() & ~pl.col("open")
     # an open period is still running: it reaches the cut or the last contact, and a closed one beside it
     fallback = pl.coalesce(cut, pl.max_horizontal("last_contact", "period_end"))
@@ -89,20 +100,21 @@ def follow_up_of(
         .then(pl.lit("data_cut"))
         .otherwise(pl.lit("last_contact"))
     )
-    died = pl.lit(False) if undated_deaths is None else pl.col("subject_id").is_in(undated_deaths.implode())
-    measured = joined.select(
-        "subject_id",
-        follow_up_start=pl.coalesce("period_start", "first_contact"),
+    return {
+        "follow_up_start": pl.coalesce("period_start", "first_contact"),
         # a null last contact must stay null: min_horizontal would pass over it
-        follow_up_end=pl.when(~died).then(end).when(end <= pl.col("last_contact")).then(end).otherwise("last_contact"),
-        follow_up_rule=pl.when(died).then(pl.lit("last_contact_undated_death")).otherwise(rule),
-        observation_start="period_start",
-        watched=watched,
-    )
-    usable = pl.col("watched") & (pl.col("follow_up_start") <= pl.col("follow_up_end"))
-    return measured.select("subject_id", pl.when(usable).then(pl.col(r"^follow_up_.*$")), "observation_start")
+        "follow_up_end": pl.when(~died)
+        .then(end)
+        .when(end <= pl.col("last_contact"))
+        .then(end)
+        .otherwise("last_contact"),
+        "follow_up_rule": pl.when(died).then(pl.lit("last_contact_undated_death")).otherwise(rule),
+        "observation_start": pl.col("period_start"),
+        "watched": pl.col("first_contact").is_not_null() | pl.col("has_period").is_not_null(),
+    }
 
 
+@cache
 def is_contact() -> pl.Expr:
     """Whether an event shows its subject under observation: it has a time, and is neither birth nor death."""
     code = pl.col("code")
@@ -128,7 +140,7 @@ def within_follow_up(time: pl.Expr, follow_up_end: pl.Expr, by_day: pl.Expr) -> 
 def deaths_by_day(events: pl.DataFrame) -> pl.DataFrame:
     """`subject_id` and `by_day`: whether the recorded death has a date and no clock time; one row for each death."""
     recorded = events.filter(pl.col("code").str.starts_with(DEATH_CODE))
-    return recorded.group_by("subject_id").agg(by_day=_is_day().any())
+    return recorded.group_by("subject_id").agg(by_day=is_day().any())
 
 
 def contacts(events: pl.DataFrame) -> pl.DataFrame:
@@ -137,8 +149,8 @@ def contacts(events: pl.DataFrame) -> pl.DataFrame:
     `first_contact` and `last_contact` by when they were known, `first_time` and `last_time` by when they happened;
     `by_day` as in `deaths_by_day`.
     """
-    by_day = _is_day() if "time_precision" in events.columns else pl.lit(False)
-    return (
+    by_day = is_day() if "time_precision" in events.columns else pl.lit(False)
+    return at_once(
         events.lazy()
         .select(
             "subject_id",
@@ -154,18 +166,24 @@ def contacts(events: pl.DataFrame) -> pl.DataFrame:
             last_time=pl.col("time").max(),
             by_day=pl.col("by_day").any(),
         )
-        .collect()
     )
 
 
-def _is_day() -> pl.Expr:
+@cache
+def is_day() -> pl.Expr:
+    """Whether the time of an event is a date (or less), without a clock time."""
     return pl.col("time_precision").cast(pl.String).is_in(["year", "month", "day"])
+
+
+_ENVELOPE: dict[str, Any] = {
+    "subject_id": pl.Int64, "period_start": TIME, "period_end": TIME, "open": pl.Boolean, "has_period": pl.Boolean,
+}  # fmt: skip
 
 
 def _envelopes(observation_periods: Any) -> pl.DataFrame:
     """One period a subject, from the earliest start to the latest end."""
     if observation_periods is None:
-        observation_periods = {"subject_id": [], "start": [], "end": []}
+        return pl.DataFrame(schema=_ENVELOPE)
     frame = to_polars(observation_periods)
     missing = [c for c in ("subject_id", "start", "end") if c not in frame.columns]
     if missing:

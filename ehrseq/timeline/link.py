@@ -112,7 +112,7 @@ def _stays(parts: list[Part], survey: Survey) -> tuple[Ints, pl.Series, npt.NDAr
     number = np.where(points == UNKNOWN, -1, survey.find_encounter(targets))
     is_one = pl.Series((number >= 0) & (points == AN_ENCOUNTER))
     ids = pl.select(pl.when(is_one).then(targets.str.slice(len("Encounter/")))).to_series()
-    return number[stay], ids.gather(stay), (points == A_RESULT)[stay]
+    return number[stay], ids[stay], (points == A_RESULT)[stay]
 
 
 def _index(names: Ints, wanted: Ints) -> Ints:

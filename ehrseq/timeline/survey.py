@@ -66,12 +66,14 @@ class Survey:
     @cached_property
     def split_codes(self) -> tuple[pl.Series, pl.Series]:
         """By number: the code, and the list of other codes of the same concept."""
-        return split_codes(pl.Series(self.codes, dtype=pl.String))
+        return split_codes(self.codes)
 
     @cached_property
     def code_order(self) -> Ints:
         """By number: the place of the code among all in their order (0 for none)."""
-        return self.split_codes[0].rank("dense").fill_null(0).to_numpy()
+        codes = self.split_codes[0].to_list()
+        place = {code: n for n, code in enumerate(sorted({code for code in codes if code is not None}), 1)}
+        return np.array([place.get(code, 0) for code in codes])
 
     def find_subject(self, subject: Ints) -> Ints:
         """Of each subject id: the one that replaced it, else itself."""
@@ -226,7 +228,6 @@ def _resolver(chunks: Sequence[Chunk], dropped: Dropped) -> Resolver:
     named = pl.Series([w for w in wanted if w.startswith("urn:")], dtype=pl.String)
     names: dict[str, str] = {}
     identifiers: list[tuple[str, str]] = []
-    tails = named.str.extract(r"([^:]*)$")
     for chunk, gone in zip(chunks, dropped, strict=True):
         if asks:
             identifiers += _kept(chunk, "identifiers", gone).select("identifier", "target").iter_rows()
@@ -236,7 +237,7 @@ def _resolver(chunks: Sequence[Chunk], dropped: Dropped) -> Resolver:
         for name, target in table.filter(pl.col("name").is_in(named.implode())).iter_rows():
             names[name] = target if names.setdefault(name, target) == target else ""
         # a bundle entry is mostly called by its resource's id, which is not written down twice
-        _name_by_id(chunk, pl.DataFrame({"name": named, "id": tails}), names)
+        _name_by_id(chunk, pl.DataFrame({"name": named, "id": named.str.extract(r"([^:]*)$")}), names)
     return Resolver(names, identifiers)
 
 
@@ -289,7 +290,7 @@ def _subjects(chunks: Sequence[Chunk], dropped: Dropped, merged: dict[int, int])
     """Every patient, sorted; the records of merged ones are dropped."""
     ids = []
     for chunk, gone in zip(chunks, dropped, strict=True):
-        patients = _kept(chunk, "patients", gone).select("record", "subject_id")
+        patients = _kept(chunk, "patients", gone)
         if merged:
             away = patients.filter(pl.col("subject_id").is_in(list(merged)))
             gone.update(dict.fromkeys(away["record"].to_list(), int(Reason.MERGED)))
@@ -301,7 +302,7 @@ def _subjects(chunks: Sequence[Chunk], dropped: Dropped, merged: dict[int, int])
 def _patients(chunks: Sequence[Chunk], dropped: Dropped) -> tuple[pl.DataFrame, list[int]]:
     """What the records of all patients say, shard by shard, and where the shards start."""
     tables = [_kept(chunk, "patients", gone) for chunk, gone in zip(chunks, dropped, strict=True)]
-    table = pl.concat([pl.DataFrame(schema=PATIENTS), *tables])
+    table = pl.concat(tables or [pl.DataFrame(schema=PATIENTS)])
     shard = shard_of(table["subject_id"])
     order = np.argsort(shard, kind="stable")
     return table[order], np.searchsorted(shard[order], np.arange(SHARDS + 1)).tolist()
@@ -401,4 +402,5 @@ def _periods(
         fault = np.where(np.isin(who, subjects), table["fault"].to_numpy(), nobody)
         gone.update(zip(table["record"].filter(pl.Series(fault > 0)).to_list(), fault[fault > 0].tolist(), strict=True))
         parts.append(table.select("start", "end").with_columns(subject_id=who).filter(pl.Series(fault == 0)))
-    return pl.concat(parts).select("subject_id", "start", "end").unique().sort(pl.all())
+    periods = pl.concat(parts).select("subject_id", "start", "end")
+    return periods.unique().sort(pl.all()) if periods.height else periods

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import polars as pl
 
+from ehrseq.frames import at_once
 from ehrseq.timeline.analytes import ANALYTES, Analyte
 
 UNIT_SCHEMA: dict[str, Any] = {
@@ -186,20 +187,22 @@ def normalise_units(events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     ('LOINC//14749-6', 'glucose', 'mmol/l', 'mg/dL', 18.0156, 0.0, 1)
     """
     wanted = [name for name in ("code", "unit", "numeric_value", "other_codes") if name in events.columns]
-    measured = (
+    is_number = pl.col("unit").is_not_null() & pl.col("numeric_value").is_not_null()
+    untreated = pl.col("text_value").is_null() & pl.col("unit_recorded").is_null()
+    measured = at_once(
         events.lazy()
         .with_row_index("_row")
-        .filter(pl.col("unit").is_not_null() & pl.col("numeric_value").is_not_null())
-        .filter(pl.col("text_value").is_null() & pl.col("unit_recorded").is_null())
-        .select("_row", *wanted)
-        .collect()
+        .select("_row", *wanted, "text_value", "unit_recorded")
+        .filter(is_number & untreated)
+        .select("_row", *wanted, analyte_code(events))
     )
-    measured = measured.with_columns(analyte_code(measured))
+    if not measured.height:
+        return events, merge_units([])
     table = _conversions(measured.group_by("code", "_key", "unit").agg("_row", "numeric_value"))
     changed = table.filter((pl.col("unit") != pl.col("new")) & pl.col("factor").is_not_null())
     if changed.height:
         events = _apply(events, changed)
-    units = table.select(
+    units = table.lazy().select(
         "code",
         "analyte",
         pl.col("unit").alias("unit_recorded"),
@@ -211,11 +214,13 @@ def normalise_units(events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     return events, merge_units([units])
 
 
-def merge_units(tables: list[pl.DataFrame]) -> pl.DataFrame:
+def merge_units(tables: Sequence[pl.DataFrame | pl.LazyFrame]) -> pl.DataFrame:
     """Tables of units of several parts of a dataset as one, sorted."""
+    if not tables:
+        return pl.DataFrame(schema=UNIT_SCHEMA)
     keys = [name for name in UNIT_SCHEMA if name != "events"]
-    table = pl.concat(tables) if tables else pl.DataFrame(schema=UNIT_SCHEMA)
-    return table.group_by(keys).agg(pl.col("events").sum()).select(*UNIT_SCHEMA).sort(keys)
+    merged = pl.concat([table.lazy() for table in tables]).group_by(keys).agg(pl.col("events").sum())
+    return at_once(merged.select(*UNIT_SCHEMA).sort(keys))
 
 
 def analyte_code(events: pl.DataFrame) -> pl.Expr:
@@ -231,7 +236,7 @@ def analyte_code(events: pl.DataFrame) -> pl.Expr:
 def _conversions(pairs: pl.DataFrame) -> pl.DataFrame:
     """`pairs` with `analyte`, `new` (unit), `factor` and `offset` (null where the unit cannot be converted)."""
     rows: list[tuple[str | None, str, float | None, float | None]] = []
-    for key, unit in pairs.select("_key", "unit").iter_rows():
+    for key, unit in zip(pairs["_key"], pairs["unit"], strict=True):
         analyte = ANALYTES.get(key)
         found = _conversion(key if analyte is not None else None, unit)
         name = None if analyte is None else analyte.name

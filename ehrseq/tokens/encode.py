@@ -9,13 +9,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ehrseq.frames import at_once
 from ehrseq.tokens.vocabulary import (
     CODED_TEXT,
-    DEMOGRAPHICS,
-    FIRST_CODE,
+    UNIT,
     UNKNOWN,
     Vocabulary,
-    model_events,
+    is_model_event,
     static_facts,
 )
 
@@ -62,17 +62,24 @@ def encode(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Vocabulary)
     know are left out, never mixed.
     """
     tokens = _look_up(merged_tokens(events, subjects, vocabulary), vocabulary)
-    if "observation_start" not in subjects.columns:
-        subjects = subjects.with_columns(observation_start=pl.lit(None, pl.Datetime("us")))
-    subjects = subjects.select("subject_id", "birth_time", "observation_start").sort("subject_id")
+    enrolled = (
+        pl.col("observation_start") if "observation_start" in subjects.columns else pl.lit(None, pl.Datetime("us"))
+    )
+    times = {"birth": pl.col("birth_time"), "enrolled": enrolled}
+    people = at_once(
+        subjects.lazy()
+        .select("subject_id", **{name: time.dt.epoch("us") for name, time in times.items()})
+        .sort("subject_id")
+        .with_columns(pl.col("enrolled").fill_null(UNKNOWN_START))
+    )
     lineage, ancestors = _lineages(tokens["code"], vocabulary)
     knot, fraction, value = _encode_values(tokens, vocabulary)
-    subject_id = subjects["subject_id"].to_numpy()
+    subject_id = people["subject_id"].to_numpy()
     counts = np.bincount(np.searchsorted(subject_id, tokens["subject_id"].to_numpy()), minlength=len(subject_id))
     return EncodedTimelines(
         subject_id=subject_id,
-        birth=subjects["birth_time"].dt.epoch("us").to_numpy(),
-        enrolled=subjects["observation_start"].dt.epoch("us").fill_null(UNKNOWN_START).to_numpy(),
+        birth=people["birth"].to_numpy(),
+        enrolled=people["enrolled"].to_numpy(),
         offset=np.append(0, np.cumsum(counts)).astype(np.int64),
         code=tokens["code_index"].to_numpy(),
         coded_value=tokens["coded_index"].to_numpy(),
@@ -89,11 +96,13 @@ def encode(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Vocabulary)
 
 def merged_tokens(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Vocabulary) -> pl.DataFrame:
     """The tokens of the subjects, a row each, in the order of `encode`, still with their codes, texts and units."""
-    facts = static_facts(subjects, DEMOGRAPHICS).filter(pl.col("code").is_in(vocabulary.codes))
     merge = ["subject_id", "time", "known_time", "code", "text_value", "unit"]
-    return (
-        pl.concat([model_events(events).select(*merge, "numeric_value"), facts], how="diagonal_relaxed")
-        .join(subjects.select("subject_id"), on="subject_id", how="semi")
+    read = events.lazy().select(*merge, "numeric_value").filter(is_model_event())
+    if vocabulary.demographics:
+        facts = static_facts(subjects, vocabulary.demographics).filter(pl.col("code").is_in(vocabulary.codes))
+        read = pl.concat([read, facts.lazy()], how="diagonal_relaxed")
+    return at_once(
+        read.join(subjects.lazy().select("subject_id"), on="subject_id", how="semi")
         .with_columns(
             pl.when(pl.col("text_value").str.contains(CODED_TEXT)).then("text_value").alias("text_value"),
             pl.col("numeric_value").cast(pl.Float64).fill_nan(None),
@@ -109,15 +118,17 @@ def merged_tokens(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Voca
 
 
 def _look_up(tokens: pl.DataFrame, vocabulary: Vocabulary) -> pl.DataFrame:
-    def index(key: pl.Expr, names: tuple[str, ...], first: int, missing: int) -> pl.Expr:
-        return key.replace_strict(
-            list(names), list(range(first, first + len(names))), default=missing, return_dtype=pl.Int64
-        ).fill_null(missing)
+    numbers = vocabulary.numbers
+
+    def index(key: pl.Expr, name: str, missing: int) -> pl.Expr:
+        known = numbers[name]
+        return key.replace_strict(known["name"], known["number"], default=missing).fill_null(missing)
 
     return tokens.with_columns(
-        code_index=index(pl.col("code"), vocabulary.codes, FIRST_CODE, UNKNOWN),
-        coded_index=index(pl.col("code") + "=" + pl.col("text_value"), vocabulary.coded_values, 1, 0),
-        summary_index=index(pl.col("code"), vocabulary.summary_codes, 0, -1),
+        code_index=index(pl.col("code"), "codes", UNKNOWN),
+        coded_index=index(pl.col("code") + "=" + pl.col("text_value"), "coded_values", 0),
+        summary_index=index(pl.col("code"), "summary_codes", -1),
+        scale_index=index(pl.col("code") + UNIT + pl.col("unit").fill_null(""), "scales", -1),
     )
 
 
@@ -143,18 +154,15 @@ def _encode_values(
     value = np.full(n, np.nan, np.float32)
     if not vocabulary.scales:
         return knot, fraction, value
-    scale_of = {(s.code, s.unit): i for i, s in enumerate(vocabulary.scales)}
     first = 1 + np.cumsum([0, *(len(s.knots) for s in vocabulary.scales)])
-    rows = tokens.with_row_index("row").filter(pl.col("numeric_value").is_not_null())
-    for key, group in rows.group_by("code", pl.col("unit").fill_null("")):
-        which = scale_of.get((str(key[0]), str(key[1])))
-        if which is None:
-            continue
-        scale = vocabulary.scales[which]
-        row, x = group["row"].to_numpy(), group["numeric_value"].to_numpy()
+    which, number = tokens["scale_index"].to_numpy(), tokens["numeric_value"].to_numpy()
+    rows = np.flatnonzero((which >= 0) & ~np.isnan(number))
+    rows = rows[np.argsort(which[rows], kind="stable")]
+    for row in np.split(rows, np.flatnonzero(np.diff(which[rows])) + 1) if len(rows) else ():
+        scale, x = vocabulary.scales[which[row[0]]], number[row]
         position = _interpolate(x, np.asarray(scale.knots))
         below = np.minimum(position.astype(np.int64), max(len(scale.knots) - 2, 0))
-        knot[row] = first[which] + below
+        knot[row] = first[which[row]] + below
         fraction[row] = position - below
         value[row] = np.clip((x - scale.centre) / scale.spread, -5, 5)
     return knot, fraction, value

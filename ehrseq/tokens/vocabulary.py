@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ehrseq.config import NetworkConfig, from_mapping
+from ehrseq.frames import at_once
 from ehrseq.timeline.schema import BIRTH_CODE, DEATH_CODE
 from ehrseq.tokens.family import Family
 
 PADDING, UNKNOWN, FIRST_CODE = 0, 1, 2
 DEMOGRAPHICS = ("sex", "race", "ethnicity")
 MAX_ANCESTORS = 8  # a token takes the nearest ones
+UNIT = "\n"  # between a code and a unit
 CODED_TEXT = r"^\S+//\S+$"  # a coded value such as SNOMED//8392000; free text never enters a vocabulary
 
 
@@ -135,6 +137,29 @@ class Vocabulary:
         """Row of the code embedding by code."""
         return {code: FIRST_CODE + i for i, code in enumerate(self.codes)}
 
+    @cached_property
+    def demographics(self) -> tuple[str, ...]:
+        """The columns of the subject table whose static facts are among the codes."""
+        known = {code.partition("//")[0].lower() for code in self.codes}
+        return tuple(name for name in DEMOGRAPHICS if name in known)
+
+    @cached_property
+    def numbers(self) -> dict[str, pl.DataFrame]:
+        """`name` and `number` of the codes, coded values, summary codes and scales (a code, `UNIT` and a unit)."""
+        names = {
+            "codes": (self.codes, FIRST_CODE),
+            "coded_values": (self.coded_values, 1),
+            "summary_codes": (self.summary_codes, 0),
+            "scales": ([f"{s.code}{UNIT}{s.unit}" for s in self.scales], 0),
+        }
+        return {
+            key: pl.DataFrame(
+                {"name": list(known), "number": np.arange(first, first + len(known))},
+                {"name": pl.String, "number": pl.Int64},
+            )
+            for key, (known, first) in names.items()
+        }
+
     def understood(self, codes: pl.Series) -> list[str]:
         """The vocabulary's codes, and those of `codes` that have a known ancestor."""
         if not self.parents:
@@ -147,13 +172,16 @@ class Vocabulary:
 
         Columns: `code`; `events` and `subjects`, how many; `backs_off_to`, the nearest known ancestor, or null.
         """
-        other = model_events(events).filter(~pl.col("code").is_in(self.codes))
-        counts = other.group_by("code").agg(events=pl.len(), subjects=pl.col("subject_id").n_unique())
-        nearest = {c: next(iter(self.known_ancestors(c)), None) for c in counts["code"].to_list()}
-        return counts.with_columns(
-            pl.col("events", "subjects").cast(pl.Int64),
-            backs_off_to=pl.Series([nearest[c] for c in counts["code"].to_list()], dtype=pl.String),
-        ).sort("events", "code", descending=[True, False])
+        counts = at_once(
+            events.lazy()
+            .filter(is_model_event() & ~pl.col("code").is_in(self.codes))
+            .group_by("code")
+            .agg(events=pl.len(), subjects=pl.col("subject_id").n_unique())
+            .with_columns(pl.col("events", "subjects").cast(pl.Int64))
+            .sort("events", "code", descending=[True, False])
+        )
+        nearest = [next(iter(self.known_ancestors(c)), None) for c in counts["code"].to_list()]
+        return counts.with_columns(backs_off_to=pl.Series(nearest, dtype=pl.String))
 
     def to_dict(self) -> dict[str, Any]:
         """The vocabulary as JSON-safe content."""
@@ -178,11 +206,17 @@ class Vocabulary:
         )
 
 
-def model_events(events: pl.DataFrame) -> pl.DataFrame:
-    """The events a model may learn from: birth is given as age, death is an outcome, and demographics are static facts
-    of the subject table, read only where the configuration names them."""
+@cache
+def is_model_event() -> pl.Expr:
+    """Whether a model may learn from an event: birth is given as age, death is an outcome, and demographics are static
+    facts of the subject table, read only where the configuration names them."""
     demographic = pl.col("code").str.contains(rf"^({'|'.join(DEMOGRAPHICS).upper()})//")
-    return events.filter(~pl.col("code").is_in([BIRTH_CODE, DEATH_CODE]) & ~demographic)
+    return ~pl.col("code").is_in([BIRTH_CODE, DEATH_CODE]) & ~demographic
+
+
+def model_events(events: pl.DataFrame) -> pl.DataFrame:
+    """The events that a model may learn from."""
+    return events.filter(is_model_event())
 
 
 def static_facts(subjects: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
@@ -191,17 +225,14 @@ def static_facts(subjects: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame
     >>> static_facts(pl.DataFrame({"subject_id": [1, 2], "sex": ["female", None]}), ["sex", "race"]).rows()
     [(1, 'SEX//female')]
     """
-    columns = [c for c in columns if c in subjects.columns]
-    none = pl.DataFrame(schema={"subject_id": pl.Int64, "code": pl.String})
-    return pl.concat(
-        [none]
-        + [
-            subjects.filter(pl.col(c).is_not_null()).select(
-                "subject_id", code=pl.lit(f"{c.upper()}//") + pl.col(c).cast(pl.String)
-            )
-            for c in columns
-        ]
-    )
+    known = [
+        subjects.lazy()
+        .filter(pl.col(c).is_not_null())
+        .select("subject_id", code=pl.lit(f"{c.upper()}//") + pl.col(c).cast(pl.String))
+        for c in columns
+        if c in subjects.columns
+    ]
+    return at_once(pl.concat([pl.LazyFrame(schema={"subject_id": pl.Int64, "code": pl.String}), *known]))
 
 
 def is_static_fact(code: str) -> bool:

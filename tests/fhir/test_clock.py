@@ -51,7 +51,21 @@ def test_exact_times_agree_with_the_standard_library(moment: datetime, minutes: 
 
 
 @pytest.mark.parametrize(
-    "written", ["", "soon", "2020-13", "2021-02-29", "2020-01-01T25:00:00Z", "20", "2020-1-1", None]
+    "written",
+    [
+        "",
+        "soon",
+        "2020-13",
+        "2021-02-29",
+        "2020-01-01T25:00:00Z",
+        "20",
+        "2020-1-1",
+        "2020-01-0\u0661",
+        "2020-01-01T0\u0661:00:00Z",
+        "2020-01-01T01:00:00.\u0661Z",
+        "\u00e4" * 10,
+        None,
+    ],
 )
 def test_what_is_no_time_is_none(written: str | None) -> None:
     parsed = parse_times([written, "2020"])

@@ -10,7 +10,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 
 from ehrseq.config import BoostedConfig
 from ehrseq.features.tabular import OVERALL
-from ehrseq.model.boosted import BoostedHazard, Cuts, Trees, periods, person_periods
+from ehrseq.model.boosted import FEW_ROWS, BoostedHazard, Cuts, Trees, periods, person_periods
 from ehrseq.model.cox import CoxHazard
 from ehrseq.model.heads import exposure_and_interval, interval_edges
 
@@ -64,11 +64,14 @@ def test_columns_give_what_walking_each_tree_gives_to_the_last_bit(leaves):
             fresh[:500, feature] = rng.choice(at, 500)
     walked = list(trees.stages(fresh))[-1]
     assert np.array_equal(trees.predict(fresh), walked)
+    for n in (1, FEW_ROWS - 1, FEW_ROWS):  # few rows are walked down all trees together
+        assert np.array_equal(trees.predict(fresh[:n]), walked[:n])
     # the last feature as the period: each of its values for every row
     order = [0, 1, 2, 3, 5, 6, 4]
     moved = replace(trees, feature=np.argsort(order)[trees.feature].astype(np.int32))
     found = moved.predict(fresh[:, order[:-1]], 3)
     assert found.shape == (5000, 3)
+    assert np.array_equal(moved.predict(fresh[:7, order[:-1]], 3), found[:7])
     for period in range(3):
         of_period = fresh.copy()
         of_period[:, 4] = period
