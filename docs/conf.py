@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,6 @@ def separate_examples(app: Any, what: str, name: str, obj: Any, options: Any, li
 
 
 def setup(app: Any) -> None:
-    """Make what is generated before pages are read; a pattern of the contents that matches no page is no warning."""
-    logging.getLogger("sphinx.sphinx.directives.other").addFilter(lambda r: "glob pattern" not in str(r.msg))
+    """Make what is generated before pages are read."""
     app.connect("autodoc-process-docstring", separate_examples, priority=400)  # before napoleon
     app.connect("builder-inited", lambda app: generated.write_all(Path(app.srcdir) / "_generated"))
