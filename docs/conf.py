@@ -26,6 +26,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 100
+smartquotes_action = "qe"  # no dashes: `--option` in a text stays what one types
 default_role = "code"  # docstrings write `names` as Markdown does
 
 html_theme = "furo"

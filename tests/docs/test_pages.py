@@ -54,12 +54,13 @@ def commands(content: str) -> list[list[str]]:
     return [line[1:] for line in lines if line[:1] == ["ehrseq"]]
 
 
-def test_start_and_the_how_to_pages_run_as_printed(tmp_path, monkeypatch):
+def test_the_pages_run_as_printed(tmp_path, monkeypatch):
     def smaller(config: ModelConfig) -> None:
         for name, part in SMALL.items():
             object.__setattr__(config, name, part)
 
     monkeypatch.setattr(ModelConfig, "__post_init__", smaller)
+    monkeypatch.setattr("ehrseq.model.path_fitting.QUERIES", 200)  # of 8,000
     monkeypatch.chdir(tmp_path)
     ran = 0
     for page in RUN:
