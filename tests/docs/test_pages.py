@@ -1,8 +1,8 @@
 """The pages of the site do as they say: every block runs, page by page in the site's order, in one folder.
 
 Networks and the number of simulated people are smaller than on the page, and where the README names a reader's own data
-it gets simulated ones; nothing else is changed. The page on Spark runs in `tests/spark`; blocks named `console`
-(installation, a running service) run nowhere.
+it gets simulated ones; nothing else is changed. Left out are blocks named `console` (installation, a running service)
+and the page on Spark, which takes minutes: `tests/spark` has tests of what it does.
 """
 
 from __future__ import annotations

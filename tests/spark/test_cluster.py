@@ -25,7 +25,6 @@ from ehrseq.task.definition import Task
 from ehrseq.timeline import build, ingest
 from ehrseq.timeline.schema import EVENT_SCHEMA, conform, sort_events
 from ehrseq.timeline.store import Timelines
-from tests.docs.test_pages import DOCS, blocks
 from tests.spark.test_stages import assert_same, assert_same_forecast, hard_export
 
 pyspark = pytest.importorskip("pyspark", reason="needs pyspark: pip install '.[spark]'")
@@ -159,13 +158,3 @@ def test_a_simulation_is_read_stored_and_scored(spark, simulated, timelines, mod
     assert_same_forecast(score(from_tables(*tables, partitions=2), model, at=None).collect(), local)
     forecast.unpersist()
     made.unpersist()
-
-
-def test_the_page_on_spark_runs_as_printed(spark, simulated, model, monkeypatch, tmp_path):
-    (tmp_path / "simulated").symlink_to(simulated)
-    (tmp_path / "model").symlink_to(model)
-    monkeypatch.chdir(tmp_path)
-    for language, content in blocks(DOCS / "spark.md"):
-        if language == "python":  # in the session that there is
-            exec(compile(content.replace("spark.stop()", ""), "spark.md", "exec"), {})
-    assert list((tmp_path / "spark" / "events").glob("*.parquet"))
