@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 100
+smartquotes_action = "qe"  # no dashes: `--option` in a text stays what one types
 default_role = "code"  # docstrings write `names` as Markdown does
 
 html_theme = "furo"
@@ -45,7 +45,6 @@ def separate_examples(app: Any, what: str, name: str, obj: Any, options: Any, li
 
 
 def setup(app: Any) -> None:
-    """Make what is generated before pages are read; a pattern of the contents that matches no page is no warning."""
-    logging.getLogger("sphinx.sphinx.directives.other").addFilter(lambda r: "glob pattern" not in str(r.msg))
+    """Make what is generated before pages are read."""
     app.connect("autodoc-process-docstring", separate_examples, priority=400)  # before napoleon
     app.connect("builder-inited", lambda app: generated.write_all(Path(app.srcdir) / "_generated"))

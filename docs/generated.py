@@ -25,6 +25,8 @@ def write_all(folder: Path) -> None:
 def commands() -> str:
     """Every command with its arguments and options, as Markdown, one heading a command."""
     command = typer.main.get_command(app)
+    for verb in command.commands.values():
+        verb.short_help = (verb.help or "").partition(". ")[0].rstrip(".") + "."  # else it is cut at 45 characters
     context = typer.Context(command, info_name="ehrseq")
     return get_docs_for_click(obj=command, ctx=context, name="ehrseq", indent=1)
 

@@ -316,8 +316,9 @@ def serve_verb(
         if (error.name or "").partition(".")[0] == "ehrseq":
             raise
         raise UserError(
-            "the libraries of the service", f"no {error.name}", 'install them: pip install "ehrseq[serve]"'
-        ) from None
+            "the libraries of the service", f"no {error.name}",
+            "install the extra `serve`: pip install '.[serve]' in the folder of the sources",
+        ) from None  # fmt: skip
     settings = Settings(
         host=host, port=port, allowed_hosts=tuple(name.lower() for name in allowed_host or ()), access_log=access_log,
         credentials=Credentials.from_files(token_file, jwks, audience or (), issuer or ()), rate=rate, threads=threads,

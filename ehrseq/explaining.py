@@ -41,12 +41,14 @@ class Explaining:
 
     if TYPE_CHECKING:
 
-        def forecast(  # noqa: D102
+        def forecast(
             self, timelines: Any, at: Any = None, *, horizons: Sequence[str] | None = None, branch: str | None = None,
             lab_levels: Sequence[float] = (),
-        ) -> Forecast: ...  # fmt: skip
+        ) -> Forecast:  # fmt: skip
+            """See `ProgressionModel.forecast`."""
 
-        def seen_in_training(self, subject_ids: NDArray[np.int64]) -> NDArray[np.bool_]: ...  # noqa: D102
+        def seen_in_training(self, subject_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+            """See `ProgressionModel.seen_in_training`."""
 
         def _unseen(self, timelines: Timelines) -> Timelines: ...
 
@@ -95,7 +97,7 @@ class Explaining:
     ) -> pl.DataFrame:
         """How the forecasts of the networks alone (`branch="transformer"`) are made up of the events they read.
 
-        Needs captum (`pip install "ehrseq[explain]"`). The arguments are those of `explain`; `steps` is the number of
+        Needs captum (the extra `explain`). The arguments are those of `explain`; `steps` is the number of
         points of the integral. One row a forecast and event, as `GRADIENT_SCHEMA`: `attribution` on the risk scale, and
         `gap`, by which all of a forecast's attributions miss `probability` - `baseline`. Raises ForecastError without
         captum, for a model without networks, and as `explain` does.

@@ -150,6 +150,7 @@ def _captum() -> Any:
         from captum.attr import IntegratedGradients
     except ImportError:
         raise ForecastError(
-            "captum, for integrated gradients", "none installed", 'install it: pip install "ehrseq[explain]"'
-        ) from None
+            "captum, for integrated gradients", "none installed",
+            "install the extra `explain`: pip install '.[explain]' in the folder of the sources",
+        ) from None  # fmt: skip
     return IntegratedGradients

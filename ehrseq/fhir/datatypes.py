@@ -1,7 +1,5 @@
 """FHIR's data types and what all resources share, as far as timelines need them: lenient, over DSTU2 to R5."""
 
-# ruff: noqa: D101 - the classes are FHIR's own; its specification describes them
-
 from __future__ import annotations
 
 from typing import Annotated
@@ -18,16 +16,22 @@ class Present(Element):
 
 
 class Identifier(Element):
+    """A name that a system gave: by which a reference may find its patient."""
+
     system: str | None = None
     value: str | None = None
 
 
 class Reference(Element):
+    """Where another record is: by its address, or by an identifier."""
+
     reference: str | None = None
     identifier: Identifier | None = None
 
 
 class Coding(Element):
+    """A code of a system."""
+
     system: str | None = None
     code: str | None = None
 
@@ -49,20 +53,28 @@ class CodeableReference(Element):
 
 
 class Period(Element):
+    """From when until when; either end may be open."""
+
     start: str | None = None
     end: str | None = None
 
 
 class Repeat(Element):
+    """Of a repeated timing, the span within which it repeats."""
+
     bounds_period: Period | None = None
 
 
 class Timing(Element):
+    """When something happened that happened more than once."""
+
     event: list[str] | None = None
     repeat: Repeat | None = None
 
 
 class Quantity(Element):
+    """A number with its unit and, where it is not exact, its comparator; a string where it is no number."""
+
     value: float | str | None = None
     comparator: str | None = None
     unit: str | None = None
@@ -70,16 +82,22 @@ class Quantity(Element):
 
 
 class Range(Element):
+    """A lower and an upper bound, either of which may be missing."""
+
     low: Quantity | None = None
     high: Quantity | None = None
 
 
 class Ratio(Element):
+    """One quantity over another, such as a titre."""
+
     numerator: Quantity | None = None
     denominator: Quantity | None = None
 
 
 class ResourceMeta(Element):
+    """When a record was last updated, and the number of its version."""
+
     last_updated: str | None = None
     version_id: str | None = None
 
@@ -104,6 +122,8 @@ class Clinical(Resource):
 
 
 class Extension(Element):
+    """A field that a profile adds: race, ethnicity, genes; or what a group of such fields holds."""
+
     url: str | None = None
     extension: list[Extension] | None = None
     value_coding: Coding | None = None

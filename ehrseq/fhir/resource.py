@@ -5,8 +5,6 @@ never asked for: where versions name the same thing differently the later code r
 (`encounter`, `context`).
 """
 
-# ruff: noqa: D101 - the classes are FHIR's own; its specification describes them
-
 from __future__ import annotations
 
 from typing import Literal
@@ -37,11 +35,15 @@ from ehrseq.fhir.resource_findings import FINDING_TYPES
 
 
 class PatientLink(Element):
+    """Another record of the same person, and which of the two replaces the other."""
+
     other: Reference | None = None
     type: str | None = None
 
 
 class Patient(Resource, kw_only=True):
+    """Who: names by which records refer to the person, sex, birth, death; race and ethnicity as extensions."""
+
     resource_type: Literal["Patient"]
     link: list[PatientLink] | None = None
     identifier: list[Identifier] | None = None
@@ -60,6 +62,8 @@ class EncounterClass(Element):
 
 
 class Encounter(Clinical, kw_only=True):
+    """A visit or a stay: its class, its types, from when until when."""
+
     resource_type: Literal["Encounter"]
     class_: EncounterClass | list[EncounterClass] | str | None = field(default=None, name="class")
     type: list[Concept] | None = None
@@ -68,6 +72,8 @@ class Encounter(Clinical, kw_only=True):
 
 
 class Condition(Clinical, kw_only=True):
+    """A diagnosis: when it began and ended, and when it was recorded."""
+
     resource_type: Literal["Condition"]
     verification_status: Concept | str | None = None
     code: Concept | None = None
@@ -101,11 +107,15 @@ class Measured(Clinical):
 
 
 class RelatedObservation(Element):
+    """Another Observation, and how it belongs to this one (STU3)."""
+
     type: str | None = None
     target: Reference | None = None
 
 
 class Observation(Measured, kw_only=True):
+    """A measurement, a finding, or a panel of components; when it was taken and when it was issued."""
+
     resource_type: Literal["Observation"]
     effective_date_time: str | None = None
     effective_period: Period | None = None
@@ -128,6 +138,8 @@ class MedicationUse(Clinical):
 
 
 class MedicationRequest(MedicationUse, kw_only=True):
+    """A prescription, and when it was written."""
+
     resource_type: Literal["MedicationRequest"]
     intent: str | None = None
     do_not_perform: bool | None = None
@@ -142,11 +154,15 @@ class MedicationOrder(MedicationUse, kw_only=True):
 
 
 class Dosage(Element):
+    """How much was given."""
+
     dose: Quantity | None = None
     quantity: Quantity | None = None  # DSTU2
 
 
 class MedicationAdministration(MedicationUse, kw_only=True):
+    """A dose that was given, and when."""
+
     resource_type: Literal["MedicationAdministration"]
     not_given: bool | None = None  # STU3
     was_not_given: bool | None = None  # DSTU2
@@ -163,6 +179,8 @@ class MedicationAdministration(MedicationUse, kw_only=True):
 
 
 class MedicationDispense(MedicationUse, kw_only=True):
+    """What a pharmacy handed over, and when."""
+
     resource_type: Literal["MedicationDispense"]
     not_done: bool | None = None  # STU3
     when_prepared: str | None = None
@@ -170,6 +188,8 @@ class MedicationDispense(MedicationUse, kw_only=True):
 
 
 class MedicationStatement(MedicationUse, kw_only=True):
+    """What somebody says was taken, when, and when that was said."""
+
     resource_type: Literal["MedicationStatement", "MedicationUsage"]
     taken: str | None = None  # STU3: y, n, unk, na
     was_not_taken: bool | None = None  # DSTU2
@@ -185,16 +205,22 @@ class MedicationUsage(MedicationStatement, kw_only=True):
 
 
 class Ingredient(Element):
+    """What a medication consists of: a substance, or another medication."""
+
     item_codeable_concept: Concept | None = None
     item_reference: Reference | None = None
     item: CodeableReference | None = None  # DSTU2 (a reference), R5
 
 
 class Product(Element):
+    """Of a DSTU2 Medication, the part that has its ingredients."""
+
     ingredient: list[Ingredient] | None = None
 
 
 class Medication(Resource, kw_only=True):
+    """What others refer to: a drug by its code, else by its ingredients; never an event itself."""
+
     resource_type: Literal["Medication"]
     code: Concept | None = None
     ingredient: list[Ingredient] | None = None
@@ -202,6 +228,8 @@ class Medication(Resource, kw_only=True):
 
 
 class Procedure(Clinical, kw_only=True):
+    """What was done to a patient, and when."""
+
     resource_type: Literal["Procedure"]
     not_done: bool | None = None  # STU3
     not_performed: bool | None = None  # DSTU2
@@ -214,6 +242,8 @@ class Procedure(Clinical, kw_only=True):
 
 
 class Immunization(Clinical, kw_only=True):
+    """A vaccine that was given, and when."""
+
     resource_type: Literal["Immunization"]
     not_given: bool | None = None  # STU3
     was_not_given: bool | None = None  # DSTU2
@@ -224,6 +254,8 @@ class Immunization(Clinical, kw_only=True):
 
 
 class AllergyIntolerance(Clinical, kw_only=True):
+    """What a patient does not tolerate, since when, and when it was recorded."""
+
     resource_type: Literal["AllergyIntolerance"]
     verification_status: Concept | str | None = None
     code: Concept | None = None
@@ -236,6 +268,8 @@ class AllergyIntolerance(Clinical, kw_only=True):
 
 
 class DiagnosticReport(Clinical, kw_only=True):
+    """A report: what it is, which results belong to it, its coded conclusions, and when it was issued."""
+
     resource_type: Literal["DiagnosticReport"]
     code: Concept | None = None
     effective_date_time: str | None = None
@@ -247,32 +281,44 @@ class DiagnosticReport(Clinical, kw_only=True):
 
 
 class ResearchSubject(Clinical, kw_only=True):
+    """A patient's part in a study: gives the observation period."""
+
     resource_type: Literal["ResearchSubject"]
     individual: Reference | None = None  # R4, STU3; `subject` in R5
     period: Period | None = None
 
 
 class EpisodeOfCare(Clinical, kw_only=True):
+    """The time under somebody's care: gives the observation period."""
+
     resource_type: Literal["EpisodeOfCare"]
     period: Period | None = None
 
 
 class Coverage(Clinical, kw_only=True):
+    """The time of an insurance: gives the observation period of the beneficiary."""
+
     resource_type: Literal["Coverage"]
     subject: Reference | None = field(default=None, name="beneficiary")
     period: Period | None = None
 
 
 class EntryRequest(Element):
+    """What a bundle's entry asked a server for; DELETE marks a deletion."""
+
     method: str | None = None
     url: str | None = None
 
 
 class EntryResponse(Element):
+    """What the server answered: when the record was last changed."""
+
     last_modified: str | None = None
 
 
 class BundleEntry(Element):
+    """One record of a bundle, still undecoded, with its name in the bundle."""
+
     full_url: str | None = None
     resource: msgspec.Raw = msgspec.Raw()  # empty where there is none
     request: EntryRequest | None = None
@@ -280,6 +326,8 @@ class BundleEntry(Element):
 
 
 class Bundle(Element, kw_only=True):
+    """Records that came in one document."""
+
     resource_type: Literal["Bundle"]
     meta: ResourceMeta | None = None
     timestamp: str | None = None

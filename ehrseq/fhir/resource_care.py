@@ -1,7 +1,5 @@
 """The view (see `resource`) of plans, orders, documents, specimens, devices, and supplies."""
 
-# ruff: noqa: D101 - the classes are FHIR's own; its specification describes them
-
 from __future__ import annotations
 
 from typing import Literal
@@ -33,6 +31,8 @@ class Code(Element):
 
 
 class ActivityDetail(Element):
+    """What a planned activity is, and whether it is to happen."""
+
     code: Concept | None = None
     status: str | None = None
     prohibited: bool | None = None  # DSTU2, STU3
@@ -40,10 +40,14 @@ class ActivityDetail(Element):
 
 
 class Activity(Element):
+    """One thing that a care plan asks for."""
+
     detail: ActivityDetail | None = None
 
 
 class CarePlan(Clinical, kw_only=True):
+    """What is planned for a patient, from when until when."""
+
     resource_type: Literal["CarePlan"]
     intent: str | None = None
     category: list[Concept] | None = None
@@ -63,17 +67,23 @@ class Order(Clinical, kw_only=True):
 
 
 class ServiceRequest(Order, kw_only=True):
+    """An order of an examination, a procedure or a service."""
+
     resource_type: Literal["ServiceRequest"]
     code: Code | None = None
 
 
 class ProcedureRequest(Order, kw_only=True):
+    """An order of a procedure (DSTU2, STU3)."""
+
     resource_type: Literal["ProcedureRequest"]
     code: Concept | None = None
     ordered_on: str | None = None  # DSTU2
 
 
 class ReferralRequest(Order, kw_only=True):
+    """A referral to somebody else (DSTU2, STU3)."""
+
     resource_type: Literal["ReferralRequest"]
     service_requested: list[Concept] | None = None
     type: Concept | None = None
@@ -82,10 +92,14 @@ class ReferralRequest(Order, kw_only=True):
 
 
 class DiagnosticOrderItem(Element):
+    """One examination of a DSTU2 order."""
+
     code: Concept | None = None
 
 
 class DiagnosticOrderEvent(Element):
+    """When something became of a DSTU2 order."""
+
     date_time: str | None = None
 
 
@@ -98,6 +112,8 @@ class DiagnosticOrder(Order, kw_only=True):
 
 
 class DeviceRequest(Order, kw_only=True):
+    """An order of a device, by its code or by reference."""
+
     resource_type: Literal["DeviceRequest", "DeviceUseRequest"]
     code: CodeableReference | None = None  # R5
     code_codeable_concept: Concept | None = None
@@ -113,18 +129,26 @@ class DeviceUseRequest(DeviceRequest, kw_only=True):
 
 
 class OralDiet(Element):
+    """A diet that is ordered."""
+
     type: list[Concept] | None = None
 
 
 class Supplement(Element):
+    """A food supplement that is ordered."""
+
     type: Code | None = None
 
 
 class EnteralFormula(Element):
+    """A tube feed that is ordered."""
+
     base_formula_type: Code | None = None
 
 
 class NutritionOrder(Order, kw_only=True):
+    """An order of food, and when it was written."""
+
     resource_type: Literal["NutritionOrder"]
     date_time: str | None = None
     oral_diet: OralDiet | None = None
@@ -133,20 +157,28 @@ class NutritionOrder(Order, kw_only=True):
 
 
 class LensSpecification(Element):
+    """One lens of a prescription of glasses."""
+
     product: Code | None = None
 
 
 class VisionPrescription(Clinical, kw_only=True):
+    """A prescription of glasses or contact lenses."""
+
     resource_type: Literal["VisionPrescription"]
     date_written: str | None = None
     lens_specification: list[LensSpecification] | None = None
 
 
 class GoalTarget(Element):
+    """What a goal is measured by."""
+
     measure: Concept | None = None
 
 
 class Goal(Clinical, kw_only=True):
+    """What is to be reached, and since when."""
+
     resource_type: Literal["Goal"]
     lifecycle_status: str | None = None
     description: Concept | str | None = None
@@ -156,10 +188,14 @@ class Goal(Clinical, kw_only=True):
 
 
 class Provision(Element):
+    """Whether a consent permits or denies."""
+
     type: str | None = None
 
 
 class Consent(Clinical, kw_only=True):
+    """What a patient agreed to or refused, about treatment or about data."""
+
     resource_type: Literal["Consent"]
     scope: Concept | None = None
     category: list[Concept] | None = None
@@ -181,6 +217,8 @@ class DocumentContext(Element):
 
 
 class DocumentReference(Resource, kw_only=True):
+    """That a document exists, of which type, and since when; never its text."""
+
     resource_type: Literal["DocumentReference"]
     subject: Reference | None = None
     patient: Reference | None = None
@@ -207,6 +245,8 @@ class DocumentReference(Resource, kw_only=True):
 
 
 class Composition(Resource, kw_only=True):
+    """That a clinical document was written, of which type, and when; never its text."""
+
     resource_type: Literal["Composition"]
     subject: Reference | list[Reference] | None = None
     patient: Reference | None = None
@@ -224,12 +264,16 @@ class Composition(Resource, kw_only=True):
 
 
 class Series(Element):
+    """One series of images: its modality, body site and time."""
+
     modality: Code | None = None
     body_site: Code | None = None
     started: str | None = None
 
 
 class ImagingStudy(Clinical, kw_only=True):
+    """An examination by images: modalities, sites, procedures, and when it started."""
+
     resource_type: Literal["ImagingStudy"]
     started: str | None = None
     modality: list[Code] | None = None
@@ -240,6 +284,8 @@ class ImagingStudy(Clinical, kw_only=True):
 
 
 class Media(Clinical, kw_only=True):
+    """A picture, film or sound recording: its kind and time, never its content."""
+
     resource_type: Literal["Media"]
     type: Concept | str | None = None
     modality: Concept | None = None
@@ -252,12 +298,16 @@ class Media(Clinical, kw_only=True):
 
 
 class Collection(Element):
+    """When a specimen was taken, and from where."""
+
     collected_date_time: str | None = None
     collected_period: Period | None = None
     body_site: Code | None = None
 
 
 class Specimen(Clinical, kw_only=True):
+    """A specimen: its type, when it was taken and received."""
+
     resource_type: Literal["Specimen"]
     type: Concept | None = None
     received_time: str | None = None
@@ -275,6 +325,8 @@ class Device(Clinical, kw_only=True):
 
 
 class DeviceUseStatement(Clinical, kw_only=True):
+    """That a device was used, and when."""
+
     resource_type: Literal["DeviceUseStatement", "DeviceUsage"]
     device: CodeableReference | None = None
     timing_date_time: str | None = None
@@ -292,6 +344,8 @@ class DeviceUsage(DeviceUseStatement, kw_only=True):
 
 
 class DeviceDispense(Clinical, kw_only=True):
+    """A device that was handed over (R5)."""
+
     resource_type: Literal["DeviceDispense"]
     device: CodeableReference | None = None
     when_handed_over: str | None = None
@@ -299,6 +353,8 @@ class DeviceDispense(Clinical, kw_only=True):
 
 
 class DeviceAssociation(Clinical, kw_only=True):
+    """A device that is on or in a patient, and since when (R5)."""
+
     resource_type: Literal["DeviceAssociation"]
     status: Concept | str | None = None  # type: ignore[assignment]
     device: Reference | None = None
@@ -313,6 +369,8 @@ class BiologicallyDerivedProduct(Clinical, kw_only=True):
 
 
 class BiologicallyDerivedProductDispense(Clinical, kw_only=True):
+    """Blood or tissue that was handed over, and how much (R5)."""
+
     resource_type: Literal["BiologicallyDerivedProductDispense"]
     product: Reference | None = None
     quantity: Quantity | None = None
@@ -321,12 +379,16 @@ class BiologicallyDerivedProductDispense(Clinical, kw_only=True):
 
 
 class SuppliedItem(Element):
+    """What was delivered, and how much."""
+
     item_codeable_concept: Concept | None = None
     item_reference: Reference | None = None
     quantity: Quantity | None = None
 
 
 class SupplyDelivery(Clinical, kw_only=True):
+    """A delivery, and when."""
+
     resource_type: Literal["SupplyDelivery"]
     supplied_item: SuppliedItem | list[SuppliedItem] | None = None
     occurrence_date_time: str | None = None
@@ -334,11 +396,15 @@ class SupplyDelivery(Clinical, kw_only=True):
 
 
 class ConsumedItem(Element):
+    """One thing eaten or drunk, or left."""
+
     nutrition_product: CodeableReference | None = None
     not_consumed: bool | None = None
 
 
 class NutritionIntake(Clinical, kw_only=True):
+    """What was eaten and drunk, and when (R5)."""
+
     resource_type: Literal["NutritionIntake"]
     occurrence_date_time: str | None = None
     occurrence_period: Period | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -201,7 +202,11 @@ def _run(
     module: ProgressionModule, training: LandmarkBatches, tuning: LandmarkBatches, epochs: int,
     keep: Callable[[State], None] | None, start: State | None,
 ) -> None:  # fmt: skip
-    stop = lightning.callbacks.EarlyStopping("tuning_loss", patience=module.config.patience, mode="min")
+    # by default it would decide after `KeepState` has kept the count of epochs waited
+    stop = lightning.callbacks.EarlyStopping(
+        "tuning_loss", patience=module.config.patience, mode="min", check_on_train_epoch_end=False
+    )
+    interrupt = signal.getsignal(signal.SIGINT)
     with _quiet():
         on_gpu = torch.cuda.is_available()
         trainer = lightning.Trainer(
@@ -223,6 +228,11 @@ def _run(
             trainer.fit(module, training, tuning)
         except SIGTERMException:  # it exits with the status of success
             raise SystemExit(TERMINATED) from None
+        except SystemExit as ended:
+            if not isinstance(ended.__context__, KeyboardInterrupt):
+                raise
+            signal.signal(signal.SIGINT, interrupt)  # lightning exits with 1, and stays deaf to the next one
+            raise KeyboardInterrupt from None
 
 
 @contextmanager

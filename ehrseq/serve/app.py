@@ -54,6 +54,7 @@ def make_app(model: ProgressionModel, settings: Settings | None = None, card: st
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        """Start the worker with the application, and end it with it."""
         await engine.start()
         yield
         await engine.stop()

@@ -49,8 +49,8 @@ def read_fhir(
     Parameters
     ----------
     source
-        A file or folder (searched through), or several: NDJSON, JSON resources and bundles, each plain or gzip, R4 or
-        STU3. Or resources in memory: dicts, or objects of `fhir.resources`.
+        A file or folder (searched through), or several: NDJSON, JSON resources and bundles, each plain, compressed or
+        in an archive, DSTU2 to R5. Or resources in memory: dicts, or objects of `fhir.resources`.
     data_cut
         The moment up to which the export is complete (a date: the end of that day); it ends everyone's follow-up who
         has no observation period in the data.

@@ -166,5 +166,6 @@ def test_requests_that_cannot_be_answered(model, timelines, patient, monkeypatch
     with pytest.raises(ForecastError) as told:
         ask(timelines, AT, patient=patient)
     assert str(told.value) == (
-        'expected captum, for integrated gradients; found none installed; install it: pip install "ehrseq[explain]"'
+        "expected captum, for integrated gradients; found none installed; "
+        "install the extra `explain`: pip install '.[explain]' in the folder of the sources"
     )

@@ -23,6 +23,14 @@ class Interrupted(Exception):
     pass
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_moments():
+    """What comes after the networks is not resumed: as little of it as there can be."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("ehrseq.model.path_fitting.QUERIES", 200)
+        yield
+
+
 @pytest.fixture(scope="module")
 def timelines():
     return cohort(90)
@@ -62,6 +70,18 @@ def test_an_interrupted_fit_goes_on_to_the_same_model(timelines, whole, tmp_path
     )
     same(whole, again, timelines)
     assert len(seen) == sum(map(len, whole.fitted_.history)) - epochs  # and no epoch twice
+
+
+def test_a_member_that_has_stopped_early_stays_stopped(timelines, tmp_path):
+    eager = replace(NETWORKS, training=replace(NETWORKS.training, max_epochs=8, patience=2, learning_rate=0.1))
+    whole = ProgressionModel(eager).fit(timelines, TASK)
+    first = len(whole.fitted_.history[0])
+    assert first < 8
+    for epochs in (first - 1, first):  # while it waits, and once it has stopped
+        folder = tmp_path / str(epochs)
+        with pytest.raises(Interrupted):
+            ProgressionModel(eager).fit(timelines, TASK, report=stop_after(epochs), checkpoint=folder)
+        same(whole, ProgressionModel(eager).fit(timelines, TASK, checkpoint=folder), timelines)
 
 
 def test_a_finished_fit_is_not_run_again(timelines, whole, tmp_path):
@@ -141,3 +161,13 @@ def test_a_fit_that_is_terminated_does_not_end_as_a_success(timelines):
     with pytest.raises(SystemExit) as ended:
         ProgressionModel(NETWORKS).fit(timelines, TASK, report=report)
     assert ended.value.code == 128 + signal.SIGTERM
+
+
+def test_a_fit_that_is_interrupted_says_so_and_can_be_interrupted_again(timelines):
+    def report(epoch, loss):
+        signal.raise_signal(signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        ProgressionModel(NETWORKS).fit(timelines, TASK, report=report)
+    assert signal.getsignal(signal.SIGINT) == handler

@@ -93,4 +93,4 @@ def test_without_the_libraries(simulated):
     done = subprocess.run([sys.executable, "-c", "; ".join(steps)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert ONE_LINE.fullmatch(done.stderr), done.stderr
-    assert 'pip install "ehrseq[serve]"' in done.stderr
+    assert "pip install '.[serve]'" in done.stderr

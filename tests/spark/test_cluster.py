@@ -27,7 +27,7 @@ from ehrseq.timeline.schema import EVENT_SCHEMA, conform, sort_events
 from ehrseq.timeline.store import Timelines
 from tests.spark.test_stages import assert_same, assert_same_forecast, hard_export
 
-pyspark = pytest.importorskip("pyspark", reason="needs pyspark: pip install 'ehrseq[spark]'")
+pyspark = pytest.importorskip("pyspark", reason="needs pyspark: pip install '.[spark]'")
 if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
     pytest.skip("needs Java 17 for Apache Spark", allow_module_level=True)
 
