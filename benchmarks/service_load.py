@@ -12,6 +12,7 @@ answer is neither 200 nor 429.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -24,22 +25,33 @@ from pathlib import Path
 from typing import Any
 
 import gevent
-from locust import FastHttpUser, constant, constant_throughput, task
+from locust import FastHttpUser, task
 from locust.env import Environment
 
 HEADERS = {"content-type": "application/fhir+json"}
 
 
-def ask(
-    url: str, bodies: list[bytes], users: int, seconds: float, wait: Any, spawn_rate: float | None = None
-) -> dict[str, Any]:
-    """Let some users ask for a time; statuses, answers a second and milliseconds of those that were answered."""
+def ask(url: str, bodies: list[bytes], users: int, seconds: float, rate: float | None = None) -> dict[str, Any]:
+    """Let some users ask for a time, at once again or together `rate` times a second, evenly spread; statuses, answers
+    a second and milliseconds of those that were answered."""
     statuses: Counter[int] = Counter()
     milliseconds: list[float] = []
+    number = itertools.count()
 
     class Asker(FastHttpUser):
         host = url
-        wait_time = wait
+
+        def on_start(self) -> None:
+            if rate is not None:
+                self.due = time.perf_counter() + next(number) / rate
+                gevent.sleep(self.due - time.perf_counter())
+
+        def wait_time(self) -> float:
+            """Locust's own pacing counts from the moment that it makes the users, which is the same for all."""
+            if rate is None:
+                return 0.0
+            self.due += users / rate
+            return max(0.0, self.due - time.perf_counter())
 
         @task
         def forecast(self) -> None:
@@ -56,7 +68,7 @@ def ask(
 
     environment = Environment(user_classes=[Asker])
     runner = environment.create_local_runner()
-    runner.start(users, spawn_rate=users if spawn_rate is None else spawn_rate)
+    runner.start(users, spawn_rate=users)
     gevent.sleep(seconds)
     runner.quit()
     if not milliseconds:
@@ -83,11 +95,11 @@ def main() -> int:
     url = f"http://127.0.0.1:{given.port}"
     try:
         wait_until_ready(url, service)
-        ask(url, bodies, 4, 5, constant(0))  # warm
-        saturated = ask(url, bodies, given.users, given.seconds, constant(0))
+        ask(url, bodies, 4, 5)  # warm
+        saturated = ask(url, bodies, given.users, given.seconds)
         drain(url)
         rate = saturated["answers_a_second"] / 2
-        half = ask(url, bodies, 20, given.seconds, constant_throughput(rate / 20), spawn_rate=rate)
+        half = ask(url, bodies, 20, given.seconds, rate)
         sizes = sorted(map(len, bodies))
         facts = {
             "load_before": round(load, 2), "cores": os.cpu_count(), "bundles": len(bodies),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import torch
@@ -29,6 +30,9 @@ def serve(model: ProgressionModel | str | Path, settings: Settings | None = None
         folder, model = Path(model), load_model(model)
         card = (folder / "model_card.md").read_text(encoding="utf-8")
     warm(model)  # before anything is opened: a fault in it is none of the address
+    # what stays until the end, libraries and model, is not gone over again and again while requests wait
+    gc.collect()
+    gc.freeze()
     app = make_app(model, settings, card)
     config = uvicorn.Config(
         app, host=settings.host, port=settings.port, log_level="critical", access_log=False, server_header=False,
