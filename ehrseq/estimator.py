@@ -206,7 +206,7 @@ class ProgressionModel(Explaining):
         tables = []
         if scored.height:
             tables = outcome_hazards(fitted, timelines, scored, branch, self.config.network.max_events, encoded)
-        seen = self.seen_among(scored, labs)
+        seen = self._seen_among(scored, labs)
         metadata = self.forecast_facts(branch)
         explainer = partial(self.explain, timelines, at, branch=branch)
         source = PathSource(fitted, self.task_, timelines, scored, branch, self.config.network.max_events)
@@ -344,8 +344,8 @@ class ProgressionModel(Explaining):
             self._known_hashes = self.trained_on_, known
         return np.array([h in known for h in hashed_ids(subject_ids, self.fitted_.data_hash)], dtype=bool)
 
-    def seen_among(self, *tables: pl.DataFrame) -> pl.DataFrame:
-        """Those of the `subject_id`s in some tables that were in the train or tuning split of the fit, sorted."""
+    def _seen_among(self, *tables: pl.DataFrame) -> pl.DataFrame:
+        """The subjects of some tables that were in the train or tuning split of the fit, sorted."""
         who = np.unique(np.concatenate([table["subject_id"].to_numpy() for table in tables]))
         return pl.DataFrame({"subject_id": who[self.seen_in_training(who)]}, SEEN_SCHEMA)
 

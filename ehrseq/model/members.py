@@ -25,7 +25,7 @@ Float = NDArray[np.float64]
 Report = Callable[[int, float], None]
 MIN_BATCHES = 24  # an epoch of a small data set still takes this many optimiser steps
 SCALE_TOKENS = 8192
-NARROW = 128  # narrower networks take longer with several threads than with one (measured)
+NARROW = 128  # what narrower networks gain by several threads is little, and costs twice the CPU time
 ADAPTING = 0.5  # of the learning rate, for networks that were pretrained
 
 

@@ -189,7 +189,7 @@ def _reply(
             "patient's records, with codes that the model knows, or another time as `at`",
         )  # fmt: skip
     spans = () if forecast is None else forecast.spans
-    own = Forecast(risk, own_skipped, metadata, seen=model.seen_among(risk, labs), labs=labs, spans=spans)
+    own = Forecast(risk, own_skipped, metadata, seen=model._seen_among(risk, labs), labs=labs, spans=spans)
     curves = None
     if CURVES in part.ask.include and forecast is not None and risk.height:
         curves = _curves(part, forecast)

@@ -167,7 +167,10 @@ def test_a_fit_that_is_interrupted_says_so_and_can_be_interrupted_again(timeline
     def report(epoch, loss):
         signal.raise_signal(signal.SIGINT)
 
-    handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        ProgressionModel(NETWORKS).fit(timelines, TASK, report=report)
-    assert signal.getsignal(signal.SIGINT) == handler
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ProgressionModel(NETWORKS).fit(timelines, TASK, report=report)
+        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
