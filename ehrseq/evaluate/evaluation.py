@@ -208,11 +208,7 @@ def evaluate_forecasts(
     """
     if n_bootstrap < 0:
         raise EvaluationError("a number of replicates from 0", "a negative one", "pass n_bootstrap=200")
-    risks = dict(risk) if isinstance(risk, Mapping) else {"model": risk}
-    if not risks:
-        raise EvaluationError("at least one risk table", "none", "pass a table or {name: table}")
-    for table in risks.values():
-        validate_risk(table)
+    risks = _by_name(risk)
     validate_labels(labels)
     unmatched = count_unmatched(risks, labels)
     aligned = align(risks, labels, horizons)
@@ -230,6 +226,16 @@ def evaluate_forecasts(
         main_horizon=main,
         **frames,
     )
+
+
+def _by_name(risk: Any | Mapping[str, Any]) -> dict[str, Any]:
+    """Risk tables by the names of their models, validated."""
+    risks = dict(risk) if isinstance(risk, Mapping) else {"model": risk}
+    if not risks:
+        raise EvaluationError("at least one risk table", "none", "pass a table or {name: table}")
+    for table in risks.values():
+        validate_risk(table)
+    return risks
 
 
 def _judge(

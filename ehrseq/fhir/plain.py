@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, concept_code
 from ehrseq.fhir.dating import POLICY, dated
 from ehrseq.fhir.resource import READ_TYPES
-from ehrseq.fhir.rows import ENCOUNTER, PACKED, Rows
+from ehrseq.fhir.rows import ENCOUNTER, PACKED, Pool, Rows
 from ehrseq.fhir.statuses import DISPENSE_STATUS, EVENT_STATUS, ORDER_INTENT, ORDER_STATUS, RESULT_STATUS, USE_STATUS
 from ehrseq.fhir.values import LARGEST, NAN, read_value
 
@@ -149,11 +149,10 @@ def plain_reader(
     `emit` reads what is not plain. `special` says of the number of a code whether it makes a record so; a code that
     is not in it does.
     """
-    odd, concept_, time_, period_, known_, quantity_, reference_, has_values = SHAPES[kind]
-    policy = POLICY[kind]
-    dated_by, is_result = policy.time[0][1], policy.result
-    of_time = [field for field, _ in policy.look_at(READ_TYPES[kind])[0]]
-    texts, references, dates = rows.texts, rows.references, rows.dates
+    shape = SHAPES[kind]
+    odd, concept_, quantity_, reference_ = shape.odd, shape.concept, shape.quantity, shape.reference
+    when = _dater(kind, rows.dates)
+    references = rows.references
     # of a code that stands alone and makes nothing special: the system that it had last, and its number. Hashing
     # systems is dear
     ordinary: dict[str | None, tuple[str | None, int]] = {}
@@ -192,7 +191,7 @@ def plain_reader(
                 reasons[at] = emit(batch[at], start + at)
             put(code)
         packed = np.zeros(len(batch), PACKED)
-        for at in () if quantity_ is _none else say(packed, batch, codes):
+        for at in () if quantity_ is _none else _say(packed, batch, codes, shape, rows.texts):
             if codes[at]:
                 codes[at], reasons[at] = 0, emit(batch[at], start + at)
         packed["record"] = np.arange(start, start + len(batch))
@@ -203,24 +202,17 @@ def plain_reader(
         rows.append((packed[packed["code"] != 0] if 0 in codes else packed).tobytes())
         return reasons
 
-    def when(batch: list[Any]) -> tuple[Numbers, Numbers, Numbers]:
-        """Numbers of when they were, when they were known, and what says so."""
-        times, knowns = time_(batch), known_(batch)
-        if all(times):
-            return numbered(times), numbered(knowns), dated_by
-        if not any(times) and not any(any(map(field, batch)) for field in of_time):
-            return 0, 0, ENCOUNTER  # as `dated` says of each
-        sources = [dated_by] * len(batch)
-        for at, time, period in zip(count(), times, period_(batch), strict=False):
-            if time:
-                continue
-            if period is not None and (time := period.start or period.end):
-                times[at] = time
-                if is_result and not knowns[at]:
-                    knowns[at] = period.end
-            else:
-                times[at], knowns[at], sources[at] = dated(batch[at], policy)
-        return numbered(times), numbered(knowns), array("B", sources)
+    return read
+
+
+_UNKNOWN = (None, 0)
+
+
+def _dater(kind: str, dates: list[str | None]) -> Callable[[list[Any]], tuple[Numbers, Numbers, Numbers]]:
+    """A function that numbers when records of a type were, when they were known, and what says so."""
+    shape, policy = SHAPES[kind], POLICY[kind]
+    dated_by = policy.time[0][1]
+    of_time = [field for field, _ in policy.look_at(READ_TYPES[kind])[0]]
 
     def numbered(written: list[str | None]) -> Numbers:
         """Numbers of times. Most records have one of their own: to look for it among others is dear."""
@@ -231,29 +223,47 @@ def plain_reader(
         numbers = np.arange(first, first - len(written), -1)
         return numbers if all(written) else np.where([bool(time) for time in written], numbers, 0)
 
-    def say(packed: npt.NDArray[np.void], batch: list[Any], codes: list[int]) -> list[int]:
-        """Put down the values of those that have a code; the places of those that are not plain."""
-        quantities = quantity_(batch)
-        numbers = [NAN if q is None else q.value for q in quantities]
-        units = [0 if q is None else texts[q.code or q.unit] for q in quantities]
-        modifiers = [0 if q is None or q.comparator is None else texts[q.comparator] for q in quantities]
-        unusual: list[int] = []
-        try:
-            amounts = array("d", numbers)
-        except TypeError:  # one is text, or missing
-            unusual = [at for at, number in enumerate(numbers) if type(number) is not float]
-            amounts = array("d", [number if type(number) is float else NAN for number in numbers])
-        unusual += np.flatnonzero(np.abs(np.array(amounts)) > LARGEST).tolist()
-        if has_values and None in quantities:
-            for at, quantity in enumerate(quantities):
-                if quantity is None and codes[at]:
-                    amounts[at], word, why, unit = read_value(batch[at])
-                    packed["text"][at], modifiers[at], units[at] = texts[word], texts[why], texts[unit]
-        packed["number"] = amounts
-        packed["modifier"], packed["unit"] = array("i", modifiers), array("i", units)
-        return unusual
+    def when(batch: list[Any]) -> tuple[Numbers, Numbers, Numbers]:
+        times, knowns = shape.time(batch), shape.known(batch)
+        if all(times):
+            return numbered(times), numbered(knowns), dated_by
+        if not any(times) and not any(any(map(field, batch)) for field in of_time):
+            return 0, 0, ENCOUNTER  # as `dated` says of each
+        sources = [dated_by] * len(batch)
+        for at, time, period in zip(count(), times, shape.period(batch), strict=False):
+            if time:
+                continue
+            if period is not None and (time := period.start or period.end):
+                times[at] = time
+                if policy.result and not knowns[at]:
+                    knowns[at] = period.end
+            else:
+                times[at], knowns[at], sources[at] = dated(batch[at], policy)
+        return numbered(times), numbered(knowns), array("B", sources)
 
-    return read
+    return when
 
 
-_UNKNOWN = (None, 0)
+def _say(
+    packed: npt.NDArray[np.void], batch: list[Any], codes: list[int], shape: Shape, texts: Pool[str | None]
+) -> list[int]:
+    """Put down the values of those that have a code; the places of those that are not plain."""
+    quantities = shape.quantity(batch)
+    numbers = [NAN if q is None else q.value for q in quantities]
+    units = [0 if q is None else texts[q.code or q.unit] for q in quantities]
+    modifiers = [0 if q is None or q.comparator is None else texts[q.comparator] for q in quantities]
+    unusual: list[int] = []
+    try:
+        amounts = array("d", numbers)
+    except TypeError:  # one is text, or missing
+        unusual = [at for at, number in enumerate(numbers) if type(number) is not float]
+        amounts = array("d", [number if type(number) is float else NAN for number in numbers])
+    unusual += np.flatnonzero(np.abs(np.array(amounts)) > LARGEST).tolist()
+    if shape.has_values and None in quantities:
+        for at, quantity in enumerate(quantities):
+            if quantity is None and codes[at]:
+                amounts[at], word, why, unit = read_value(batch[at])
+                packed["text"][at], modifiers[at], units[at] = texts[word], texts[why], texts[unit]
+    packed["number"] = amounts
+    packed["modifier"], packed["unit"] = array("i", modifiers), array("i", units)
+    return unusual

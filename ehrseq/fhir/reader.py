@@ -28,12 +28,11 @@ from ehrseq.fhir.limits import DEFAULT_LIMITS, Limits
 from ehrseq.fhir.resource import BUNDLE_DECODER, DECODERS, HEAD_DECODER, Bundle, BundleEntry
 from ehrseq.fhir.rows import TYPE_NUMBER, Rows
 from ehrseq.fhir.skipped import known_type, reason_for_type
-from ehrseq.fhir.source import Progress, count_lines
+from ehrseq.fhir.source import Progress, count_lines, span_blocks
 from ehrseq.fhir.walk import DECODE_ERRORS, type_of, walk, walk_lines, walk_pieces
 
 MEMORY = Path("(in memory)")
 OBSERVATION = POLICY["Observation"]
-BLOCK = 1 << 18
 FULL = 1 << 17  # records gathered before they are handed over
 ENTRY_DECODER = msgspec.json.Decoder(BundleEntry)
 
@@ -420,27 +419,6 @@ def _logical(reference: Reference) -> str | None:
     if identifier is None or not identifier.value:
         return None
     return f"Patient?identifier={identifier.system or ''}|{identifier.value}"
-
-
-def span_blocks(path: Path, start: int, stop: int, progress: Progress | None = None) -> Iterator[bytes]:
-    """The bytes of the lines that begin in a span of a file."""
-    with path.open("rb") as file:
-        if start:
-            file.seek(start - 1)
-            file.readline()
-        elif file.read(3) != b"\xef\xbb\xbf":
-            file.seek(0)
-        at = file.tell()
-        while at < stop:
-            block = file.read(min(BLOCK, stop - at))
-            if not block:
-                break
-            at += len(block)
-            if at >= stop and not block.endswith(b"\n"):
-                block += file.readline()
-            if progress is not None:
-                progress(len(block))
-            yield block
 
 
 _ENCODER = msgspec.json.Encoder(decimal_format="number")

@@ -19,6 +19,7 @@ LINE_SUFFIXES = (".ndjson", ".jsonl")
 SUFFIXES = (".json", *LINE_SUFFIXES)
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz")
 COMPRESSED_SUFFIXES = (".gz", ".zst")
+BLOCK = 1 << 18
 
 
 class DamagedFile(Exception):
@@ -156,3 +157,24 @@ def count_lines(block: bytes) -> int:
     2
     """
     return int(np.count_nonzero(np.frombuffer(block, np.uint8) == ord("\n")))
+
+
+def span_blocks(path: Path, start: int, stop: int, progress: Progress | None = None) -> Iterator[bytes]:
+    """The bytes of the lines that begin in a span of a file."""
+    with path.open("rb") as file:
+        if start:
+            file.seek(start - 1)
+            file.readline()
+        elif file.read(3) != b"\xef\xbb\xbf":
+            file.seek(0)
+        at = file.tell()
+        while at < stop:
+            block = file.read(min(BLOCK, stop - at))
+            if not block:
+                break
+            at += len(block)
+            if at >= stop and not block.endswith(b"\n"):
+                block += file.readline()
+            if progress is not None:
+                progress(len(block))
+            yield block

@@ -211,7 +211,7 @@ def _run(
         on_gpu = torch.cuda.is_available()
         trainer = lightning.Trainer(
             max_epochs=epochs,
-            accelerator="auto",
+            accelerator="cuda" if on_gpu else "cpu",  # "auto" takes Apple's, which has no double precision
             devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
             num_nodes=max(1, world_size() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
             strategy="ddp" if world_size() > 1 else "auto",
@@ -243,7 +243,8 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+            for notice in (".*isinstance.treespec, LeafSpec.*", "GPU available but not used.*"):
+                warnings.filterwarnings("ignore", message=notice)
             yield
     finally:
         logger.setLevel(level)

@@ -40,7 +40,7 @@ class Dropout(nn.Module):
         dropped = min(round(256 * self.p), 255)
         if not self.training or not dropped:
             return x
-        if x.is_cuda:
+        if x.device.type != "cpu":
             return dropout(x, self.p)
         n = x.numel()
         words = torch.empty(n // 8 + 1, dtype=torch.int64).random_(-(2**63), None)

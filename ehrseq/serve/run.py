@@ -43,3 +43,5 @@ def serve(model: ProgressionModel | str | Path, settings: Settings | None = None
         uvicorn.Server(config).run()
     except SystemExit:
         raise UserError("a free address and port", "one that cannot be used", "choose another --port") from None
+    finally:
+        gc.unfreeze()

@@ -174,3 +174,10 @@ def test_a_fit_that_is_interrupted_says_so_and_can_be_interrupted_again(timeline
         assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_fit_leaves_an_accelerator_without_double_precision_alone(timelines, whole, monkeypatch):
+    from lightning_fabric.accelerators.mps import MPSAccelerator
+
+    monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
+    same(whole, ProgressionModel(NETWORKS).fit(timelines, TASK), timelines)
