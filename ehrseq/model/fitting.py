@@ -21,7 +21,7 @@ from ehrseq.model.boosted import BoostedHazard, Cuts, PersonPeriods, age_and_tim
 from ehrseq.model.checkpoint import Checkpoint
 from ehrseq.model.cox import CoxHazard
 from ehrseq.model.fitted import HYBRID, Fitted, linear_features
-from ehrseq.model.heads import HazardName, base_log_hazard, hazard_names, interval_edges
+from ehrseq.model.heads import HazardName, base_log_hazard, event_edges, hazard_names
 from ehrseq.model.lab_fitting import fit_labs
 from ehrseq.model.landmarks import Targets
 from ehrseq.model.members import fit_member
@@ -58,12 +58,14 @@ def fit_model(
     parts = split_parts(timelines, splits, vocabulary)
     happened = occurrences(timelines, task) if happened is None else happened
     events = _count_events(happened, parts["train"].subjects, task)
-    edges = interval_edges(task.max_horizon_days + 2, config.network.intervals)
     auxiliary = auxiliary_codes(vocabulary, config.training.auxiliary_codes) if start is None else start.auxiliary
     index = code_indices(vocabulary, auxiliary)
     labeller = Labeller(happened, timelines.subjects, task, hazard_names(task.outcomes), index)
     labeller, sample = _draw_learnable(parts["train"], labeller, task, events, config)
     hazards = labeller.hazards
+    events_after = sample.target.select(slice(len(hazards)))
+    days = events_after.days[events_after.event].astype(np.float64)
+    edges = event_edges(days, task.max_horizon_days + 2, config.network.intervals)
     networks, history, boosted = [], [], []
     if config.has_networks:
         origin = [] if start is None else [network.state_dict() for network in start.networks]
@@ -76,7 +78,7 @@ def fit_model(
             )  # fmt: skip
             networks.append(network)
             history.append(losses)
-    outcomes = Sample(sample.row, sample.time, sample.target.select(slice(len(hazards))))
+    outcomes = Sample(sample.row, sample.time, events_after)
     if config.model in ("boosted", "hybrid"):
         boosted = _fit_boosted(parts, labeller, vocabulary, edges, outcomes, config)
     cox = _fit_cox(parts["train"], vocabulary, edges, outcomes) if config.model == "cox" else []

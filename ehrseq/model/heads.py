@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+UNIFORM = 0.25  # of the edges' quantiles: what is not of the events
+FINEST = 1e-4  # of the longest time: no interval is for what happens sooner
 SHAPE_TERMS = 3  # a score, and its linear and quadratic change with log time
 
 
@@ -29,6 +31,26 @@ def interval_edges(max_days: float, n_intervals: int) -> NDArray[np.float64]:
     [0.0, 12.5, 35.4, 65.0, 100.0]
     """
     return max_days * (np.arange(n_intervals + 1) / n_intervals) ** 1.5
+
+
+def event_edges(days: NDArray[np.float64], max_days: float, n_intervals: int) -> NDArray[np.float64]:
+    """(n_intervals + 1,) edges from 0 to `max_days` at quantiles of the times (n,) from prediction to event.
+
+    So the scale is that of what happens, hours or decades. The times are mixed with those of `interval_edges`, a
+    quarter: intervals that stay apart where times tie, and reach where nothing happened.
+
+    >>> event_edges(np.array([1.0, 2.0, 3.0, 4.0]), 100.0, 4).round(1).tolist()
+    [0.0, 1.3, 2.6, 3.8, 100.0]
+    """
+    inside = np.maximum(days[(days > 0) & (days < max_days)], FINEST * max_days)
+    if not len(inside):
+        return interval_edges(max_days, n_intervals)
+    # a tie counts as if spread back to the time before it
+    times, count = np.unique(inside, return_counts=True)
+    at = np.union1d(times, interval_edges(max_days, 100))
+    reached = (1 - UNIFORM) * np.interp(at, np.append(0, times), np.append(0, count.cumsum() / len(inside)))
+    reached += UNIFORM * (at / max_days) ** (2 / 3)
+    return np.asarray(np.interp(np.arange(n_intervals + 1) / n_intervals, reached, at))
 
 
 class HazardHead(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ehrseq.model.heads import HazardHead, base_log_hazard, exposure_and_interval, interval_edges
+from ehrseq.model.heads import HazardHead, base_log_hazard, event_edges, exposure_and_interval, interval_edges
 from ehrseq.model.landmarks import draw_landmarks
 from ehrseq.model.loss import poisson_negative_log_likelihood
 
@@ -24,6 +24,27 @@ def test_exposure_adds_up_to_the_time_within_the_edges(days):
         assert EDGES[interval[0]] < days <= EDGES[interval[0] + 1] or days == 0
     else:
         assert interval[0] == len(EDGES) - 1
+
+
+@given(
+    st.lists(st.one_of(st.sampled_from([0.0, 1.0, 30.0, 400.0]), st.floats(0, 500)), max_size=60), st.integers(1, 12)
+)
+def test_edges_on_events_are_apart_and_reach_from_now_to_the_last_horizon(days, n):
+    edges = event_edges(np.array(days), 400.0, n)
+    assert len(edges) == n + 1
+    assert edges[0] == 0
+    assert edges[-1] == pytest.approx(400.0)
+    assert (np.diff(edges) > 0).all()
+
+
+@pytest.mark.parametrize("scale", [1 / 24, 1.0, 365.0])
+def test_edges_are_where_events_are_whatever_their_scale(scale):
+    days = np.random.default_rng(0).exponential(scale, 5000)
+    edges = event_edges(days, 40 * scale, 10)
+    share = np.histogram(days, edges)[0] / len(days)
+    # a tenth of the mixture each, of which events are three quarters
+    assert share.max() < 0.14
+    assert (edges[1:7] < 2 * scale).all()
 
 
 def test_likelihood_of_exponential_data_is_least_at_the_true_rate():
