@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import sklearn.ensemble  # noqa: F401  # only libraries that are loaded can be held to one thread
 from numpy.typing import NDArray
 
 from ehrseq.config import ModelConfig
@@ -24,10 +25,11 @@ from ehrseq.model.fitted import HYBRID, Fitted, linear_features
 from ehrseq.model.heads import HazardName, base_log_hazard, event_edges, hazard_names
 from ehrseq.model.lab_fitting import fit_labs
 from ehrseq.model.landmarks import Targets
-from ehrseq.model.members import fit_member
+from ehrseq.model.members import NARROW, fit_member
 from ehrseq.model.path_fitting import fit_paths
 from ehrseq.model.profile import Profile
 from ehrseq.model.sample import Labeller, Part, Sample, history_of
+from ehrseq.model.threads import one_thread
 from ehrseq.task.definition import Task
 from ehrseq.task.outcome import occurrences
 from ehrseq.timeline.hierarchy import code_parents
@@ -38,6 +40,7 @@ from ehrseq.tokens.vocabulary import FIRST_CODE, Vocabulary, is_static_fact
 Index = NDArray[np.int64]
 Float = NDArray[np.float64]
 Report = Callable[[int, float], None]
+MANY = 100_000  # subjects from which several threads are worth it
 LEVEL_LANDMARKS = {"train": 3, "tuning": 8}
 
 
@@ -51,6 +54,14 @@ def fit_model(
     vocabulary is that of an earlier model, and the networks go on from its own. `happened` replaces what happened to
     the subjects (a table like that of `occurrences`): audits learn it from timelines that do not show it.
     """
+    with one_thread(config.network.width < NARROW and len(timelines) < MANY):
+        return _fit_model(timelines, task, splits, config, report, checkpoint, start, happened)
+
+
+def _fit_model(
+    timelines: Timelines, task: Task, splits: pl.DataFrame, config: ModelConfig, report: Report | None,
+    checkpoint: str | Path | None, start: Fitted | None, happened: pl.DataFrame | None,
+) -> Fitted:  # fmt: skip
     if start is None:
         vocabulary = learn_vocabulary(timelines, splits, config)
     else:
