@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from ehrseq.cli import main
+from tests.serve.conftest import free_port
 
 ONE_LINE = re.compile(r"ehrseq: expected [^\n]*; found [^\n]*; [^\n]*\n")
 
@@ -29,12 +30,6 @@ def refused(monkeypatch, capfd):
         return told
 
     return one
-
-
-def free_port():
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
 
 
 def test_it_answers_until_it_is_interrupted(simulated, tmp_path):
