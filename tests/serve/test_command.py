@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
@@ -32,9 +33,11 @@ def refused(monkeypatch, capfd):
     return one
 
 
-def test_it_answers_until_it_is_interrupted(simulated, tmp_path):
+@pytest.mark.parametrize(("workers", "sent"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
+def test_it_answers_until_it_is_interrupted(simulated, tmp_path, workers, sent):
     port, log = free_port(), tmp_path / "access.ndjson"
-    command = [sys.executable, "-m", "ehrseq", "serve", simulated.folder, "--port", str(port), "--access-log", log]
+    command = [sys.executable, "-m", "ehrseq", "serve", simulated.folder, "--port", str(port), "--access-log", log,
+               "--workers", str(workers)]  # fmt: skip
     service = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert f"http://127.0.0.1:{port}/" in service.stdout.readline()
@@ -47,10 +50,14 @@ def test_it_answers_until_it_is_interrupted(simulated, tmp_path):
                 continue
         assert reply.status_code == 200
         assert "## Fitted on" in httpx.get(f"http://127.0.0.1:{port}/model", trust_env=False).json()["card"]
+        tasks = Path(f"/proc/{service.pid}/task").glob("*/children")
+        scoring = [Path(f"/proc/{pid}") for file in tasks for pid in file.read_text().split()]
     finally:
-        service.send_signal(signal.SIGTERM)
+        service.send_signal(sent)
         _, told = service.communicate(timeout=60)
     assert told == ""
+    assert len(scoring) == (workers if workers > 1 else 0)
+    assert not any(process.exists() for process in scoring)
     assert len(log.read_text().splitlines()) == 2
 
 
@@ -73,7 +80,9 @@ def test_a_port_that_is_taken(refused, simulated):
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
-        assert "a free address and port" in refused(simulated.folder, "--port", listening.getsockname()[1])
+        assert "a free address and port" in refused(
+            simulated.folder, "--port", listening.getsockname()[1], "--workers", 1
+        )
 
 
 def test_without_the_libraries(simulated):

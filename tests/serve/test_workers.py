@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -12,21 +12,23 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import httpx
 import pytest
 
-from ehrseq.errors import WorkerError
+from ehrseq.errors import UserError, WorkerError
 from ehrseq.serve.answer import Ask
 from ehrseq.serve.app import make_app
 from ehrseq.serve.engine import Engine
 from ehrseq.serve.metrics import Metrics
 from ehrseq.serve.pool import Process, start_all
 from ehrseq.serve.problems import Problem
-from ehrseq.serve.scoring import Answered, Counts
+from ehrseq.serve.scoring import Answered, Counts, Refused, Result
+from ehrseq.serve.worker import Begin, load, receive, send
 from ehrseq.timeline.build import read_fhir
-from tests.serve.conftest import LIMITS, free_port, outcome_text, running
+from tests.serve.conftest import LIMITS, outcome_text, running
 
 NUMBERS = ("probability", "competing", "event_free", "lower", "upper")
 
@@ -94,8 +96,9 @@ def test_all_that_can_be_asked_for_and_refused(served, client, simulated):
         here, there = client.post(path, json=bundle), served.post(path, json=bundle)
         assert (there.status_code, there.content) == (here.status_code, here.content)
     [patient] = [e["resource"] for e in bundle["entry"] if e["resource"]["resourceType"] == "Patient"]
-    hook = {"hook": "patient-view", "hookInstance": "x", "context": {"patientId": patient["id"]}, "prefetch": {
-        "patient": patient, "observations": bundle, "conditions": {"resourceType": "Bundle", "type": "searchset"}}}  # fmt: skip
+    nothing = {"resourceType": "Bundle", "type": "searchset"}
+    given = {"patient": patient, "observations": bundle, "conditions": nothing}
+    hook = {"hook": "patient-view", "hookInstance": "x", "context": {"patientId": patient["id"]}, "prefetch": given}
     cards = [c.post("/cds-services/ehrseq-forecast", json=hook).json()["cards"][0] for c in (served, client)]
     assert "Nothing came of: medications" in cards[0]["detail"]
     assert cards[0]["summary"] == cards[1]["summary"]
@@ -144,38 +147,53 @@ def test_a_worker_that_is_killed_stops_nobody_else(served, workers, simulated, c
     assert "a worker ended" in caplog.text
 
 
-def test_no_one_is_ready_when_all_are_gone_until_another_is(served, workers, simulated):
-    """Found without a request: nobody has to be refused for it."""
+def test_no_one_is_ready_when_all_are_gone_until_another_is(served, workers, simulated, monkeypatch):
+    """One hangs over a request and is ended; the other is killed while it has none, which is found without one."""
+    [bundle], before = simulated.some(1), [worker.pid for worker in workers]
+    until(lambda: all(worker.alive() for worker in workers))
     for worker in workers:
-        worker.start()
-        os.kill(worker.pid, signal.SIGKILL)
+        os.kill(worker.pid, signal.SIGSTOP)
+        monkeypatch.setattr(worker, "_answer_seconds", 0.3)
+    reply = served.post("/forecast", json=bundle)
+    monkeypatch.undo()
+    assert reply.status_code == 503
+    assert "ask again" in outcome_text(reply)
+    [hung] = (pid for pid in before if not Path(f"/proc/{pid}").exists())
+    for pid in {*before} - {hung}:
+        os.kill(pid, signal.SIGKILL)
     until(lambda: served.get("/ready").status_code == 503)
-    assert served.post("/forecast", json=simulated.some(1)[0]).status_code == 503
+    assert served.post("/forecast", json=bundle).status_code == 503
     until(lambda: served.get("/ready").status_code == 200)
-    assert served.post("/forecast", json=simulated.some(1)[0]).status_code == 200
+    assert served.post("/forecast", json=bundle).status_code == 200
 
 
-def test_a_worker_that_hangs_is_ended(simulated, model):
-    worker = Process(simulated.folder, model.folder_hash_, 1, 0.5)
-    worker.start()
-    pid = worker.pid
-    os.kill(pid, signal.SIGSTOP)
-    with pytest.raises(WorkerError, match="exit status -9"):
-        worker.score([Ask(b"[]")])
-    assert not worker.alive()
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
+def test_one_that_was_closed_does_not_begin_again(simulated, model):
+    worker = Process(simulated.folder, model.folder_hash_, 1, 1.0)
     worker.close()
     with pytest.raises(WorkerError):
         worker.start()
+    with pytest.raises(WorkerError):
+        worker.score([Ask(b"[]")])
 
 
-def test_another_model_in_the_folder_is_refused(simulated):
-    worker = Process(simulated.folder, "0" * 64, 1, 1.0)
-    with pytest.raises(WorkerError, match="the model that the service began with"):
-        worker.start()
-    assert not worker.alive()
-    worker.close()
+def test_another_model_in_the_folder_is_refused(simulated, model):
+    assert load(Begin(str(simulated.folder), model.folder_hash_, 1)).folder_hash_ == model.folder_hash_
+    with pytest.raises(UserError, match="the model that the service began with"):
+        load(Begin(str(simulated.folder), "0" * 64, 1))
+
+
+def test_what_is_no_frame():
+    with pytest.raises(EOFError):
+        receive(io.BytesIO(b""), int)
+    with pytest.raises(EOFError):
+        receive(io.BytesIO((9).to_bytes(8, "big") + b"12345"), str)
+    written = io.BytesIO()
+    ask = Ask(b"\xff[]", datetime(2020, 1, 2, 3, 4, 5, 6), frozenset(["why"]), 2, "p", True, "cards", ("a",), ("b",))
+    for item in (ask, Answered(b"\xff"), Refused(422, "x", {"a": "b"}), 3):
+        send(written, item)
+    written.seek(0)
+    read = [receive(written, kind) for kind in (Ask, Result, Result, int)]
+    assert read == [ask, Answered(b"\xff"), Refused(422, "x", {"a": "b"}), 3]
 
 
 class Stub:
@@ -298,34 +316,31 @@ def test_one_that_cannot_be_started_is_tried_ever_later(monkeypatch):
     driven(test, 1)
 
 
-def test_workers_end_with_the_service(simulated, tmp_path):
-    """Killed it cannot end them, interrupted it does, and says nothing."""
-    for sent in (signal.SIGKILL, signal.SIGINT):
-        port = free_port()
-        command = [sys.executable, "-m", "ehrseq", "serve", simulated.folder, "--port", str(port), "--workers", "2",
-                   "--access-log", tmp_path / "log"]  # fmt: skip
-        service = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+STARTER = (
+    "import subprocess, sys, time; from ehrseq.timeline.pool import environment; print(subprocess.Popen("
+    "[sys.executable, '-m', 'ehrseq.serve.worker'], env=environment(1)).pid, file=sys.stderr, flush=True); "
+    "time.sleep(600)"
+)
+
+
+def test_a_worker_ends_when_whoever_started_it_is_killed(simulated, model):
+    """Though nobody has closed what it reads from."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", STARTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    with parent:
         try:
-            until(lambda port=port: ready(port))
-            children = re.findall(r"\d+", Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text())
-            workers = [pid for pid in map(int, children) if b"ehrseq.serve.worker" in command_line(pid)]
-            assert len(workers) == 2
-            reply = httpx.post(f"http://127.0.0.1:{port}/forecast", json=simulated.some(1)[0], trust_env=False)
-            assert reply.status_code == 200
+            pid = int(parent.stderr.readline())
+            send(parent.stdin, Begin(str(simulated.folder), model.folder_hash_, 1))
+            parent.stdin.flush()
+            assert receive(parent.stdout, str) == ""
+            assert b"ehrseq.serve.worker" in command_line(pid)
         finally:
-            service.send_signal(sent)
-            _, told = service.communicate(timeout=60)
-        assert "Traceback" not in told
-        until(lambda workers=workers: not any(map(command_line, workers)))
+            parent.kill()
+        until(lambda: not command_line(pid))
 
 
 def command_line(pid):
     with suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     return b""
-
-
-def ready(port):
-    with suppress(httpx.ConnectError):
-        return httpx.get(f"http://127.0.0.1:{port}/ready", trust_env=False).status_code == 200
-    return False
