@@ -5,8 +5,8 @@
 Starts `ehrseq serve MODEL` and asks it over the loopback with locust, which shares the machine's cores: first as much
 as it answers (`--users` that ask again at once; more than may wait, so that some are told 429 and ask again when told),
 then at half the rate that this gave, evenly spread. Each request is `POST /forecast` with one patient's record, one of
-the JSON files of the folder BUNDLES. Prints one JSON object, with the machine's load before the start, and the most memory
-and the CPU time an answer of each process of the service. Fails where an answer is neither 200 nor 429.
+the JSON files of the folder BUNDLES. Prints one JSON object, with the machine's load before the start, and of each
+process of the service the most memory and the CPU time an answer. Fails where an answer is neither 200 nor 429.
 """
 
 from __future__ import annotations
