@@ -4,8 +4,8 @@
 
 Two kinds: requests that schemathesis makes from the OpenAPI document, in and out of its schemas, each answer held
 against that document (status, type of content, schema); and patients' bundles with the mutated records and bytes of
-`fuzz.py`. The service of the model folder MODEL runs in this process, and scores in others with several workers. Prints one JSON object: how many answers had
-each status. Fails at the first 5xx.
+`fuzz.py`. The service of the model folder MODEL runs in this process, with several workers it scores in others. Prints
+one JSON object: how many answers had each status. Fails at the first 5xx.
 """
 
 from __future__ import annotations

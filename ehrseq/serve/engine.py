@@ -153,17 +153,18 @@ class Engine:
         loop = asyncio.get_running_loop()
         begun, asks = loop.time(), [waiting.ask for waiting in batch]
         results: Sequence[Result]
+        ended = False
         try:
             results = await loop.run_in_executor(self._threads, scorer.score, asks)
         except WorkerError:
+            ended = True
             results = [Refused(503, "the process that was to answer ended; ask again", BUSY)] * len(batch)
         except UNEXPECTED as error:  # whatever happens, the next ones are answered
             results = [refused(error)] * len(batch)
         finally:
             for waiting in batch:
                 waiting.done()
-        answered = scorer.alive()
-        if answered:
+        if not ended:
             each = (loop.time() - begun) / len(batch)
             self._pace = each if not self._pace else (2 * self._pace + each) / 3
         for waiting, result in zip(batch, results, strict=True):
@@ -172,7 +173,7 @@ class Engine:
             elif result.fault:
                 LOG.error("an unexpected %s while answering", result.fault)
             _settle(waiting.future, result)
-        return answered
+        return not ended
 
 
 def _settle(future: asyncio.Future[bytes], result: Result) -> None:

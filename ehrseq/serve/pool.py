@@ -38,11 +38,13 @@ class Process:
     @property
     def pid(self) -> int | None:
         """The number of the process, where there is one."""
-        return None if self._process is None else self._process.pid
+        process = self._process
+        return None if process is None else process.pid
 
     def alive(self) -> bool:
         """Whether the process runs."""
-        return self._process is not None and self._process.poll() is None
+        process = self._process
+        return process is not None and process.poll() is None
 
     def start(self) -> None:
         """Start the process, unless it runs, and wait until its model is warm. Raises WorkerError where it is not."""
@@ -103,13 +105,15 @@ class Process:
 
     def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
         """To and from the process."""
-        if self._process is None or self._process.stdin is None or self._process.stdout is None:
+        process = self._process
+        if process is None or process.stdin is None or process.stdout is None:
             raise EOFError("no process")
-        return self._process.stdin, self._process.stdout
+        return process.stdin, process.stdout
 
     def _kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
+        process = self._process
+        if process is not None:
+            process.kill()
 
     def _end(self) -> int | None:
         """End the process and forget it; its exit status."""
