@@ -106,7 +106,8 @@ def warm(model: ProgressionModel) -> None:
         code = pl.when(pl.col("code") == BIRTH_CODE).then("code").otherwise(pl.lit(known[0] if known else ""))
         part.timelines = replace(part.timelines, events=events.with_columns(code=code))
         [reply] = answer(model, [part])
-        written(part.ask, reply)
+        if isinstance(reply, Reply):
+            as_json(reply, WARM_UP, INCLUDES)
 
 
 def score(model: ProgressionModel, asks: Sequence[Ask]) -> list[Result]:
