@@ -6,11 +6,8 @@ import asyncio
 import io
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -120,51 +117,29 @@ def cpu_seconds(pid):
     return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
 
 
-def test_a_worker_that_is_killed_stops_nobody_else(served, workers, simulated, caplog):
-    """Both are stopped while they answer; one is killed, and what it had is told to ask again."""
+def test_workers_that_are_killed_or_hang_are_replaced(served, workers, simulated, monkeypatch, caplog):
+    """Both are stopped while they answer: one is killed, the other ended for being late; the service goes on."""
     bundles, before = simulated.some(2), [worker.pid for worker in workers]
-    for worker in workers:
-        os.kill(worker.pid, signal.SIGSTOP)
+    monkeypatch.setattr(workers[1], "_answer_seconds", 1.0)
+    for pid in before:
+        os.kill(pid, signal.SIGSTOP)
     replies = []
     threads = [threading.Thread(target=lambda b=b: replies.append(served.post("/forecast", json=b))) for b in bundles]
     for thread in threads:
         thread.start()
-    until(lambda: counted(served, "ehrseq_waiting") == 2)
     until(lambda: all(worker._used.locked() for worker in workers))
     os.kill(before[0], signal.SIGKILL)
-    until(lambda: replies)
-    assert replies[0].status_code == 503
-    assert replies[0].headers["retry-after"] == "1"
-    assert "ask again" in outcome_text(replies[0])
-    os.kill(before[1], signal.SIGCONT)
     for thread in threads:
         thread.join()
-    assert replies[1].status_code == 200
-    assert served.get("/ready").status_code == 200
-    assert served.post("/forecast", json=bundles[0]).status_code == 200  # the other one answers meanwhile
-    until(workers[0].alive)
-    assert workers[1].pid == before[1]
-    assert "a worker ended" in caplog.text
-
-
-def test_no_one_is_ready_when_all_are_gone_until_another_is(served, workers, simulated, monkeypatch):
-    """One hangs over a request and is ended; the other is killed while it has none, which is found without one."""
-    [bundle], before = simulated.some(1), [worker.pid for worker in workers]
-    until(lambda: all(worker.alive() for worker in workers))
-    for worker in workers:
-        os.kill(worker.pid, signal.SIGSTOP)
-        monkeypatch.setattr(worker, "_answer_seconds", 0.3)
-    reply = served.post("/forecast", json=bundle)
     monkeypatch.undo()
-    assert reply.status_code == 503
-    assert "ask again" in outcome_text(reply)
-    [hung] = (pid for pid in before if not Path(f"/proc/{pid}").exists())
-    for pid in {*before} - {hung}:
-        os.kill(pid, signal.SIGKILL)
-    until(lambda: served.get("/ready").status_code == 503)
-    assert served.post("/forecast", json=bundle).status_code == 503
+    assert [reply.status_code for reply in replies] == [503, 503]
+    assert {reply.headers["retry-after"] for reply in replies} == {"1"}
+    assert "ended; ask again" in outcome_text(replies[0])
+    assert served.get("/ready").status_code == served.post("/forecast", json=bundles[0]).status_code == 503
+    assert not any(Path(f"/proc/{pid}").exists() for pid in before)
     until(lambda: served.get("/ready").status_code == 200)
-    assert served.post("/forecast", json=bundle).status_code == 200
+    assert served.post("/forecast", json=bundles[0]).status_code == 200
+    assert "a worker ended" in caplog.text
 
 
 def test_one_that_was_closed_does_not_begin_again(simulated, model):
@@ -273,6 +248,31 @@ def test_one_request_does_not_wait_for_others_while_somebody_else_is_idle():
     driven(test, 2, batch_seconds=0.5)
 
 
+def test_one_that_ends_is_replaced_while_others_go_on():
+    """Found though it was idle: nobody has to be refused for it."""
+
+    async def test(engine, stubs):
+        stubs[1].gate.set()
+        stubs[0].dead = True
+        while engine._live == 2:
+            await asyncio.sleep(0.01)
+        assert engine.ready
+        assert await asyncio.gather(*asked(engine, 3)) == [b"x"] * 3
+        assert stubs[0].sizes == []
+        stubs[0].dead = False
+        while engine._live == 1:
+            await asyncio.sleep(0.01)
+        stubs[1].gate.clear()
+        more = asked(engine, 4)
+        await asyncio.sleep(0.05)
+        assert stubs[0].sizes == [2]
+        for stub in stubs:
+            stub.gate.set()
+        assert await asyncio.gather(*more) == [b"x"] * 4
+
+    driven(test, 2)
+
+
 def test_many_that_wait_are_refused_by_the_pace_of_all():
     async def test(engine, _):
         engine._pace, engine._unanswered = 0.15, 3
@@ -314,33 +314,3 @@ def test_one_that_cannot_be_started_is_tried_ever_later(monkeypatch):
         assert await asyncio.gather(*asked(engine, 1)) == [b"x"]
 
     driven(test, 1)
-
-
-STARTER = (
-    "import subprocess, sys, time; from ehrseq.timeline.pool import environment; print(subprocess.Popen("
-    "[sys.executable, '-m', 'ehrseq.serve.worker'], env=environment(1)).pid, file=sys.stderr, flush=True); "
-    "time.sleep(600)"
-)
-
-
-def test_a_worker_ends_when_whoever_started_it_is_killed(simulated, model):
-    """Though nobody has closed what it reads from."""
-    parent = subprocess.Popen(
-        [sys.executable, "-c", STARTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    with parent:
-        try:
-            pid = int(parent.stderr.readline())
-            send(parent.stdin, Begin(str(simulated.folder), model.folder_hash_, 1))
-            parent.stdin.flush()
-            assert receive(parent.stdout, str) == ""
-            assert b"ehrseq.serve.worker" in command_line(pid)
-        finally:
-            parent.kill()
-        until(lambda: not command_line(pid))
-
-
-def command_line(pid):
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    return b""
