@@ -1,11 +1,11 @@
 """Broken requests by the thousand: the service must never answer 5xx, nor anything that it does not describe.
 
-    python benchmarks/service_fuzz.py MODEL [--examples 500] [--records 5000] [--seed 0] [--data DATA]
+    python benchmarks/service_fuzz.py MODEL [--examples 500] [--records 5000] [--seed 0] [--data DATA] [--workers 1]
 
 Two kinds: requests that schemathesis makes from the OpenAPI document, in and out of its schemas, each answer held
 against that document (status, type of content, schema); and patients' bundles with the mutated records and bytes of
-`fuzz.py`. The service of the model folder MODEL runs in this process. Prints one JSON object: how many answers had
-each status. Fails at the first 5xx.
+`fuzz.py`. The service of the model folder MODEL runs in this process, with several workers it scores in others. Prints
+one JSON object: how many answers had each status. Fails at the first 5xx.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from schemathesis.specs.openapi.checks import (
 from ehrseq.estimator import load_model
 from ehrseq.fhir.documents import is_deeper
 from ehrseq.serve.app import make_app
+from ehrseq.serve.pool import Process
 from ehrseq.serve.settings import Settings
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -119,11 +120,15 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--workers", type=int, default=1)
     given_ = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
-    app = make_app(load_model(given_.model), Settings(rate=0, access_log=Path("/dev/null")))
+    service, model = Settings(rate=0, access_log=Path("/dev/null")), load_model(given_.model)
+    several = given_.workers if given_.workers > 1 else 0
+    workers = [Process(given_.model, model.folder_hash_, 1, service.answer_seconds) for _ in range(several)]
+    app = make_app(model, service, None, workers)
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False))
     threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True).start()
     while not server.started:
@@ -134,6 +139,8 @@ def main() -> None:
         "mutated records": mutated_records(url, given_.records, given_.seed, given_.data),
     }
     server.should_exit = True
+    for worker in workers:
+        worker.close()
     print(json.dumps(facts, indent=1))
 
 

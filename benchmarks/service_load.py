@@ -1,12 +1,12 @@
 """How many forecasts a second the service gives on one machine, and how soon each comes at half that rate.
 
-    python benchmarks/service_load.py MODEL BUNDLES [--seconds 60] [--users 96] [--threads 1]
+    python benchmarks/service_load.py MODEL BUNDLES [--seconds 60] [--users 96] [--threads 1] [--workers N]
 
 Starts `ehrseq serve MODEL` and asks it over the loopback with locust, which shares the machine's cores: first as much
 as it answers (`--users` that ask again at once; more than may wait, so that some are told 429 and ask again when told),
 then at half the rate that this gave, evenly spread. Each request is `POST /forecast` with one patient's record, one of
-the JSON files of the folder BUNDLES. Prints one JSON object, with the machine's load before the start. Fails where an
-answer is neither 200 nor 429.
+the JSON files of the folder BUNDLES. Prints one JSON object, with the machine's load before the start, and of each
+process of the service the most memory and the CPU time an answer. Fails where an answer is neither 200 nor 429.
 """
 
 from __future__ import annotations
@@ -78,6 +78,15 @@ def ask(url: str, bodies: list[bytes], users: int, seconds: float, rate: float |
     return {"statuses": dict(statuses), "answers_a_second": round(len(milliseconds) / seconds, 2), **at}
 
 
+def ask_timed(processes: list[int], *asked: Any) -> dict[str, Any]:
+    """As `ask`, with the CPU milliseconds of each process an answer that was given."""
+    before = [cpu_seconds(pid) for pid in processes]
+    facts = ask(*asked)
+    answered = max(1, facts["statuses"].get(200, 0))
+    spent = [cpu_seconds(pid) - then for pid, then in zip(processes, before, strict=True)]
+    return facts | {"cpu_ms_an_answer": [round(1000 * seconds / answered, 1) for seconds in spent]}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -85,26 +94,30 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--users", type=int, default=96)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=None)
     parser.add_argument("--port", type=int, default=8799)
     given = parser.parse_args()
     load = os.getloadavg()[0]
     bodies = [file.read_bytes() for file in sorted(given.bundles.glob("*.json"))]
     command = [sys.executable, "-m", "ehrseq", "serve", str(given.model), "--port", str(given.port), "--rate", "0",
                "--threads", str(given.threads), "--access-log", os.devnull]  # fmt: skip
+    if given.workers is not None:
+        command += ["--workers", str(given.workers)]
     service = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{given.port}"
     try:
         wait_until_ready(url, service)
         ask(url, bodies, 4, 5)  # warm
-        saturated = ask(url, bodies, given.users, given.seconds)
+        processes = family(service.pid)
+        saturated = ask_timed(processes, url, bodies, given.users, given.seconds)
         drain(url)
         rate = saturated["answers_a_second"] / 2
-        half = ask(url, bodies, 20, given.seconds, rate)
+        half = ask_timed(processes, url, bodies, 20, given.seconds, rate)
         sizes = sorted(map(len, bodies))
         facts = {
             "load_before": round(load, 2), "cores": os.cpu_count(), "bundles": len(bodies),
             "median_bundle_bytes": sizes[len(sizes) // 2], "saturated": saturated, "half": half,
-            "resident_mb": round(resident(service.pid) / 1024),
+            "workers": len(processes) - 1, "resident_mb": [round(resident(pid) / 1024) for pid in processes],
         }  # fmt: skip
     finally:
         service.terminate()
@@ -130,6 +143,18 @@ def drain(url: str) -> None:
     """Wait until nothing waits for an answer."""
     while b"ehrseq_waiting 0.0" not in urllib.request.urlopen(f"{url}/metrics").read():
         time.sleep(0.2)
+
+
+def family(pid: int) -> list[int]:
+    """A process and those that it started."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [pid, *sorted(int(child) for file in tasks for child in file.read_text().split())]
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has used of the processors."""
+    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
 
 def resident(pid: int) -> int:

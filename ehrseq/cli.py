@@ -304,14 +304,17 @@ def serve_verb(
     allowed_host: Annotated[list[str] | None, typer.Option(help="A name to be asked under. Repeatable.")] = None,
     access_log: Annotated[Path | None, typer.Option(help="The file to log access to. Default: standard error.")] = None,
     rate: Annotated[float, typer.Option(min=0, help="Requests a minute from one address; 0: any number.")] = 600,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the arithmetic.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the arithmetic, of each worker.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that score, of 0.5 GB each. Default: one a core, at most 4.")
+    ] = None,
 ) -> None:
     """Answer with forecasts over HTTP: FHIR, CDS Hooks, and a page to look at one record."""
     os.environ.setdefault("POLARS_MAX_THREADS", str(threads))  # read when polars is loaded, with what comes next
     try:
         from ehrseq.serve.credentials import Credentials
         from ehrseq.serve.run import serve
-        from ehrseq.serve.settings import Settings
+        from ehrseq.serve.settings import Settings, one_a_core
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "ehrseq":
             raise
@@ -322,6 +325,7 @@ def serve_verb(
     settings = Settings(
         host=host, port=port, allowed_hosts=tuple(name.lower() for name in allowed_host or ()), access_log=access_log,
         credentials=Credentials.from_files(token_file, jwks, audience or (), issuer or ()), rate=rate, threads=threads,
+        workers=workers or one_a_core(),
     )  # fmt: skip
     say(f"reading the model; then this page answers: http://{f'[{host}]' if ':' in host else host}:{port}/")
     serve(model, settings)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
@@ -29,7 +29,7 @@ NO_FOLLOW_UP = "no_follow_up"  # no contact on record, so that there is no lates
 
 @dataclass(frozen=True)
 class Ask:
-    """A document, and what is asked of it."""
+    """A document, and what is asked of it: all that a process needs to answer, in plain fields."""
 
     document: bytes
     at: datetime | None = None
@@ -41,6 +41,12 @@ class Ask:
     """The one patient it must be about."""
     live: bool = False
     """Whether `at` is the moment of the request: then all that came with it is known by then."""
+    form: Literal["json", "fhir", "cards"] = "json"
+    """How the reply is written."""
+    incomplete: tuple[str, ...] = ()
+    """Of a hook: the keys of which only a first page came."""
+    missing: tuple[str, ...] = ()
+    """Of a hook: the keys, of lesser weight, of which nothing came."""
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,9 @@ import base64
 import hashlib
 import logging
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,14 +24,14 @@ from ehrseq import __version__
 from ehrseq.errors import UserError
 from ehrseq.estimator import ProgressionModel
 from ehrseq.serve import hooks, openapi
-from ehrseq.serve.answer import Ask, Reply
+from ehrseq.serve.answer import Ask
 from ehrseq.serve.bounds import Held, check_shape, check_type, read_body
 from ehrseq.serve.engine import Engine
 from ehrseq.serve.facts import model_facts
 from ehrseq.serve.guard import Guard
 from ehrseq.serve.metrics import Metrics
-from ehrseq.serve.problems import FHIR_JSON, NoForecast, Problem
-from ehrseq.serve.render import as_fhir, as_json
+from ehrseq.serve.problems import FHIR_JSON, Problem
+from ehrseq.serve.scoring import Here, Scorer
 from ehrseq.serve.settings import Settings
 from ehrseq.timeline.schema import as_instant
 
@@ -43,18 +42,23 @@ LOG = logging.getLogger("ehrseq.serve")
 Include = Literal["why", "curves", "timeline"]
 
 
-def make_app(model: ProgressionModel, settings: Settings | None = None, card: str | None = None) -> Guard:
+def make_app(
+    model: ProgressionModel, settings: Settings | None = None, card: str | None = None,
+    scorers: Sequence[Scorer] = (),
+) -> Guard:  # fmt: skip
     """The service of a model, with its card, as an ASGI application.
+
+    `scorers` answer with that model; where there are none, a thread of this process does.
 
     Raises UserError where the access log cannot be written, and for a model that forecasts nothing.
     """
     settings = settings or Settings()
     metrics = Metrics()
-    engine = Engine(model, settings, metrics)
+    engine = Engine(scorers or [Here(model)], settings, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        """Start the worker with the application, and end it with it."""
+        """Start the scorers with the application, and end them with it."""
         await engine.start()
         yield
         await engine.stop()
@@ -68,7 +72,7 @@ def make_app(model: ProgressionModel, settings: Settings | None = None, card: st
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unexpected)
-    _add_facts(app, engine, metrics, card)
+    _add_facts(app, engine, metrics, model_facts(model, card))
     _add_answers(app, engine)
     return Guard(app, settings, metrics)
 
@@ -78,7 +82,7 @@ def _add_answers(app: FastAPI, engine: Engine) -> None:
     settings = engine.settings
     held = Held(settings.held_bytes)
 
-    async def answered(request: Request, make: Callable[[bytes], tuple[Ask, Callable[[Reply], bytes]]]) -> bytes:
+    async def answered(request: Request, make: Callable[[bytes], Ask]) -> bytes:
         """Read the body and have it answered; its room is given back in the end."""
         headers = request.headers
         check_type(headers.get("content-type"))
@@ -90,9 +94,9 @@ def _add_answers(app: FastAPI, engine: Engine) -> None:
             )
             # what takes a while for a large body does not hold up the others
             await to_thread.run_sync(check_shape, body, settings)
-            ask, render = await to_thread.run_sync(make, body)
+            ask = await to_thread.run_sync(make, body)
             give_back = stack.pop_all().close
-        return await engine.ask(ask, render, give_back)
+        return await engine.ask(ask, give_back)
 
     @app.post("/forecast", **openapi.FORECAST)
     async def forecast(
@@ -105,9 +109,9 @@ def _add_answers(app: FastAPI, engine: Engine) -> None:
         fhir = format == "fhir" if format else _wants_fhir(request.headers.get("accept"))
         wanted = frozenset(include or ())
 
-        def make(body: bytes) -> tuple[Ask, Callable[[Reply], bytes]]:
-            ask = Ask(body, moment, wanted, settings.patients if _is_list(body) else 1, live=at == "now")
-            return ask, as_fhir if fhir else partial(as_json, document=body, include=wanted)
+        def make(body: bytes) -> Ask:
+            patients = settings.patients if _is_list(body) else 1
+            return Ask(body, moment, wanted, patients, live=at == "now", form="fhir" if fhir else "json")
 
         return Response(await answered(request, make), media_type=FHIR_JSON if fhir else JSON)
 
@@ -120,21 +124,13 @@ def _add_answers(app: FastAPI, engine: Engine) -> None:
         if service != hooks.SERVICE:
             raise Problem(404, "expected a service that discovery names; found another")
 
-        def make(body: bytes) -> tuple[Ask, Callable[[Reply], bytes]]:
-            sent = hooks.read_hook(body)
-            ask = Ask(sent.document, _now(), frozenset(["why"]), 1, sent.patient, live=True)
-            return ask, partial(hooks.as_cards, sent=sent)
-
-        try:
-            content = await answered(request, make)
-        except NoForecast:
-            content = hooks.NO_CARDS
+        content = await answered(request, lambda body: hooks.read_hook(body, _now()))
         return Response(content, media_type=JSON)
 
 
-def _add_facts(app: FastAPI, engine: Engine, metrics: Metrics, card: str | None) -> None:
+def _add_facts(app: FastAPI, engine: Engine, metrics: Metrics, told: dict[str, Any]) -> None:
     """The routes that tell of the service itself."""
-    facts = msgspec.json.encode(model_facts(engine.model, card))
+    facts = msgspec.json.encode(told)
     page = PAGE.read_bytes()
     policy = page_policy(page.decode())
 
@@ -158,7 +154,7 @@ def _add_facts(app: FastAPI, engine: Engine, metrics: Metrics, card: str | None)
         return app.openapi()
 
     @app.get("/metrics", include_in_schema=False)
-    async def told() -> Response:
+    async def counted() -> Response:
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     @app.head("/", include_in_schema=False)

@@ -1,4 +1,4 @@
-"""One worker that answers: requests that wait together are scored in one call, in a thread of their own."""
+"""Who answers which request, and when: requests that wait together are scored in one call by whoever is idle."""
 
 from __future__ import annotations
 
@@ -8,102 +8,83 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
 
-import polars as pl
-
-from ehrseq.errors import UserError
-from ehrseq.estimator import ProgressionModel
-from ehrseq.serve.answer import INCLUDES, Ask, Part, Reply, answer, read
+from ehrseq.errors import WorkerError
+from ehrseq.serve.answer import Ask
 from ehrseq.serve.metrics import Metrics
 from ehrseq.serve.problems import Problem
-from ehrseq.serve.render import as_json
+from ehrseq.serve.scoring import UNEXPECTED, Answered, Refused, Result, Scorer, refused
 from ehrseq.serve.settings import Settings
-from ehrseq.timeline.schema import BIRTH_CODE
 
 LOG = logging.getLogger("ehrseq.serve")
-UNEXPECTED = (Exception, pl.exceptions.PanicException)  # a panic of polars is no Exception
 BUSY = {"Retry-After": "1"}
-# what the first answer would wait for otherwise: libraries that load on first use
-WARM_UP = (
-    b'[{"resourceType": "Patient", "id": "p", "gender": "female", "birthDate": "1960-01-01"}, {"resourceType": '
-    b'"Encounter", "id": "e", "status": "finished", "class": {"code": "AMB"}, "subject": {"reference": "Patient/p"}, '
-    b'"period": {"start": "2020-01-01", "end": "2020-01-01"}}]'
-)
-
-
-def warm(model: ProgressionModel) -> None:
-    """Answer once with all that can be asked for, about someone with a code that the model knows."""
-    with contextlib.suppress(Problem, UserError):
-        part = read(Ask(WARM_UP, include=frozenset(INCLUDES)))
-        known = [code for code in model.fitted_.vocabulary.codes if code != BIRTH_CODE]
-        events = part.timelines.events
-        code = pl.when(pl.col("code") == BIRTH_CODE).then("code").otherwise(pl.lit(known[0] if known else ""))
-        part.timelines = replace(part.timelines, events=events.with_columns(code=code))
-        [reply] = answer(model, [part])
-        if isinstance(reply, Reply):
-            as_json(reply, WARM_UP, INCLUDES)
+LOOK_SECONDS = 1.0  # how often an idle scorer is looked at
+PATIENCE = 6  # failures, after which the time between two tries to start one, 1 s, 3 s, 7 s, ..., grows no more
 
 
 @dataclass(frozen=True, eq=False)
 class Waiting:
-    """A request, how its reply becomes bytes, and where they go."""
+    """A request, and where its answer goes."""
 
     ask: Ask
-    render: Callable[[Reply], bytes]
     future: asyncio.Future[bytes]
     done: Callable[[], None]
     """Called once, when nothing of the request is held any more."""
 
 
 class Engine:
-    """Answers requests with one model. `start` and `stop` belong to a running event loop."""
+    """Answers requests with scorers of one model. `start` and `stop` belong to a running event loop."""
 
-    def __init__(self, model: ProgressionModel, settings: Settings, metrics: Metrics) -> None:
-        self.model, self.settings, self.metrics = model, settings, metrics
-        self.ready = False
+    def __init__(self, scorers: Sequence[Scorer], settings: Settings, metrics: Metrics) -> None:
+        self.scorers, self.settings, self.metrics = scorers, settings, metrics
         self._queue: deque[Waiting] = deque()
         self._came = asyncio.Event()
-        self._pace = 0.0  # seconds that a request took of late
+        self._pace = 0.0  # seconds of a scorer that a request took of late
         self._unanswered = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="forecast")
-        self._worker: asyncio.Task[None] | None = None
+        self._idle = self._live = 0  # scorers
+        self._threads = ThreadPoolExecutor(len(scorers), thread_name_prefix="forecast")
+        self._serving: list[asyncio.Task[None]] = []
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is anybody to answer."""
+        return self._live > 0
 
     async def start(self) -> None:
-        """Warm the model and begin to answer."""
+        """Begin to answer, once all scorers can. Raises WorkerError where one cannot."""
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._thread, warm, self.model)
-        self._worker = loop.create_task(self._work())
-        self.ready = True
+        await asyncio.gather(*(loop.run_in_executor(self._threads, scorer.start) for scorer in self.scorers))
+        self._live = len(self.scorers)
+        self._serving = [loop.create_task(self._serve(scorer)) for scorer in self.scorers]
 
     async def stop(self) -> None:
         """Answer no more; what waits is told so."""
-        self.ready = False
-        if self._worker is not None:
-            self._worker.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._worker
+        self._live = 0
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
         while self._queue:
             waiting = self._queue.popleft()
-            _settle(waiting.future, Problem(503, "the service stops; ask again", BUSY))
+            _settle(waiting.future, Refused(503, "the service stops; ask again", BUSY))
             waiting.done()
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        for scorer in self.scorers:
+            scorer.close()
+        self._threads.shutdown(wait=True, cancel_futures=True)
 
     def check(self) -> None:
-        """Raise Problem where no request can be taken: 503 before the start, 429 where too many wait."""
+        """Raise Problem where no request can be taken: 503 where nobody can answer, 429 where too many wait."""
         if not self.ready:
             raise Problem(503, "the model is not ready yet; ask again", BUSY)
         # whoever would wait for longer than an answer may take is told so at once
-        late = self._unanswered * self._pace > self.settings.answer_seconds
+        late = self._unanswered * self._pace / self._live > self.settings.answer_seconds
         if late or self._unanswered >= self.settings.waiting:
             raise Problem(429, "too many requests wait for an answer; ask again", BUSY)
 
-    async def ask(self, ask: Ask, render: Callable[[Reply], bytes], done: Callable[[], None]) -> bytes:
-        """The rendered reply; `done` is called when the request is held no more, which may be after a timeout.
+    async def ask(self, ask: Ask, done: Callable[[], None]) -> bytes:
+        """The answer; `done` is called when the request is held no more, which may be after a timeout.
 
-        Raises Problem: 429 where too many wait, 503 where it takes too long, 422.
+        Raises Problem: 429 where too many wait, 503 where it takes too long or the scorer ends, 422.
         """
         try:
             self.check()
@@ -111,7 +92,7 @@ class Engine:
             done()
             raise
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        waiting = Waiting(ask, render, future, done)
+        waiting = Waiting(ask, future, done)
         self._unanswered += 1
         self.metrics.waiting.set(self._unanswered)
         try:
@@ -128,79 +109,77 @@ class Engine:
             self._unanswered -= 1
             self.metrics.waiting.set(self._unanswered)
 
-    async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
+    async def _serve(self, scorer: Scorer) -> None:
+        """Have one scorer answer; where it ends it is started again, ever later if it ends without having answered."""
+        failures = 0
         while True:
-            if not self._queue:
-                await self._came.wait()
-                await asyncio.sleep(self.settings.batch_seconds)  # who came meanwhile has waited for others already
-            batch = [self._queue.popleft() for _ in range(min(self.settings.batch, len(self._queue)))]
-            if not self._queue:
-                self._came.clear()
-            if batch:
-                await self._settle_all(batch, loop)
-            del batch  # nothing is held while the next ones are waited for
+            while batch := await self._share(scorer):
+                if await self._settle_all(scorer, batch):
+                    failures = 0
+                del batch  # nothing is held while the next ones are waited for
+            self._live -= 1
+            LOG.error("a worker ended; another is started")
+            while not scorer.alive():
+                await asyncio.sleep(2**failures - 1)
+                failures = min(PATIENCE, failures + 1)
+                try:
+                    await asyncio.get_running_loop().run_in_executor(self._threads, scorer.start)
+                except WorkerError as error:
+                    LOG.error("no worker could be started: %s", error)
+            self._live += 1
 
-    async def _settle_all(self, batch: list[Waiting], loop: asyncio.AbstractEventLoop) -> None:
-        self.metrics.batch.observe(len(batch))
-        begun = loop.time()
+    async def _share(self, scorer: Scorer) -> list[Waiting]:
+        """What an idle scorer is to answer next, when there is anything: as much as the other idle ones; none if it
+        ended."""
+        self._idle += 1
         try:
-            results = await loop.run_in_executor(self._thread, _tried, partial(self._answer, batch))
+            while scorer.alive():
+                if self._queue:
+                    share = -(-len(self._queue) // self._idle)
+                    return [self._queue.popleft() for _ in range(min(self.settings.batch, share))]
+                self._came.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_SECONDS):
+                        await self._came.wait()
+                if self._idle == 1:  # the next ones would have to wait until this one is done
+                    await asyncio.sleep(self.settings.batch_seconds)
+            return []
+        finally:
+            self._idle -= 1
+
+    async def _settle_all(self, scorer: Scorer, batch: list[Waiting]) -> bool:
+        """Have a scorer answer these; whether it did."""
+        self.metrics.batch.observe(len(batch))
+        loop = asyncio.get_running_loop()
+        begun, asks = loop.time(), [waiting.ask for waiting in batch]
+        results: Sequence[Result]
+        ended = False
+        try:
+            results = await loop.run_in_executor(self._threads, scorer.score, asks)
+        except WorkerError:
+            ended = True
+            results = [Refused(503, "the process that was to answer ended; ask again", BUSY)] * len(batch)
+        except UNEXPECTED as error:  # whatever happens, the next ones are answered
+            results = [refused(error)] * len(batch)
         finally:
             for waiting in batch:
                 waiting.done()
-        each = (loop.time() - begun) / len(batch)
-        self._pace = each if not self._pace else (2 * self._pace + each) / 3
-        if isinstance(results, Problem):  # whatever happens, the next ones are answered
-            results = [results] * len(batch)
+        if not ended:
+            each = (loop.time() - begun) / len(batch)
+            self._pace = each if not self._pace else (2 * self._pace + each) / 3
         for waiting, result in zip(batch, results, strict=True):
+            if isinstance(result, Answered):
+                self.metrics.count(result.counts)
+            elif result.fault:
+                LOG.error("an unexpected %s while answering", result.fault)
             _settle(waiting.future, result)
-
-    def _answer(self, batch: Sequence[Waiting]) -> list[Any]:
-        """Of each request the bytes, or what to refuse it with."""
-        results: list[Any] = [_tried(partial(read, waiting.ask)) for waiting in batch]
-        parts = [result for result in results if isinstance(result, Part)]
-        replies = _tried(partial(answer, self.model, parts)) if parts else []
-        if isinstance(replies, Problem):  # one of them is the reason: the others need not suffer for it
-            replies = [_tried(partial(self._alone, part)) for part in parts]
-        waiting_replies = iter(replies)
-        for i, waiting in enumerate(batch):
-            if isinstance(results[i], Part):
-                results[i] = self._rendered(waiting, next(waiting_replies))
-        return results
-
-    def _alone(self, part: Part) -> Any:
-        return answer(self.model, [part])[0]
-
-    def _rendered(self, waiting: Waiting, reply: Any) -> Any:
-        if not isinstance(reply, Reply):
-            return _as_problem(reply)
-        self.metrics.count(reply)
-        return _tried(partial(waiting.render, reply))
+        return not ended
 
 
-def _tried(do: Callable[[], Any]) -> Any:
-    """What a function gives, or the Problem that it is."""
-    try:
-        return do()
-    except UNEXPECTED as error:
-        return _as_problem(error)
-
-
-def _as_problem(error: BaseException) -> Problem:
-    if isinstance(error, Problem):
-        return error
-    if isinstance(error, UserError):
-        return Problem(422, str(error))
-    # neither its text nor its trace is logged: they may quote a record
-    LOG.error("an unexpected %s while answering", type(error).__name__)
-    return Problem(500, "the service met an unexpected condition; report what was asked")
-
-
-def _settle(future: asyncio.Future[bytes], result: Any) -> None:
+def _settle(future: asyncio.Future[bytes], result: Result) -> None:
     if future.done():
         return
-    if isinstance(result, bytes):
-        future.set_result(result)
+    if isinstance(result, Answered):
+        future.set_result(result.content)
     else:
-        future.set_exception(result)
+        future.set_exception(Problem(result.status, result.text, result.headers))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
@@ -15,7 +15,7 @@ import polars as pl
 from ehrseq import __version__
 from ehrseq.explain.explanation import Explanation
 from ehrseq.figures import plain
-from ehrseq.serve.answer import Reply
+from ehrseq.serve.answer import WHY, Ask, Reply
 from ehrseq.serve.problems import Problem
 from ehrseq.serve.render import REASONS, names_of, with_horizons
 from ehrseq.task.history import visible
@@ -59,18 +59,6 @@ class _Head(msgspec.Struct, rename="camel"):
     entry: list[msgspec.Raw] | None = None
 
 
-@dataclass(frozen=True)
-class Sent:
-    """What came with a hook: the patient's id, and the prefetched records as one JSON list."""
-
-    patient: str
-    document: bytes
-    incomplete: tuple[str, ...] = ()
-    """The keys of which only a first page came."""
-    missing: tuple[str, ...] = ()
-    """The keys, of lesser weight, of which nothing came."""
-
-
 def services() -> dict[str, Any]:
     """The answer to discovery."""
     return {
@@ -87,8 +75,8 @@ def services() -> dict[str, Any]:
     }
 
 
-def read_hook(body: bytes) -> Sent:
-    """What a record system sends.
+def read_hook(body: bytes, now: datetime) -> Ask:
+    """What a record system asks: about one patient, from the prefetched records as one JSON list, at this moment.
 
     Raises Problem: 400 for what is no such request, 412 where what a forecast cannot do without did not come: an empty
     search result says that there is nothing, but no result says nothing.
@@ -113,10 +101,10 @@ def read_hook(body: bytes) -> Sent:
         raise Problem(412, f"expected prefetch that can be read of: {', '.join(unusable)}; found none; send each as "
                            "discovery asks for it, with an empty Bundle where nothing is on record")  # fmt: skip
     records = [bytes(given[name]) for name, kind in kinds.items() if kind != "OperationOutcome"]
-    return Sent(
-        request.context.patient_id, b"[" + b",".join(records) + b"]",
-        tuple(name for name in PREFETCH if name in came and _goes_on(heads[name])),
-        tuple(name for name in PREFETCH if name not in came),
+    return Ask(
+        b"[" + b",".join(records) + b"]", now, frozenset([WHY]), patient=request.context.patient_id, live=True,
+        form="cards", incomplete=tuple(name for name in PREFETCH if name in came and _goes_on(heads[name])),
+        missing=tuple(name for name in PREFETCH if name not in came),
     )  # fmt: skip
 
 
@@ -133,13 +121,13 @@ def _goes_on(head: _Head | None) -> bool:
     return any(isinstance(link, dict) and link.get("relation") == "next" for link in links)
 
 
-def as_cards(reply: Reply, sent: Sent) -> bytes:
+def as_cards(reply: Reply, ask: Ask) -> bytes:
     """One card: the risks, and what moves them most. None where nothing can be forecast."""
     risk = with_horizons(reply)
     if not risk.height:
         return NO_CARDS
-    names = names_of(reply, sent.document)
-    detail = [_moment(reply), "", *_table(risk), *_reasons(reply, names), *_caveats(reply, sent)]
+    names = names_of(reply, ask.document)
+    detail = [_moment(reply), "", *_table(risk), *_reasons(reply, names), *_caveats(reply, ask)]
     card = {
         "uuid": str(uuid4()),
         "summary": summary(risk),
@@ -219,17 +207,17 @@ def _reasons(reply: Reply, names: Mapping[str, str]) -> list[str]:
     return [*lines, *(f"_{escaped(note)}_" for note in explanation.notes[:1]), ""] if lines else []
 
 
-def _caveats(reply: Reply, sent: Sent) -> list[str]:
+def _caveats(reply: Reply, ask: Ask) -> list[str]:
     told = [f"{escaped(_words(r['outcome']))}: no forecast ({escaped(_words(r['reason']))})."
             for r in reply.forecast.skipped.drop_nulls("outcome").iter_rows(named=True)]  # fmt: skip
     if reply.forecast.risk["lower"].null_count() < reply.forecast.risk.height:
         told.append("In brackets: the range of the model's members, not a confidence interval.")
     if reply.forecast.risk["extrapolated"].any():
         told.append("\\* beyond what the model was fitted on.")
-    if sent.incomplete:
-        told.append(f"Only a first page came of: {', '.join(sent.incomplete)}. The forecast has not seen the rest.")
-    if sent.missing:
-        told.append(f"Nothing came of: {', '.join(sent.missing)}. The forecast has not seen them.")
+    if ask.incomplete:
+        told.append(f"Only a first page came of: {', '.join(ask.incomplete)}. The forecast has not seen the rest.")
+    if ask.missing:
+        told.append(f"Nothing came of: {', '.join(ask.missing)}. The forecast has not seen them.")
     ledger = reply.timelines.ledger
     if ledger is not None and (lost := ledger.filter(pl.col("fate") == "quarantined")["count"].sum()):
         told.append(f"Records that could not be read: {lost}. The forecast has not seen them.")

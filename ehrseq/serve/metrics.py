@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from ehrseq.serve.answer import Reply
+from ehrseq.serve.scoring import Counts
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -30,12 +30,12 @@ class Metrics:
         self.skipped = Counter("ehrseq_forecasts_skipped", skipped, ("reason",), registry=registry)
         self.unseen = Counter("ehrseq_events_unseen", "Events whose code the model does not know.", registry=registry)
 
-    def count(self, reply: Reply) -> None:
-        """Count what a reply holds."""
-        self.scored.inc(reply.forecast.risk["subject_id"].n_unique())
-        for reason, number in reply.forecast.skipped["reason"].value_counts().iter_rows():
+    def count(self, counts: Counts) -> None:
+        """Add what an answer holds."""
+        self.scored.inc(counts.scored)
+        for reason, number in counts.skipped.items():
             self.skipped.labels(reason).inc(number)
-        self.unseen.inc(int(reply.unseen["events"].sum()))
+        self.unseen.inc(counts.unseen)
 
     def text(self) -> bytes:
         """The metrics as Prometheus reads them."""

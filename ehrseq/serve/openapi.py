@@ -91,7 +91,7 @@ ANSWERED = {
     408: "The body did not come in time.", 413: "The body is too large.",
     415: "The body is of another type, or packed in another way.",
     422: "There is no patient to forecast for, or a parameter has another value.",
-    503: "The model is not ready, or there was no answer in time.",
+    503: "The model is not ready, there was no answer in time, or the process that was to answer ended.",
 }  # fmt: skip
 ALWAYS = {
     400: "Two headers of a kind that may stand once.", 401: "No token, or one that is not accepted.",

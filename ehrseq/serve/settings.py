@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +11,12 @@ from ehrseq.errors import UserError
 from ehrseq.serve.credentials import Credentials
 
 MEBIBYTE = 1 << 20
+MOST_WORKERS = 4  # unless more are asked for
+
+
+def one_a_core() -> int:
+    """Processes that score where nothing is said."""
+    return min(MOST_WORKERS, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,8 @@ class Settings:
     """How long the first of them waits for others."""
     threads: int = 1
     """Threads of the network's arithmetic."""
+    workers: int = field(default_factory=one_a_core)
+    """Processes that score, of some 0.5 GB each beside the one that is asked; 1: that one scores itself."""
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and not self.credentials:
@@ -52,10 +61,8 @@ class Settings:
                 "a token file or a key set where others can reach the service", "neither, and another host than "
                 "this machine", "give --token-file, or --jwks and --audience; or leave --host out",
             )  # fmt: skip
-        if (
-            min(self.body_bytes, self.held_bytes, self.depth - 3, self.records, self.patients, self.waiting, self.batch)
-            < 1
-        ):
+        least = min(self.body_bytes, self.held_bytes, self.depth - 3, self.records, self.patients, self.waiting)
+        if min(least, self.batch, self.workers) < 1:
             raise UserError("limits above 0, and a depth above 3", "less", "raise them")
 
     @property

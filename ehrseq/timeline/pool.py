@@ -129,22 +129,19 @@ def _next(waiting: queue.SimpleQueue[Job]) -> Job | None:
         return None
 
 
+def environment(threads: int) -> dict[str, str]:
+    """That of a worker process: this one's modules, memory that goes back, and so many threads of polars."""
+    modules = os.pathsep.join(path for path in sys.path if path)
+    return _FRUGAL | os.environ | {"PYTHONPATH": modules, "POLARS_MAX_THREADS": str(threads)}
+
+
 def _start(module: str, workers: int, held: tuple[int, ...]) -> subprocess.Popen[str]:
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    environment = (
-        _FRUGAL
-        | os.environ
-        | {
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-            "POLARS_MAX_THREADS": str(threads),
-        }
-    )
     return subprocess.Popen(
         [sys.executable, "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=environment(max(1, (os.cpu_count() or 1) // workers)),
         pass_fds=held,
     )
 

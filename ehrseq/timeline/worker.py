@@ -26,7 +26,7 @@ def do(job: dict[str, Any], loaded: dict[str, Any], advance: Progress | None) ->
         return ingest.read_task(job, advance) if job["do"] == "read" else shards.write_shards(job, loaded)
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """End this process once the one that started it is gone, whatever it is doing."""
     while os.getppid() == parent:
         time.sleep(0.2)
@@ -35,7 +35,7 @@ def _end_with(parent: int) -> None:
 
 def main(do: Do = do) -> None:
     """Answer jobs until there are no more, each by `do`."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     loaded: dict[str, Any] = {}
     answers = sys.stdout
     sys.stdout = sys.stderr  # whatever prints does not answer

@@ -89,6 +89,13 @@ def running(app: Any) -> Iterator[str]:
         listening.close()
 
 
+def free_port() -> int:
+    """A port that nobody answers at."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
 Serve = Callable[..., httpx.Client]
 
 

@@ -8,11 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import httpx
 import pytest
 
 from ehrseq.cli import main
+from tests.serve.conftest import free_port
 
 ONE_LINE = re.compile(r"ehrseq: expected [^\n]*; found [^\n]*; [^\n]*\n")
 
@@ -31,15 +34,11 @@ def refused(monkeypatch, capfd):
     return one
 
 
-def free_port():
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
-
-
-def test_it_answers_until_it_is_interrupted(simulated, tmp_path):
+@pytest.mark.parametrize(("workers", "sent"), [(1, signal.SIGTERM), (2, signal.SIGKILL)])
+def test_it_answers_until_it_is_interrupted_or_killed(simulated, tmp_path, workers, sent):
     port, log = free_port(), tmp_path / "access.ndjson"
-    command = [sys.executable, "-m", "ehrseq", "serve", simulated.folder, "--port", str(port), "--access-log", log]
+    command = [sys.executable, "-m", "ehrseq", "serve", simulated.folder, "--port", str(port), "--access-log", log,
+               "--workers", str(workers)]  # fmt: skip
     service = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert f"http://127.0.0.1:{port}/" in service.stdout.readline()
@@ -52,10 +51,17 @@ def test_it_answers_until_it_is_interrupted(simulated, tmp_path):
                 continue
         assert reply.status_code == 200
         assert "## Fitted on" in httpx.get(f"http://127.0.0.1:{port}/model", trust_env=False).json()["card"]
+        tasks = Path(f"/proc/{service.pid}/task").glob("*/children")
+        scoring = [Path(f"/proc/{pid}") for file in tasks for pid in file.read_text().split()]
     finally:
-        service.send_signal(signal.SIGTERM)
+        service.send_signal(sent)
         _, told = service.communicate(timeout=60)
     assert told == ""
+    assert len(scoring) == (workers if workers > 1 else 0)
+    deadline = time.monotonic() + 30
+    while any(process.exists() for process in scoring):  # they end by themselves
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     assert len(log.read_text().splitlines()) == 2
 
 
@@ -78,7 +84,9 @@ def test_a_port_that_is_taken(refused, simulated):
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
-        assert "a free address and port" in refused(simulated.folder, "--port", listening.getsockname()[1])
+        assert "a free address and port" in refused(
+            simulated.folder, "--port", listening.getsockname()[1], "--workers", 1
+        )
 
 
 def test_without_the_libraries(simulated):

@@ -229,7 +229,7 @@ def test_too_many_that_wait_are_refused(serve, simulated, monkeypatch):
         time.sleep(0.3)
         return answer(model, parts)
 
-    monkeypatch.setattr("ehrseq.serve.engine.answer", slowly)
+    monkeypatch.setattr("ehrseq.serve.scoring.answer", slowly)
     busy = serve(waiting=2, batch=1)
     replies = []
     record = simulated.some(1)[0]
@@ -244,21 +244,23 @@ def test_too_many_that_wait_are_refused(serve, simulated, monkeypatch):
 
 
 def test_an_answer_that_takes_too_long_is_given_up(serve, simulated, monkeypatch):
-    monkeypatch.setattr("ehrseq.serve.engine.answer", lambda model, parts: time.sleep(0.6) or [None] * len(parts))
+    monkeypatch.setattr("ehrseq.serve.scoring.answer", lambda model, parts: time.sleep(0.6) or [None] * len(parts))
     reply = serve(answer_seconds=0.2).post("/forecast", json=simulated.some(1)[0])
     assert reply.status_code == 503
     assert "0.2 s" in outcome_text(reply)
 
 
-def test_a_fault_of_our_own_is_told_without_what_it_is(serve, simulated, monkeypatch, caplog):
-    def broken(self, *_):
+@pytest.mark.parametrize("step", ["written", "score"])
+def test_a_fault_of_our_own_is_told_without_what_it_is(serve, simulated, monkeypatch, caplog, step):
+    def broken(*_):
         raise KeyError("zzcanary")
 
-    monkeypatch.setattr(Engine, "_rendered", broken)
+    monkeypatch.setattr(f"ehrseq.serve.scoring.{step}", broken)
     client = serve(batch=3)
     reply = client.post("/forecast", json=simulated.some(1)[0])
     assert reply.status_code == 500
     outcome_text(reply)
+    assert "an unexpected KeyError while answering" in caplog.text
     assert "zzcanary" not in reply.text + caplog.text
 
 
@@ -272,7 +274,7 @@ def test_a_record_that_breaks_scoring_does_not_spoil_the_others(serve, simulated
             raise ValueError("zzcanary")
         return answer(model, parts)
 
-    monkeypatch.setattr("ehrseq.serve.engine.answer", picky)
+    monkeypatch.setattr("ehrseq.serve.scoring.answer", picky)
     client = serve(batch=8, batch_seconds=0.05)
     replies = [None] * 4
 
@@ -388,7 +390,7 @@ MANY = {
 def test_a_small_body_of_much_work_is_refused_unread(serve, monkeypatch, name):
     body, status = MANY[name]
     client = serve(body_bytes=8 << 20)
-    monkeypatch.setattr("ehrseq.serve.engine.read", lambda ask: pytest.fail("it was read"))
+    monkeypatch.setattr("ehrseq.serve.scoring.read", lambda ask: pytest.fail("it was read"))
     reply = client.post("/forecast", content=body, headers=JSON)
     assert reply.status_code == status
     assert "at most" in outcome_text(reply)
@@ -402,15 +404,16 @@ def test_what_was_given_up_is_not_held(model):
 
     from ehrseq.serve.answer import Ask
     from ehrseq.serve.metrics import Metrics
+    from ehrseq.serve.scoring import Answered, Here
     from tests.serve.conftest import LIMITS
 
     async def run():
-        engine = Engine(model, replace(LIMITS, batch=1, answer_seconds=0.2), Metrics())
-        gate = threading.Event()
-        engine._answer = lambda batch: gate.wait(10) and [b"x"] * len(batch)
+        scorer, gate = Here(model), threading.Event()
+        scorer.score = lambda asks: gate.wait(10) and [Answered(b"x")] * len(asks)
+        engine = Engine([scorer], replace(LIMITS, batch=1, answer_seconds=0.2), Metrics())
         await engine.start()
         done = [0, 0, 0]
-        asks = [engine.ask(Ask(b"[]"), bytes, lambda i=i: done.__setitem__(i, done[i] + 1)) for i in range(3)]
+        asks = [engine.ask(Ask(b"[]"), lambda i=i: done.__setitem__(i, done[i] + 1)) for i in range(3)]
         results = await asyncio.gather(*asks, return_exceptions=True)
         assert [r.status for r in results] == [503, 503, 503]
         assert done == [0, 1, 1]  # the first is still being scored
