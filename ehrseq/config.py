@@ -57,10 +57,10 @@ class TrainingConfig:
     with `auxiliary_weight` times the weight of one outcome. `bfloat16` halves the precision of products on a GPU.
 
     >>> ModelConfig(training=TrainingConfig(members=1), seed=1).training.max_epochs
-    10
+    7
     """
 
-    max_epochs: int = 10
+    max_epochs: int = 7
     patience: int = 4
     learning_rate: float = 7e-4
     weight_decay: float = 0.05
