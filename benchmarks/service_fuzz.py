@@ -134,13 +134,15 @@ def main() -> None:
     while not server.started:
         time.sleep(0.05)
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    facts = {
-        "from the OpenAPI document": described_requests(url, given_.examples, given_.seed),
-        "mutated records": mutated_records(url, given_.records, given_.seed, given_.data),
-    }
-    server.should_exit = True
-    for worker in workers:
-        worker.close()
+    try:
+        facts = {
+            "from the OpenAPI document": described_requests(url, given_.examples, given_.seed),
+            "mutated records": mutated_records(url, given_.records, given_.seed, given_.data),
+        }
+    finally:
+        server.should_exit = True
+        for worker in workers:
+            worker.close()
     print(json.dumps(facts, indent=1))
 
 

@@ -306,7 +306,7 @@ def serve_verb(
     rate: Annotated[float, typer.Option(min=0, help="Requests a minute from one address; 0: any number.")] = 600,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the arithmetic, of each worker.")] = 1,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that score, of 0.5 GB each. Default: one a core, at most 4.")
+        int | None, typer.Option(min=1, help="Processes that score, of 0.4 GB each. Default: one a core, at most 4.")
     ] = None,
 ) -> None:
     """Answer with forecasts over HTTP: FHIR, CDS Hooks, and a page to look at one record."""

@@ -12,11 +12,25 @@ SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "small": ({}, {}),
     "base": (
         {"width": 512, "layers": 8, "heads": 8, "max_events": 1024},
-        {"learning_rate": 3e-4, "warmup_steps": 500, "tokens_per_batch": 16384, "members": 1, "bfloat16": True},
+        {
+            "learning_rate": 3e-4,
+            "warmup_steps": 500,
+            "tokens_per_batch": 16384,
+            "max_epochs": 10,
+            "members": 1,
+            "bfloat16": True,
+        },
     ),
     "large": (
         {"width": 1024, "layers": 9, "heads": 16, "max_events": 2048},
-        {"learning_rate": 2e-4, "warmup_steps": 1000, "tokens_per_batch": 32768, "members": 1, "bfloat16": True},
+        {
+            "learning_rate": 2e-4,
+            "warmup_steps": 1000,
+            "tokens_per_batch": 32768,
+            "max_epochs": 10,
+            "members": 1,
+            "bfloat16": True,
+        },
     ),
 }
 MODELS = ("hybrid", "transformer", "boosted", "cox", "age_sex")

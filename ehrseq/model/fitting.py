@@ -54,7 +54,7 @@ def fit_model(
     vocabulary is that of an earlier model, and the networks go on from its own. `happened` replaces what happened to
     the subjects (a table like that of `occurrences`): audits learn it from timelines that do not show it.
     """
-    with one_thread(config.network.width < NARROW and len(timelines) < MANY):
+    with one_thread(config.has_networks and config.network.width < NARROW and len(timelines) < MANY):
         return _fit_model(timelines, task, splits, config, report, checkpoint, start, happened)
 
 

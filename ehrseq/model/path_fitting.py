@@ -36,6 +36,7 @@ from ehrseq.tokens.vocabulary import FIRST_CODE, Vocabulary, is_static_fact
 Float = NDArray[np.float64]
 Index = NDArray[np.int64]
 QUERIES = 8000  # of each kind: any time, and just after a moment
+FROM_EACH = 16  # of a subject on average: more of them say the same again
 INTERVALS = 24
 QUANTILES = 41
 PENALTY = 5.0  # of a weight's square, in observations: rare codes keep to what all people have in common
@@ -229,7 +230,7 @@ def tracked_numbers(vocabulary: Vocabulary, codes: tuple[str, ...]) -> tuple[Ind
 
 def _anywhere(start: Index, end: Index, rng: np.random.Generator) -> tuple[Index, Index, Float]:
     """Rows, times and weights of landmarks."""
-    row, time, weight = draw_landmarks(start, end, max(1, QUERIES // len(start)), rng)
+    row, time, weight = draw_landmarks(start, end, int(np.clip(QUERIES // len(start), 1, FROM_EACH)), rng)
     some = np.flatnonzero(end[row] > time)
     some = np.sort(rng.choice(some, min(QUERIES, len(some)), replace=False))
     return row[some], time[some], weight[some]
@@ -241,7 +242,8 @@ def _moments(part: Part, numbers: Index, end: Index, rng: np.random.Generator) -
     known = part.encoded.known_time
     inside = (numbers >= 0) & (known >= part.start[owner]) & (known < end[owner])
     pairs = np.unique(np.column_stack([owner[inside], known[inside]]), axis=0)
-    some = np.sort(rng.choice(len(pairs), min(QUERIES, len(pairs)), replace=False))
+    n = min(QUERIES, FROM_EACH * len(part.start), len(pairs))
+    some = np.sort(rng.choice(len(pairs), n, replace=False))
     return pairs[some, 0], pairs[some, 1]
 
 

@@ -12,7 +12,7 @@ from ehrseq.config import ModelConfig
 from ehrseq.model.checkpoint import Checkpoint
 from ehrseq.model.fitted import Fitted
 from ehrseq.model.fitting import auxiliary_codes, code_indices, data_hash, digest, learn_vocabulary, split_parts
-from ehrseq.model.heads import interval_edges
+from ehrseq.model.heads import event_edges
 from ehrseq.model.members import fit_member
 from ehrseq.model.sample import Labeller
 from ehrseq.timeline.store import Timelines
@@ -31,11 +31,12 @@ def pretrain(
     vocabulary = learn_vocabulary(timelines, splits, config)
     parts = split_parts(timelines, splits, vocabulary)
     names = auxiliary_codes(vocabulary, CODES)
-    follow_up = (parts["train"].end - parts["train"].start) / MICROSECONDS_PER_DAY
-    edges = interval_edges(float(np.quantile(follow_up, FAR_ENOUGH)), config.network.intervals)
     labeller = Labeller(None, timelines.subjects, None, [], code_indices(vocabulary, names))
     rng = np.random.default_rng([config.seed, 1])
     sample = parts["train"].draw(rng, config.training.landmarks_per_subject, labeller, auxiliary=True)
+    follow_up = (parts["train"].end - parts["train"].start) / MICROSECONDS_PER_DAY
+    days = sample.target.days[sample.target.event].astype(np.float64)
+    edges = event_edges(days, float(np.quantile(follow_up, FAR_ENOUGH)), config.network.intervals)
     run = (config.to_dict(), "pretraining", digest(*parts.values(), sample))
     kept = None if checkpoint is None else Checkpoint.open(checkpoint, *run)
     networks, history = [], []

@@ -126,6 +126,8 @@ class Engine:
                     await asyncio.get_running_loop().run_in_executor(self._threads, scorer.start)
                 except WorkerError as error:
                     LOG.error("no worker could be started: %s", error)
+                except UNEXPECTED as error:
+                    LOG.error("no worker could be started: %s", type(error).__name__)
             self._live += 1
 
     async def _share(self, scorer: Scorer) -> list[Waiting]:
@@ -135,8 +137,10 @@ class Engine:
         try:
             while scorer.alive():
                 if self._queue:
-                    share = -(-len(self._queue) // self._idle)
-                    return [self._queue.popleft() for _ in range(min(self.settings.batch, share))]
+                    share = min(self.settings.batch, -(-len(self._queue) // self._idle))
+                    if self._pace:  # who would take too long together is answered in smaller numbers
+                        share = min(share, max(1, int(self.settings.answer_seconds / self._pace)))
+                    return [self._queue.popleft() for _ in range(share)]
                 self._came.clear()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_SECONDS):
@@ -152,27 +156,30 @@ class Engine:
         self.metrics.batch.observe(len(batch))
         loop = asyncio.get_running_loop()
         begun, asks = loop.time(), [waiting.ask for waiting in batch]
-        results: Sequence[Result]
+        results: Sequence[Result] = [Refused(503, "the service stops; ask again", BUSY)] * len(batch)
         ended = False
         try:
             results = await loop.run_in_executor(self._threads, scorer.score, asks)
-        except WorkerError:
+        except WorkerError as error:
             ended = True
+            LOG.error("no answer: %s", error)
             results = [Refused(503, "the process that was to answer ended; ask again", BUSY)] * len(batch)
         except UNEXPECTED as error:  # whatever happens, the next ones are answered
             results = [refused(error)] * len(batch)
-        finally:
-            for waiting in batch:
+        finally:  # and when the service stops
+            for waiting, result in zip(batch, results, strict=True):
                 waiting.done()
-        if not ended:
-            each = (loop.time() - begun) / len(batch)
+                _settle(waiting.future, result)
+        each = (loop.time() - begun) / len(batch)
+        if ended:  # perhaps for taking too long: fewer at once, and sooner a 429
+            self._pace = max(self._pace, 2 * each)
+        else:
             self._pace = each if not self._pace else (2 * self._pace + each) / 3
-        for waiting, result in zip(batch, results, strict=True):
+        for result in results:
             if isinstance(result, Answered):
                 self.metrics.count(result.counts)
-            elif result.fault:
-                LOG.error("an unexpected %s while answering", result.fault)
-            _settle(waiting.future, result)
+        for fault in {result.fault for result in results} - {""}:
+            LOG.error("an unexpected %s while answering", fault)
         return not ended
 
 

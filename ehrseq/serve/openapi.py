@@ -139,7 +139,7 @@ HEALTH: dict[str, Any] = {
 READY: dict[str, Any] = {
     "summary": "Whether the service can answer",
     "responses": _json("It can.", {"type": "object"}, example={"status": "ready"})
-    | _refusals({421: ALWAYS[421], 503: "Not yet."}),
+    | _refusals({421: ALWAYS[421], 503: "Not yet, or no worker runs."}),
 }
 DISCOVERY: dict[str, Any] = {
     "summary": "CDS Hooks: the services",

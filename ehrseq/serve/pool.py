@@ -81,15 +81,20 @@ class Process:
 
     @contextmanager
     def _within(self, seconds: float) -> Iterator[None]:
-        """End the process after a time. Whatever goes wrong with it is a WorkerError, and the process is gone then."""
+        """End the process after a time. Whatever goes wrong, the process is gone then: what it has not sent yet would
+        answer the next one. WorkerError where it is the process that went wrong."""
         late = threading.Timer(seconds, self._kill)
         late.daemon = True
         late.start()
         try:
             yield
-        except (OSError, EOFError, ValueError) as error:  # ValueError: no message, or a pipe that is closed
+        except BaseException as error:
             status = self._end()
+            if not isinstance(error, (OSError, EOFError, ValueError)):  # ValueError: no message, or a closed pipe
+                raise
             found = type(error).__name__ if status is None else f"exit status {status}"
+            if late.finished.is_set():
+                found = f"none after {seconds:g} s"
             raise WorkerError("a worker that answers", f"one that ended ({found})", "ask again") from None
         finally:
             late.cancel()
@@ -99,7 +104,7 @@ class Process:
             raise EOFError("closed")
         # in a group of its own: an interrupt at the terminal lets the service end, which then ends it
         return subprocess.Popen(
-            [sys.executable, "-m", "ehrseq.serve.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, "-P", "-m", "ehrseq.serve.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, env=environment(self._begin.threads), process_group=0,
         )  # fmt: skip
 
@@ -132,4 +137,9 @@ class Process:
 def start_all(workers: Sequence[Process]) -> None:
     """Start processes, all at the same time. Raises WorkerError where one cannot begin."""
     with ThreadPoolExecutor(len(workers)) as threads:
-        list(threads.map(Process.start, workers))
+        try:
+            list(threads.map(Process.start, workers))
+        except BaseException:  # an interrupt too: the threads wait for their processes
+            for worker in workers:
+                worker.close()
+            raise

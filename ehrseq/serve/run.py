@@ -50,7 +50,10 @@ def serve(model: ProgressionModel | str | Path, settings: Settings | None = None
             ws="none", timeout_keep_alive=5, timeout_graceful_shutdown=10, backlog=256, proxy_headers=False,
             http="h11", h11_max_incomplete_event_size=1 << 15, limit_concurrency=CONNECTIONS,
         )  # fmt: skip
-        uvicorn.Server(config).run()
+        server = uvicorn.Server(config)
+        server.run()
+        if not server.started:
+            raise UserError("workers that begin", "one that ended", "start the service again, with fewer --workers")
     except SystemExit:
         raise UserError("a free address and port", "one that cannot be used", "choose another --port") from None
     finally:

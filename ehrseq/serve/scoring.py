@@ -44,6 +44,8 @@ class Answered(msgspec.Struct, frozen=True, tag=True):
 
     content: bytes
     counts: Counts = Counts()
+    fault: str = ""
+    """The type of an error that all together met, and this one alone did not."""
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
@@ -115,12 +117,16 @@ def score(model: ProgressionModel, asks: Sequence[Ask]) -> list[Result]:
     results: list[Any] = [_tried(partial(read, ask)) for ask in asks]
     parts = [result for result in results if isinstance(result, Part)]
     replies: Any = _tried(partial(answer, model, parts)) if parts else []
+    fault = ""
     if isinstance(replies, Refused):  # one of them is the reason: the others need not suffer for it
+        fault = replies.fault
         replies = [_tried(partial(_alone, model, part)) for part in parts]
     reply_of_next = iter(replies)
     for i, ask in enumerate(asks):
         if isinstance(results[i], Part):
             results[i] = _tried(partial(written, ask, next(reply_of_next)))
+            if fault and isinstance(results[i], Answered):
+                results[i] = msgspec.structs.replace(results[i], fault=fault)
     return results
 
 

@@ -16,7 +16,8 @@ MOST_WORKERS = 4  # unless more are asked for
 
 def one_a_core() -> int:
     """Processes that score where nothing is said."""
-    return min(MOST_WORKERS, os.cpu_count() or 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_WORKERS, cores)
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,15 @@ class Settings:
     """Requests that wait for an answer."""
     body_seconds: float = 10.0
     answer_seconds: float = 30.0
+    """How long an answer may take; a worker that takes longer is ended."""
     batch: int = 16
     """Requests that are scored in one call."""
     batch_seconds: float = 0.003
-    """How long the first of them waits for others."""
+    """How long the first of them waits for others, where nobody else is idle."""
     threads: int = 1
-    """Threads of the network's arithmetic."""
+    """Threads of the network's arithmetic, of each worker."""
     workers: int = field(default_factory=one_a_core)
-    """Processes that score, of some 0.5 GB each beside the one that is asked; 1: that one scores itself."""
+    """Processes that score, of some 0.4 GB each beside the one that is asked; 1: that one scores itself."""
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and not self.credentials:

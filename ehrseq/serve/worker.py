@@ -20,6 +20,7 @@ from ehrseq.serve.scoring import score, warm
 from ehrseq.timeline.worker import end_with
 
 LENGTH = 8  # bytes
+MOST = 1 << 30  # bytes of a frame: a longer one is no frame
 
 
 class Begin(msgspec.Struct, frozen=True):
@@ -41,7 +42,7 @@ def receive(of: IO[bytes], kind: Any) -> Any:
     """Read one frame, of this type. Raises EOFError where there is no whole one."""
     length = of.read(LENGTH)
     size = int.from_bytes(length, "big")
-    content = of.read(size) if len(length) == LENGTH else b""
+    content = of.read(size) if len(length) == LENGTH and size <= MOST else b""
     if not content or len(content) < size:
         raise EOFError("no whole frame")
     return msgspec.msgpack.decode(content, type=kind)
@@ -75,6 +76,8 @@ def main() -> None:
             told = ""
         except UserError as error:
             model, told = None, str(error)
+        except Exception as error:
+            model, told = None, f"it stopped with {type(error).__name__}"
         send(answers, told)
         answers.flush()
         try:

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from ehrseq import errors
@@ -130,14 +131,18 @@ def _next(waiting: queue.SimpleQueue[Job]) -> Job | None:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """That of a worker process: this one's modules, memory that goes back, and so many threads of polars."""
-    modules = os.pathsep.join(path for path in sys.path if path)
+    """That of a worker process: this one's modules, memory that goes back, and so many threads of polars.
+
+    The current folder is left out, as by `-P`: it may hold what somebody else wrote.
+    """
+    package = str(Path(errors.__file__).parents[1])
+    modules = os.pathsep.join([*(path for path in sys.path if path), package])
     return _FRUGAL | os.environ | {"PYTHONPATH": modules, "POLARS_MAX_THREADS": str(threads)}
 
 
 def _start(module: str, workers: int, held: tuple[int, ...]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", module],
+        [sys.executable, "-P", "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

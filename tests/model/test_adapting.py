@@ -46,7 +46,7 @@ def test_pretraining_learns_when_codes_come(timelines):
     for i, often, last in zip(ids, frail, end, strict=True):
         rows += [(i, day(d), "LOINC//visit", None, day(d)) for d in np.arange(1 + i % 29, last, 30 if often else 300)]
     regular = append(timelines, rows)
-    settings = replace(NETWORKS.training, learning_rate=1e-2, max_epochs=4)
+    settings = replace(NETWORKS.training, learning_rate=1e-2, max_epochs=8, patience=8)
     history = ProgressionModel(replace(NETWORKS, training=settings)).fit(regular).fitted_.history[0]
     assert history[-1] < history[0] - 0.5
 

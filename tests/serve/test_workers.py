@@ -142,6 +142,42 @@ def test_workers_that_are_killed_or_hang_are_replaced(served, workers, simulated
     assert "a worker ended" in caplog.text
 
 
+def test_an_answer_that_was_not_read_is_nobody_elses(workers, simulated, monkeypatch):
+    """Whatever goes wrong while answers are read, the process that still holds some of them is gone."""
+    asks = [Ask(httpx.Request("POST", "http://x", json=b).read()) for b in simulated.some(3)]
+
+    def fails_at_the_second(*given):
+        taken.append(1)
+        if len(taken) == 2:
+            raise MemoryError
+        return receive(*given)
+
+    taken = []
+    monkeypatch.setattr("ehrseq.serve.pool.receive", fails_at_the_second)
+    with pytest.raises(MemoryError):
+        workers[0].score(asks[:2])
+    monkeypatch.undo()
+    assert not workers[0].alive()
+    workers[0].start()
+    assert workers[0].score(asks[2:]) == workers[1].score(asks[2:])
+
+
+def test_one_that_cannot_begin_is_refused_with_what_it_said(simulated):
+    worker = Process(simulated.folder, "0" * 64, 1, 1.0)
+    with pytest.raises(WorkerError, match="the model that the service began with"):
+        start_all([worker])
+    assert not worker.alive()
+
+
+def test_modules_are_not_taken_from_the_current_folder(simulated, model, tmp_path, monkeypatch):
+    (tmp_path / "msgspec.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    worker = Process(simulated.folder, model.folder_hash_, 1, 20.0)
+    worker.start()
+    assert worker.alive()
+    worker.close()
+
+
 def test_one_that_was_closed_does_not_begin_again(simulated, model):
     worker = Process(simulated.folder, model.folder_hash_, 1, 1.0)
     worker.close()
@@ -162,6 +198,8 @@ def test_what_is_no_frame():
         receive(io.BytesIO(b""), int)
     with pytest.raises(EOFError):
         receive(io.BytesIO((9).to_bytes(8, "big") + b"12345"), str)
+    with pytest.raises(EOFError):
+        receive(io.BytesIO(b"Warning: "), str)  # what a library prints is no length
     written = io.BytesIO()
     ask = Ask(b"\xff[]", datetime(2020, 1, 2, 3, 4, 5, 6), frozenset(["why"]), 2, "p", True, "cards", ("a",), ("b",))
     for item in (ask, Answered(b"\xff"), Refused(422, "x", {"a": "b"}), 3):
@@ -218,7 +256,8 @@ def asked(engine, number):
 def test_what_waits_is_shared_out():
     async def test(engine, stubs):
         first = asked(engine, 6)
-        await asyncio.sleep(0.05)
+        while not all(stub.sizes for stub in stubs):
+            await asyncio.sleep(0.01)
         assert [stub.sizes for stub in stubs] == [[2], [2], [2]]
         more = asked(engine, 13)  # all are busy: these gather, and who is free first takes as many as may be
         await asyncio.sleep(0.05)
@@ -264,7 +303,8 @@ def test_one_that_ends_is_replaced_while_others_go_on():
             await asyncio.sleep(0.01)
         stubs[1].gate.clear()
         more = asked(engine, 4)
-        await asyncio.sleep(0.05)
+        while not stubs[0].sizes:
+            await asyncio.sleep(0.01)
         assert stubs[0].sizes == [2]
         for stub in stubs:
             stub.gate.set()
@@ -295,7 +335,8 @@ def test_one_that_cannot_be_started_is_tried_ever_later(monkeypatch):
 
     async def test(engine, stubs):
         ask, = asked(engine, 1)  # fmt: skip
-        await sleep(0.05)
+        while not stubs[0].sizes:
+            await sleep(0.01)
         stubs[0].dead = True
         monkeypatch.setattr("ehrseq.serve.engine.asyncio.sleep", slept)
         stubs[0].gate.set()
@@ -312,5 +353,63 @@ def test_one_that_cannot_be_started_is_tried_ever_later(monkeypatch):
         while not engine.ready:
             await sleep(0.01)
         assert await asyncio.gather(*asked(engine, 1)) == [b"x"]
+
+    driven(test, 1)
+
+
+class Late(Stub):
+    """One that takes 50 ms a request, and is ended after 300."""
+
+    def score(self, asks):
+        self.sizes.append(len(asks))
+        time.sleep(min(0.05 * len(asks), 0.3))
+        if len(asks) > 6:
+            raise WorkerError("a", "b", "c")
+        return [Answered(b"x")] * len(asks)
+
+
+def test_what_takes_too_long_together_is_answered_in_smaller_numbers(monkeypatch):
+    monkeypatch.setattr(f"{__name__}.Stub", Late)
+
+    async def test(engine, stubs):
+        engine._pace = 0.003
+        answered = []
+        for _ in range(4):
+            answered += await asyncio.gather(*asked(engine, 16), return_exceptions=True)
+        assert b"x" in answered
+        assert {error.status for error in answered if error != b"x"} <= {429, 503}
+        assert max(stubs[0].sizes) == 16
+        assert stubs[0].sizes[-1] <= 6
+
+    driven(test, 1, answer_seconds=0.3, batch=16)
+
+
+def test_any_error_at_the_start_is_tried_again():
+    async def test(engine, stubs):
+        def start():
+            stubs[0].dead = stubs[0].starts < 2
+            stubs[0].starts += 1
+            if stubs[0].dead:
+                raise RuntimeError("can't start new thread")
+
+        stubs[0].dead, stubs[0].start = True, start
+        while engine.ready:
+            await asyncio.sleep(0.01)
+        while not engine.ready:
+            await asyncio.sleep(0.01)
+        stubs[0].gate.set()
+        assert await asyncio.gather(*asked(engine, 1)) == [b"x"]
+
+    driven(test, 1)
+
+
+def test_who_is_being_answered_when_the_service_stops_is_told_so():
+    async def test(engine, stubs):
+        waiting, = asked(engine, 1)  # fmt: skip
+        while not stubs[0].sizes:
+            await asyncio.sleep(0.01)
+        await engine.stop()
+        with pytest.raises(Problem, match="stops"):
+            await waiting
 
     driven(test, 1)
