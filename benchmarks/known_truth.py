@@ -1,6 +1,7 @@
 """Forecasts against the true incidence of simulated people: is the level right, and who is ranked above whom?
 
-    python benchmarks/known_truth.py [--subjects 1000 5000 20000] [--seeds 0] [--people 3000] [--traps all] [--out F]
+    python benchmarks/known_truth.py [--subjects 1000 5000 20000] [--seeds 0] [--people 3000] [--traps all]
+        [--members 3] [--out F]
 
 Each run simulates an export, fits the default model on it, and forecasts `--people` others, of another seed, at the
 landmarks. `--traps` names what is switched on: `all` (informative visits, censoring that depends on covariates,
@@ -101,13 +102,17 @@ def followed(lives: pl.DataFrame, outcomes: list[str]) -> pl.DataFrame:
     return pl.concat(parts)
 
 
-def compare(folder: Path, subjects: int, seed: int, people: int, traps: str) -> pl.DataFrame:
+def compare(folder: Path, subjects: int, seed: int, people: int, traps: str, members: int | None) -> pl.DataFrame:
     """One row a branch, outcome, landmark and horizon."""
     config = configured(traps)
     es.write_simulation(folder / "fit", subjects, seed=seed, config=config)
     es.write_simulation(folder / "others", people, seed=seed + OTHERS, config=config)
     began = time.process_time()
-    model = es.ProgressionModel(seed=seed).fit(es.read_fhir(folder / "fit" / "export"), folder / "fit" / "task.toml")
+    fitting = es.ModelConfig()
+    if members is not None:
+        fitting = replace(fitting, training=replace(fitting.training, members=members))
+    export, task = folder / "fit" / "export", folder / "fit" / "task.toml"
+    model = es.ProgressionModel(fitting, seed=seed).fit(es.read_fhir(export), task)
     seconds = time.process_time() - began
     simulation = simulate(people, seed=seed + OTHERS, config=config)
     table = oracle(simulation, simulation.truth, config, particles=1000, seed=seed).rename({"probability": "truth"})
@@ -134,6 +139,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--people", type=int, default=3000)
     parser.add_argument("--traps", nargs="+", choices=["all", *TRAPS], default=["all"])
+    parser.add_argument("--members", type=int, help="networks, if not as many as by default")
     parser.add_argument("--out", type=Path, help="write known_truth.csv here")
     options = parser.parse_args()
     tables = []
@@ -141,7 +147,7 @@ def main() -> None:
         for subjects in options.subjects:
             for seed in options.seeds:
                 with tempfile.TemporaryDirectory() as scratch:
-                    tables.append(compare(Path(scratch), subjects, seed, options.people, traps))
+                    tables.append(compare(Path(scratch), subjects, seed, options.people, traps, options.members))
                 numbers = pl.col("ratio", "error", "auc", "oracle", "share", "naive", "aalen_johansen")
                 by_outcome = (
                     tables[-1].group_by("branch", "outcome", "horizon", maintain_order=True).agg(numbers.mean())
