@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from ehrseq.model.artifact import Artifact, load_weights
 from ehrseq.model.baselines import HazardBaseline
 from ehrseq.model.boosted import BoostedHazard, Trees
 from ehrseq.model.cox import CoxHazard
+from ehrseq.model.ensemble import Ensemble
 from ehrseq.model.heads import HazardName
 from ehrseq.model.inference import predict_log_hazards
 from ehrseq.model.labs import Labs
@@ -71,6 +73,10 @@ class Fitted:
         """The outcomes that can be forecast."""
         return [h.outcome for h in self.hazards if not h.competing]
 
+    @cached_property
+    def _ensemble(self) -> Ensemble:
+        return Ensemble(self.networks)
+
     def raw(
         self, encoded: EncodedTimelines, row: Index, time: Index, *, max_events: int, branch: str | None = None
     ) -> dict[str, Float]:
@@ -79,7 +85,7 @@ class Fitted:
         out: dict[str, Float] = {}
         if "transformer" in wanted and self.networks:
             out["transformer"] = predict_log_hazards(
-                self.networks, encoded, row, time, max_events=max_events,
+                self._ensemble, encoded, row, time, max_events=max_events,
                 n_summary_codes=len(self.vocabulary.summary_codes),
             )  # fmt: skip
         if "boosted" in wanted and self.boosted:
