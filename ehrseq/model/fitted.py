@@ -15,7 +15,7 @@ from ehrseq.features.tabular import Tabulator
 from ehrseq.model.adjustment import Adjustment
 from ehrseq.model.artifact import Artifact, load_weights
 from ehrseq.model.baselines import HazardBaseline
-from ehrseq.model.boosted import BoostedHazard, Trees
+from ehrseq.model.boosted import BoostedHazard, BoostedHazards, Trees
 from ehrseq.model.cox import CoxHazard
 from ehrseq.model.ensemble import Ensemble
 from ehrseq.model.heads import HazardName
@@ -77,6 +77,10 @@ class Fitted:
     def _ensemble(self) -> Ensemble:
         return Ensemble(self.networks)
 
+    @cached_property
+    def _boosted(self) -> BoostedHazards:
+        return BoostedHazards(self.boosted)
+
     def raw(
         self, encoded: EncodedTimelines, row: Index, time: Index, *, max_events: int, branch: str | None = None
     ) -> dict[str, Float]:
@@ -90,7 +94,7 @@ class Fitted:
             )  # fmt: skip
         if "boosted" in wanted and self.boosted:
             rows = Tabulator(history_of(encoded, self.vocabulary)).rows(row, time)
-            out["boosted"] = np.stack([hazard.log_hazard(rows) for hazard in self.boosted], axis=1)[None]
+            out["boosted"] = self._boosted.log_hazard(rows)[None]
         if "cox" in wanted and self.cox:
             features = linear_features(encoded, self.vocabulary, row, time)
             out["cox"] = np.stack([hazard.log_hazard(features) for hazard in self.cox], axis=1)[None]
