@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ehrseq.errors import ArtifactError, EvaluationError, ForecastError, TaskError, TimelineError
 from ehrseq.estimator import ProgressionModel, load_model
+from ehrseq.model.ensemble import Ensemble
 from ehrseq.model.inference import predict_log_hazards
 from ehrseq.task.definition import Task
 from ehrseq.timeline.store import Timelines
@@ -142,7 +143,7 @@ def test_batch_size_padding_and_company_change_nothing(model, timelines):
 
     def hazards(tokens, rows=slice(None), max_events=CONFIG.network.max_events):
         return predict_log_hazards(
-            model.fitted_.networks, encoded, who[rows], at[rows], max_events=max_events,
+            Ensemble(model.fitted_.networks), encoded, who[rows], at[rows], max_events=max_events,
             n_summary_codes=len(model.fitted_.vocabulary.summary_codes), tokens_per_batch=tokens,
         )  # fmt: skip
 

@@ -57,15 +57,16 @@ def cumulative_incidence(
     outcome, competing, event_free = np.zeros(shape), np.zeros(shape), np.ones(shape)
     widths = np.append(np.diff(edges)[:-1], np.inf)
     # One interval at a time: the (n, H, B) product would be ten times the result.
-    for b, width in enumerate(widths):
-        overlap = np.clip(horizons - edges[b], 0.0, width)
-        with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):
+        for b, width in enumerate(widths):
+            overlap = np.minimum(np.maximum(horizons - edges[b], 0.0), width)  # np.clip takes thrice as long for a few
             cumulative = total[:, b, None] * overlap
-        ended = event_free * -np.expm1(-cumulative)
-        outcome += share[:, b, None] * ended
-        # ended minus the outcome's part, so that the two add up whatever the rounding of the share
-        competing += ended - share[:, b, None] * ended
-        event_free *= np.exp(-cumulative)
+            ended = event_free * -np.expm1(-cumulative)
+            own = share[:, b, None] * ended
+            outcome += own
+            # ended minus the outcome's part, so that the two add up whatever the rounding of the share
+            competing += ended - own
+            event_free *= np.exp(-cumulative)
     return np.minimum(outcome, 1.0), np.minimum(competing, 1.0), event_free
 
 

@@ -9,7 +9,7 @@ Fitted trees are plain arrays, evaluated here with numpy: nothing of scikit-lear
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -153,10 +153,16 @@ class Trees:
         total = np.empty(len(asked))
         for start in range(0, len(asked), FEW_ROWS):
             some = slice(start, start + FEW_ROWS)
-            leaves = self.value[self._leaves(asked[some], self.root)]
-            # one after the other, as the trees are added up elsewhere: the last bit depends on the order
-            total[some] = np.cumsum(np.column_stack([np.full(len(leaves), self.offset), leaves]), axis=1)[:, -1]
+            total[some] = self.added(self.leaf_values(asked[some]))
         return total.reshape(n_periods, -1).T if n_periods else total
+
+    def leaf_values(self, rows: Rows) -> Float:
+        """(n, T) of each tree, for rows that have the period where there are any."""
+        return self.value.take(self._leaves(rows, self.root))
+
+    def added(self, leaves: Float) -> Float:
+        """(n,) the sum of `leaf_values`, one after the other as in `predict`: the last bit depends on the order."""
+        return np.cumsum(np.column_stack([np.full(len(leaves), self.offset), leaves]), axis=1)[:, -1]
 
     def stages(self, rows: Rows) -> Iterator[Float]:
         """(n,) the sum after each tree."""
@@ -171,18 +177,24 @@ class Trees:
         names = ("feature", "threshold", "missing_left", "left", "right", "value")
         return replace(self, root=self.root[:n_trees], **{name: getattr(self, name)[:end] for name in names})
 
-    def _leaves(self, rows: Rows, roots: NDArray[np.int32]) -> NDArray[np.int32]:
+    def _leaves(self, rows: Rows, roots: NDArray[np.int32]) -> Index:
         """(n, R) the leaf that each row comes to from each root."""
-        node = np.tile(roots, (len(rows), 1))
-        number = np.arange(len(rows))[:, None]
+        node = np.tile(roots.astype(np.int64), (len(rows), 1))
+        flat, begin = rows.ravel(), np.arange(len(rows))[:, None] * rows.shape[1]
         for _ in range(self.depth):
-            inner = self.left[node] >= 0
-            if not inner.any():
+            x = flat.take(begin + self.feature.take(node))
+            goes_right = (x > self.threshold.take(node)) | (np.isnan(x) & ~self.missing_left.take(node))
+            before, node = node, self._children.take(2 * node + goes_right)
+            if np.array_equal(before, node):
                 break
-            x = rows[number, self.feature[node]]
-            goes_left = np.where(np.isnan(x), self.missing_left[node], x <= self.threshold[node])
-            node = np.where(inner, np.where(goes_left, self.left[node], self.right[node]), node)
         return node
+
+    @cached_property
+    def _children(self) -> Index:
+        """(2M,) the left and the right child of each node; a leaf's are itself."""
+        itself = np.arange(len(self.left))
+        each = [np.where(self.left < 0, itself, child) for child in (self.left, self.right)]
+        return np.column_stack(each).ravel()
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The trees as arrays by name; `from_arrays` gives back equal ones."""
@@ -196,6 +208,18 @@ class Trees:
         """The trees that `arrays` described."""
         rest = {k: v for k, v in arrays.items() if k not in ("offset", "depth")}
         return cls(**rest, offset=float(arrays["offset"][0]), depth=int(arrays["depth"][0]))
+
+    @classmethod
+    def joined(cls, several: Sequence[Trees]) -> Trees:
+        """The trees of several as those of one, in this order; the offset is that of none."""
+        shift = np.cumsum([0, *(len(trees.value) for trees in several)])[:-1].astype(np.int32)
+        names = ("root", "feature", "threshold", "missing_left", "left", "right", "value")
+        arrays = {name: np.concatenate([getattr(trees, name) for trees in several]) for name in names}
+        arrays["root"] = arrays["root"] + np.repeat(shift, [len(trees.root) for trees in several])
+        for name in ("left", "right"):
+            moved = arrays[name] + np.repeat(shift, [len(trees.value) for trees in several])
+            arrays[name] = np.where(arrays[name] < 0, -1, moved)
+        return cls(**arrays, offset=0.0, depth=max(trees.depth for trees in several))
 
     @classmethod
     def none(cls) -> Trees:
@@ -287,6 +311,27 @@ class BoostedHazard:
         if tuning.events.sum():
             best = 1 + int(np.argmin([tuning.loss(score) for score in trees.stages(tuning.rows)]))
         return cls(linear, trees.first(best), period)
+
+
+class BoostedHazards:
+    """Several hazards with the same periods. For a few rows, the trees of all of them are walked down together."""
+
+    def __init__(self, hazards: Sequence[BoostedHazard]) -> None:
+        self.hazards, self.joined = hazards, Trees.joined([hazard.trees for hazard in hazards])
+
+    def log_hazard(self, rows: Rows) -> Float:
+        """(n, H, I) log hazards per day for feature rows (n, F)."""
+        n_periods = int(self.hazards[0].period[-1]) + 1
+        if len(rows) * n_periods > FEW_ROWS:
+            return np.stack([hazard.log_hazard(rows) for hazard in self.hazards], axis=1)
+        leaves = self.joined.leaf_values(np.concatenate([_with_period(rows, p) for p in range(n_periods)]))
+        times, first, out = age_and_times(rows), 0, []
+        for hazard in self.hazards:
+            end = first + len(hazard.trees.root)
+            score = hazard.trees.added(leaves[:, first:end]).reshape(n_periods, -1).T
+            out.append(hazard.linear.log_hazard(times) + score[:, hazard.period])
+            first = end
+        return np.stack(out, axis=1)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from ehrseq.features.tabular import Tabulator
 from ehrseq.model.adjustment import Adjustment
 from ehrseq.model.artifact import Artifact, load_weights
 from ehrseq.model.baselines import HazardBaseline
-from ehrseq.model.boosted import BoostedHazard, Trees
+from ehrseq.model.boosted import BoostedHazard, BoostedHazards, Trees
 from ehrseq.model.cox import CoxHazard
+from ehrseq.model.ensemble import Ensemble
 from ehrseq.model.heads import HazardName
 from ehrseq.model.inference import predict_log_hazards
 from ehrseq.model.labs import Labs
@@ -71,6 +73,14 @@ class Fitted:
         """The outcomes that can be forecast."""
         return [h.outcome for h in self.hazards if not h.competing]
 
+    @cached_property
+    def _ensemble(self) -> Ensemble:
+        return Ensemble(self.networks)
+
+    @cached_property
+    def _boosted(self) -> BoostedHazards:
+        return BoostedHazards(self.boosted)
+
     def raw(
         self, encoded: EncodedTimelines, row: Index, time: Index, *, max_events: int, branch: str | None = None
     ) -> dict[str, Float]:
@@ -79,12 +89,12 @@ class Fitted:
         out: dict[str, Float] = {}
         if "transformer" in wanted and self.networks:
             out["transformer"] = predict_log_hazards(
-                self.networks, encoded, row, time, max_events=max_events,
+                self._ensemble, encoded, row, time, max_events=max_events,
                 n_summary_codes=len(self.vocabulary.summary_codes),
             )  # fmt: skip
         if "boosted" in wanted and self.boosted:
             rows = Tabulator(history_of(encoded, self.vocabulary)).rows(row, time)
-            out["boosted"] = np.stack([hazard.log_hazard(rows) for hazard in self.boosted], axis=1)[None]
+            out["boosted"] = self._boosted.log_hazard(rows)[None]
         if "cox" in wanted and self.cox:
             features = linear_features(encoded, self.vocabulary, row, time)
             out["cox"] = np.stack([hazard.log_hazard(features) for hazard in self.cox], axis=1)[None]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ehrseq.model.network import ProgressionNetwork
+from ehrseq.model.ensemble import Ensemble
 from ehrseq.tokens.batch import Batches
 from ehrseq.tokens.encode import EncodedTimelines
 
@@ -16,7 +14,7 @@ TOKENS_PER_BATCH = 2048  # what a layer makes of them stays in the processor's c
 
 
 def predict_log_hazards(
-    networks: Sequence[ProgressionNetwork],
+    ensemble: Ensemble,
     encoded: EncodedTimelines,
     subject: NDArray[np.int64],
     time: NDArray[np.int64],
@@ -31,15 +29,10 @@ def predict_log_hazards(
     rounding.
     """
     batches = Batches(encoded, n_summary_codes, max_events)
-    n_hazards, n_intervals = networks[0].head.base.shape
-    out = np.zeros((len(networks), len(subject), n_hazards, n_intervals))
+    out = np.zeros((ensemble.members, len(subject), *ensemble.head.shape))
     with torch.inference_mode():
-        for network in networks:
-            if network.training:  # to say so to each of its modules takes as long as a layer
-                network.eval()
-        for batch in batches.over(subject, time, tokens_per_batch):
+        for batch in batches.over(subject, time, max(1, tokens_per_batch // ensemble.members)):
             query = batch.query.numpy()
             asked = query >= 0
-            for member, network in enumerate(networks):
-                out[member, query[asked]] = network(batch).double().numpy()[asked]
+            out[:, query[asked]] = ensemble.log_hazards(batch).numpy()[:, asked]
     return out

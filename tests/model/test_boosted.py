@@ -10,7 +10,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 
 from ehrseq.config import BoostedConfig
 from ehrseq.features.tabular import OVERALL
-from ehrseq.model.boosted import FEW_ROWS, BoostedHazard, Cuts, Trees, periods, person_periods
+from ehrseq.model.boosted import FEW_ROWS, BoostedHazard, BoostedHazards, Cuts, Trees, periods, person_periods
 from ehrseq.model.cox import CoxHazard
 from ehrseq.model.heads import exposure_and_interval, interval_edges
 
@@ -77,6 +77,22 @@ def test_columns_give_what_walking_each_tree_gives_to_the_last_bit(leaves):
         of_period[:, 4] = period
         assert np.array_equal(found[:, period], list(trees.stages(of_period))[-1])
     assert np.ptp(found, axis=1).max() > 0.1
+
+
+def test_hazards_together_are_each_alone_to_the_last_bit():
+    x, period = rows(3000), np.random.default_rng(4).integers(0, 3, 3000).astype(np.float32)
+    y = np.random.default_rng(5).poisson(np.exp(np.nan_to_num(x[:, 0]) + period * np.isnan(x[:, 1])))
+    model = HistGradientBoostingRegressor(loss="poisson", max_iter=15, max_leaf_nodes=12, early_stopping=False)
+    wide = np.column_stack([x, period])
+    cuts = Cuts.fit(wide, 127)
+    trees = cuts.uncoded(Trees.from_sklearn(model.fit(cuts.codes(wide), y.astype(float))))
+    linear = CoxHazard(np.zeros(6), np.zeros(8), np.ones(8), np.full(8, 0.1))
+    hazards = [BoostedHazard(linear, some, periods(6, 3)) for some in (trees.first(4), Trees.none(), trees)]
+    together, fresh = BoostedHazards(hazards), rows(FEW_ROWS, seed=6)
+    for n in (1, 9, FEW_ROWS):
+        each = np.stack([hazard.log_hazard(fresh[:n]) for hazard in hazards], axis=1)
+        assert np.array_equal(together.log_hazard(fresh[:n]), each)
+        assert not np.array_equal(each[:, 0], each[:, 2])
 
 
 def test_boosted_hazards_come_near_the_hazards_that_made_the_data():
