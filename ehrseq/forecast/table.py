@@ -102,7 +102,7 @@ def risk_table(hazards: Sequence[Hazards], horizons: Sequence[Horizon]) -> pl.Da
     scored = [h for h in hazards if h.rows.height]
     if not scored:
         return pl.DataFrame(schema=RISK_SCHEMA)
-    rows = pl.concat([h.rows.select(HAZARD_KEY) for h in scored])
+    rows = pl.concat([h.rows[list(HAZARD_KEY)] for h in scored])
     ahead = days_ahead(rows, horizons)
     heights = [h.rows.height for h in scored]
     before = np.cumsum([0, *heights])
