@@ -144,12 +144,11 @@ def together(parts: Sequence[Part]) -> tuple[Timelines, pl.DataFrame]:
 
 
 def apart(parts: Sequence[Part], table: pl.DataFrame) -> list[pl.DataFrame]:
-    """Of a table about the subjects of all parts the rows of each, called as they are in the document."""
+    """Of a table, sorted by subject, about those of all parts the rows of each, called as they are in the document."""
+    if not table.height:
+        return [table] * len(parts)
     number = table["subject_id"].to_numpy()
-    order = np.argsort(number, kind="stable")
-    number = number[order]
-    names = pl.concat(part.names for part in parts)[number]
-    named = table[order].with_columns(*names)
+    named = table.with_columns(*pl.concat(part.names for part in parts)[number])
     ends = np.searchsorted(number, [part.numbers.stop for part in parts])
     return [named[a:b] for a, b in zip([0, *ends], ends, strict=False)]
 
