@@ -347,7 +347,7 @@ class ProgressionModel(Explaining):
     def _seen_among(self, *tables: pl.DataFrame) -> pl.DataFrame:
         """The subjects of some tables that were in the train or tuning split of the fit, sorted."""
         who = np.unique(np.concatenate([table["subject_id"].to_numpy() for table in tables]))
-        return pl.DataFrame({"subject_id": who[self.seen_in_training(who)]}, SEEN_SCHEMA)
+        return pl.Series("subject_id", who[self.seen_in_training(who)]).to_frame()
 
     def _unseen(self, timelines: Timelines) -> Timelines:
         """The subjects that the model was not fitted on."""

@@ -172,6 +172,10 @@ class Vocabulary:
         others = codes.unique().drop_nulls().sort().to_list()
         return [*self.codes, *(c for c in others if c not in self.code_index and self.known_ancestors(c))]
 
+    def understands(self, codes: pl.Series) -> pl.Expr:
+        """Whether the `code` of an event, one of `codes`, is in the vocabulary or has a known ancestor."""
+        return pl.col("code").is_in(self.understood(codes)) if self.parents else self.is_code
+
     def unseen_codes(self, events: pl.DataFrame, *by: str) -> pl.DataFrame:
         """The codes of these events that are not in the vocabulary, the most frequent first.
 
