@@ -22,7 +22,7 @@ from ehrseq.forecast.labs import STANDARD, baseline_tables, check_levels, labs_t
 from ehrseq.forecast.paths import PathSource
 from ehrseq.forecast.predict import encode_asked, outcome_hazards
 from ehrseq.forecast.screen import nobody_scored
-from ehrseq.forecast.table import SEEN_SCHEMA, SKIPPED_SCHEMA, Forecast, risk_table
+from ehrseq.forecast.table import SKIPPED_SCHEMA, Forecast, risk_table
 from ehrseq.frames import at_once
 from ehrseq.model.artifact import Artifact, hashed_ids, load_artifact, save_artifact
 from ehrseq.model.card import model_card

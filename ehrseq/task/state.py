@@ -22,8 +22,9 @@ def with_states(frame: pl.LazyFrame, occurrences: pl.LazyFrame, task: Task, *, l
 
     What can be told at the prediction time: `_known_i` (it has happened, known by then), and of an outcome that has
     such a thing `_recent_i` (and within the washout), `_no_baseline_i` (there is nothing to count a change from) and
-    `_outside_i` (not in the stay that `during` names). What only labels may use, and only comes `later`: `_occurred_i` (it has happened by then, known or not; with
-    a washout, within it) and `_next_i` (when it happens next, strictly later).
+    `_outside_i` (not in the stay that `during` names). What only labels may use, and only comes `later`: `_occurred_i`
+    (it has happened by then, known or not; with a washout, within it) and `_next_i` (when it happens next, strictly
+    later).
     """
     names = {o.name: o for o in task.outcomes}
     changing = {o.name: changes(o, names) for o in task.outcomes}
