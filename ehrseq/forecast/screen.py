@@ -67,11 +67,10 @@ def none_of(queries: int, reasons: Mapping[str, int]) -> ForecastError:
 
 def unknown_history(timelines: Timelines, queries: pl.DataFrame, known: pl.Expr) -> NDArray[np.bool_]:
     """Whether a query has visible, dated events, and none of them has a code that is known to the model."""
-    dated = is_model_event() & pl.col("known_time").is_not_null()
+    events = timelines.events.lazy().select("subject_id", "code", "known_time")
     when = pl.col("known_time")
-    first = (
-        timelines.events.lazy().filter(dated).group_by("subject_id").agg(any=when.min(), known=when.filter(known).min())
-    )
+    dated = events.filter(is_model_event() & when.is_not_null())
+    first = dated.group_by("subject_id").agg(any=when.min(), known=when.filter(known).min())
     asked = queries.lazy().select("subject_id", "prediction_time")
     joined = asked.join(first, on="subject_id", how="left", maintain_order="left")
     seen = {c: visible(pl.col(c), pl.col("prediction_time")).fill_null(False) for c in ("any", "known")}
