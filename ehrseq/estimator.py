@@ -22,7 +22,7 @@ from ehrseq.forecast.labs import STANDARD, baseline_tables, check_levels, labs_t
 from ehrseq.forecast.paths import PathSource
 from ehrseq.forecast.predict import encode_asked, outcome_hazards
 from ehrseq.forecast.screen import nobody_scored
-from ehrseq.forecast.table import SEEN_SCHEMA, SKIPPED_SCHEMA, Forecast, risk_table
+from ehrseq.forecast.table import SKIPPED_SCHEMA, Forecast, risk_table
 from ehrseq.frames import at_once
 from ehrseq.model.artifact import Artifact, hashed_ids, load_artifact, save_artifact
 from ehrseq.model.card import model_card
@@ -347,7 +347,7 @@ class ProgressionModel(Explaining):
     def _seen_among(self, *tables: pl.DataFrame) -> pl.DataFrame:
         """The subjects of some tables that were in the train or tuning split of the fit, sorted."""
         who = np.unique(np.concatenate([table["subject_id"].to_numpy() for table in tables]))
-        return pl.DataFrame({"subject_id": who[self.seen_in_training(who)]}, SEEN_SCHEMA)
+        return pl.Series("subject_id", who[self.seen_in_training(who)]).to_frame()
 
     def _unseen(self, timelines: Timelines) -> Timelines:
         """The subjects that the model was not fitted on."""

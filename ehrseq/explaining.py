@@ -207,8 +207,8 @@ class Explaining:
             )
         queries = resolve_prediction_times(timelines, at, self.task_)
         fitted = self._for_codes_of(timelines)
-        codes = fitted.vocabulary.understood(timelines.events["code"])
-        return fitted, *screen(timelines, queries, self.task_, codes, fitted.outcomes)
+        known = fitted.vocabulary.understands(timelines.events["code"])
+        return fitted, *screen(timelines, queries, self.task_, known, fitted.outcomes)
 
     def _screened(self, timelines: Timelines, at: Any) -> tuple[Fitted, pl.DataFrame, pl.DataFrame]:
         """The same; ForecastError where nobody can be scored."""

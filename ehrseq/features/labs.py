@@ -127,7 +127,7 @@ class LabEvents:
         who = np.searchsorted(subject_id, rows["subject_id"].to_numpy())
         group = np.searchsorted(who * n + lab, np.arange(len(subject_id) * n + 1))
         return cls(
-            scales, lab, value, rows["time"].dt.epoch("us").to_numpy(), rows["known_time"].dt.epoch("us").to_numpy(),
+            scales, lab, value, rows["time"].cast(pl.Int64).to_numpy(), rows["known_time"].cast(pl.Int64).to_numpy(),
             np.searchsorted(who, np.arange(len(subject_id) + 1)).astype(np.int64), group.astype(np.int64),
         )  # fmt: skip
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,7 +14,6 @@ from ehrseq.features.tabular import YEAR
 from ehrseq.forecast.incidence import cumulative_incidence
 from ehrseq.forecast.predict import encode_asked
 from ehrseq.forecast.table import LAB_SCHEMA, days_ahead
-from ehrseq.frames import at_once
 from ehrseq.model.fitted import Fitted, linear_features
 from ehrseq.model.labs import LEVELS, Labs, window_of, with_times
 from ehrseq.task.definition import Horizon
@@ -59,10 +57,9 @@ def labs_table(
     `encoded` are the tokens of these subjects where they are at hand.
     """
     chosen, names = check_levels(levels), quantile_columns(levels)
-    schema = LAB_SCHEMA | dict.fromkeys(names, pl.Float64)
     labs = fitted.labs
     if labs is None or not labs.scales or not (queries.height and horizons and names):
-        return pl.DataFrame(schema=schema)
+        return pl.DataFrame(schema=LAB_SCHEMA | dict.fromkeys(names, pl.Float64))
     encoded = encode_asked(fitted, timelines, queries) if encoded is None else encoded
     size = max(1, CELLS // (len(labs.scales) * len(horizons)))
     events = LabEvents.of(timelines.events, encoded.subject_id, labs.scales)
@@ -72,7 +69,7 @@ def labs_table(
         course = asked.course(events)
         own = with_times(np.repeat(course, len(horizons), axis=0), asked.days, labs.span)
         quantiles = labs.quantiles(own, asked.context, asked.query, asked.lab, asked.days)[:, chosen]
-        parts.append(asked.table(_measured(asked, course).ravel(), names, quantiles, schema))
+        parts.append(asked.table(_measured(asked, course).ravel(), names, quantiles))
     return pl.concat(parts)
 
 
@@ -91,8 +88,7 @@ def baseline_tables(
             kind, timelines.events, asked.subject_id, asked.subject[asked.query], asked.time[asked.query], asked.lab,
             asked.age[asked.query], window_of(asked.days, labs.windows), labs.span,
         )  # fmt: skip
-        schema = LAB_SCHEMA | dict.fromkeys(names, pl.Float64)
-        out[kind] = asked.table(np.full(len(asked.lab), np.nan), names, quantiles[:, chosen], schema)
+        out[kind] = asked.table(np.full(len(asked.lab), np.nan), names, quantiles[:, chosen])
     return out
 
 
@@ -105,7 +101,7 @@ class _Asked:
     ) -> None:  # fmt: skip
         self.labs = labs
         people = timelines.subjects[["subject_id", "patient"]]
-        self.rows = queries.join(people, on="subject_id", maintain_order="left")
+        self.rows = queries.join(people, on="subject_id", maintain_order="left")[list(KEY)]
         self.subject_id = encoded.subject_id
         self.subject = encoded.position(self.rows["subject_id"].to_numpy())
         self.time = self.rows["prediction_time"].cast(pl.Int64).to_numpy()  # microseconds
@@ -123,19 +119,20 @@ class _Asked:
         query, lab = np.repeat(np.arange(n_queries), n_labs), np.tile(np.arange(n_labs), n_queries)
         return events.features(self.subject[query], self.time[query], lab, self.labs.span)
 
-    def table(self, measured: Float, levels: Sequence[str], quantiles: Float, schema: dict[str, Any]) -> pl.DataFrame:
-        names = {
-            c: pl.Series([getattr(s, c) or None for s in self.labs.scales], dtype=pl.String) for c in ("code", "unit")
-        }
+    def table(self, measured: Float, levels: Sequence[str], quantiles: Float) -> pl.DataFrame:
+        """The rows in order; `levels` are the names of the columns of `quantiles`."""
+        scales = self.labs.scales
+        codes = sorted({s.code for s in scales})
+        code = np.array([codes.index(s.code) for s in scales])[self.lab]
+        subjects, times = (self.rows[c].to_numpy()[self.query] for c in ("subject_id", "prediction_time"))
+        order = np.lexsort((self.days, code, times, subjects))
+        names = {c: pl.Series(c, [getattr(s, c) or None for s in scales], pl.String) for c in ("code", "unit")}
         numbers = {"horizon_days": self.days, "measured": measured, **dict(zip(levels, quantiles.T, strict=True))}
         columns = [
-            *(names[c][self.lab].alias(c) for c in names),
-            *(pl.Series(c, x, dtype=pl.Float64, nan_to_null=True) for c, x in numbers.items()),
+            *(name[self.lab[order]] for name in names.values()),
+            *(pl.Series(c, x[order], dtype=pl.Float64, nan_to_null=True) for c, x in numbers.items()),
         ]
-        rows = (
-            self.rows[list(KEY)][self.query].hstack(columns).lazy().select(pl.col(c).cast(t) for c, t in schema.items())
-        )
-        return at_once(rows.sort("subject_id", "prediction_time", "code", "horizon_days"))
+        return self.rows[self.query[order]].hstack(columns)
 
 
 def _measured(asked: _Asked, course: Float) -> Float:

@@ -14,7 +14,6 @@ from ehrseq.timeline.store import Timelines
 from ehrseq.tokens.encode import MICROSECONDS_PER_DAY, EncodedTimelines, encode
 
 Float = NDArray[np.float64]
-KEY = ("subject_id", "prediction_time")
 
 
 def check_branch(fitted: Fitted, branch: str | None) -> str:
@@ -40,27 +39,28 @@ def outcome_hazards(
     `scored` has `subject_id`, `patient`, `prediction_time` and `outcome`. `encoded` are the tokens of these subjects,
     and maybe of others, where they are at hand.
     """
-    queries = scored[list(KEY)].unique(maintain_order=True).with_row_index("query")
-    numbered = scored.join(queries, on=KEY, maintain_order="left")
-    of_outcome = numbered.partition_by("outcome", as_dict=True)
+    subject, time = scored["subject_id"].to_numpy(), scored["prediction_time"].cast(pl.Int64).to_numpy()  # microseconds
+    order = np.lexsort((time, subject))
+    new = np.append(True, (np.diff(subject[order]) != 0) | (np.diff(time[order]) != 0))[: len(order)]
+    first, query = order[new], np.empty(len(order), np.int64)  # of each query a row, and of each row its query
+    query[order] = np.cumsum(new) - 1
     baseline = branch in fitted.baselines
     if not baseline:
-        encoded = encode_asked(fitted, timelines, queries) if encoded is None else encoded
-        row = encoded.position(queries["subject_id"].to_numpy())
-        time = queries["prediction_time"].cast(pl.Int64).to_numpy()  # microseconds
-        values = np.exp(fitted.log_hazards(encoded, row, time, max_events=max_events, branch=branch))
+        encoded = encode_asked(fitted, timelines, scored) if encoded is None else encoded
+        row = encoded.position(subject[first])
+        values = np.exp(fitted.log_hazards(encoded, row, time[first], max_events=max_events, branch=branch))
+    keyed = scored[["subject_id", "patient", "prediction_time"]]
     out = []
     for name in fitted.outcomes:
-        rows = of_outcome.get((name,), numbered.clear())
+        chosen = np.flatnonzero((scored["outcome"] == name).to_numpy())
+        rows, which = keyed[chosen], query[chosen]
         if baseline:
             own, other = _baseline(fitted, branch, name, rows, timelines.subjects)
         else:
-            which = rows["query"].to_numpy()
             own = values[:, which, fitted.hazards.index(HazardName(name))]
             rival = HazardName(name, competing=True)
             other = values[:, which, fitted.hazards.index(rival)] if rival in fitted.hazards else np.zeros_like(own)
-        keyed = rows[["subject_id", "patient", "prediction_time"]]
-        out.append(Hazards(name, keyed, own, other, fitted.edges, fitted.supported_days[name]))
+        out.append(Hazards(name, rows, own, other, fitted.edges, fitted.supported_days[name]))
     return out
 
 

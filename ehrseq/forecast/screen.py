@@ -18,41 +18,35 @@ from ehrseq.timeline.store import Timelines
 from ehrseq.tokens.vocabulary import is_model_event
 
 WHOLE_SUBJECT = ("no_birth_date", "before_birth", "dead", "no_history", "unknown_codes")
+_WHOLE = pl.col("reason").is_in(WHOLE_SUBJECT)
+_UNTRAINED = pl.lit("no_training_events")
 
 
 def screen(
-    timelines: Timelines, queries: pl.DataFrame, task: Task, codes: Sequence[str], outcomes: Sequence[str]
+    timelines: Timelines, queries: pl.DataFrame, task: Task, known: pl.Expr, outcomes: Sequence[str]
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Rows (query and outcome) that can be scored, and the `skipped` table of those that cannot, with the reason.
 
-    `codes` are those the model knows, `outcomes` those it was fitted for.
+    `known` says whether the model knows the `code` of an event, `outcomes` are those it was fitted for.
     """
-    unknown = pl.Series(np.repeat(unknown_history(timelines, queries, codes), len(task.outcomes)))
+    unknown = pl.Series(np.repeat(unknown_history(timelines, queries, known), len(task.outcomes)))
     people = timelines.subjects.lazy().select("subject_id", "patient")
-    reason = (
-        pl.when(pl.col("reason").is_not_null())
-        .then("reason")
-        .when(pl.col("_unknown"))
-        .then(pl.lit("unknown_codes"))
-        .when(~pl.col("outcome").is_in(outcomes))
-        .then(pl.lit("no_training_events"))
-    )
+    more = pl.when(unknown).then(pl.lit("unknown_codes")).when(~pl.col("outcome").is_in(outcomes)).then(_UNTRAINED)
     rows = at_once(
         known_at_risk(queries, timelines, task).lazy()
-        .with_columns(_unknown=unknown)
-        .with_columns(reason=reason)
+        .with_columns(reason=pl.coalesce("reason", more))
         .join(people, on="subject_id", how="left", maintain_order="left")
     )  # fmt: skip
+    left_out = rows["reason"].is_not_null()
     skipped = at_once(
         rows.lazy()
-        .filter(pl.col("reason").is_not_null())
-        .with_columns(outcome=pl.when(~pl.col("reason").is_in(WHOLE_SUBJECT)).then("outcome"))
-        .select(pl.col(c).cast(t) for c, t in SKIPPED_SCHEMA.items())
-        .unique(maintain_order=True)
+        .filter(left_out)
+        .with_columns(outcome=pl.when(~_WHOLE).then("outcome"))
+        .select(*SKIPPED_SCHEMA)
+        .unique()
         .sort("subject_id", "prediction_time", "outcome", nulls_last=False)
     )
-    scored = rows.lazy().filter(pl.col("reason").is_null()).drop("reason", "at_risk", "_unknown")
-    return at_once(scored), skipped
+    return rows.filter(~left_out).drop("reason", "at_risk"), skipped
 
 
 def nobody_scored(skipped: pl.DataFrame) -> ForecastError:
@@ -71,15 +65,12 @@ def none_of(queries: int, reasons: Mapping[str, int]) -> ForecastError:
     )
 
 
-def unknown_history(timelines: Timelines, queries: pl.DataFrame, codes: Sequence[str]) -> NDArray[np.bool_]:
+def unknown_history(timelines: Timelines, queries: pl.DataFrame, known: pl.Expr) -> NDArray[np.bool_]:
     """Whether a query has visible, dated events, and none of them has a code that is known to the model."""
-    dated = timelines.events.lazy().select("subject_id", "code", "known_time").filter(is_model_event())
-    known = pl.col("code").is_in(codes)
-    first = (
-        dated.filter(pl.col("known_time").is_not_null())
-        .group_by("subject_id")
-        .agg(any=pl.col("known_time").min(), known=pl.col("known_time").filter(known).min())
-    )
+    events = timelines.events.lazy().select("subject_id", "code", "known_time")
+    when = pl.col("known_time")
+    dated = events.filter(is_model_event() & when.is_not_null())
+    first = dated.group_by("subject_id").agg(any=when.min(), known=when.filter(known).min())
     asked = queries.lazy().select("subject_id", "prediction_time")
     joined = asked.join(first, on="subject_id", how="left", maintain_order="left")
     seen = {c: visible(pl.col(c), pl.col("prediction_time")).fill_null(False) for c in ("any", "known")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from ehrseq.errors import ArtifactError, ForecastError, nearest
 from ehrseq.forecast.files import FORMATS, check_format
 from ehrseq.forecast.incidence import cumulative_incidence
-from ehrseq.frames import at_once, to_pandas
+from ehrseq.frames import to_pandas
 from ehrseq.storage import atomic_folder, read_manifest, write_manifest
 from ehrseq.task.definition import Horizon
 
@@ -101,35 +102,44 @@ def risk_table(hazards: Sequence[Hazards], horizons: Sequence[Horizon]) -> pl.Da
     scored = [h for h in hazards if h.rows.height]
     if not scored:
         return pl.DataFrame(schema=RISK_SCHEMA)
-    rows = at_once(pl.concat([h.rows.lazy().select(*HAZARD_KEY, outcome=pl.lit(h.outcome)) for h in scored]))
+    rows = pl.concat([h.rows[list(HAZARD_KEY)] for h in scored])
     ahead = days_ahead(rows, horizons)
-    before = np.cumsum([0, *(h.rows.height for h in scored)])
+    heights = [h.rows.height for h in scored]
+    before = np.cumsum([0, *heights])
     found = [h.incidence(ahead[i:j]) for h, i, j in zip(scored, before[:-1], before[1:], strict=True)]
-    outcome, competing, event_free, lower, upper = (np.concatenate(x).ravel() for x in zip(*found, strict=True))
+    outcome, competing, event_free, lower, upper = (np.concatenate(x) for x in zip(*found, strict=True))
     # one member has no range
-    alone = np.repeat([len(h.outcome_hazard) == 1 for h in scored], np.diff(before) * len(horizons))
-    supported = np.repeat([h.supported_days for h in scored], np.diff(before) * len(horizons))
-    days = ahead.ravel()
+    alone = np.repeat([len(h.outcome_hazard) == 1 for h in scored], heights)
+    lower[alone], upper[alone] = np.nan, np.nan
+    supported = np.repeat([h.supported_days for h in scored], heights)[:, None]
+    names = sorted(h.outcome for h in scored)
+    name = np.repeat([names.index(h.outcome) for h in scored], heights)
+    subjects, times = rows["subject_id"].to_numpy(), rows["prediction_time"].to_numpy()
+    row = np.repeat(np.arange(rows.height), len(horizons))
+    order = np.lexsort((ahead.ravel(), name[row], times[row], subjects[row]))
+    row = row[order]
     columns = {
-        "horizon_days": days,
-        "probability": outcome,
-        "competing": competing,
-        "event_free": event_free,
-        "lower": pl.Series(np.where(alone, np.nan, lower), nan_to_null=True),
-        "upper": pl.Series(np.where(alone, np.nan, upper), nan_to_null=True),
-        "extrapolated": days > supported,
-    }
-    repeated = rows[np.repeat(np.arange(rows.height), len(horizons))]
-    table = repeated.hstack(pl.DataFrame(columns)).lazy().select(pl.col(c).cast(t) for c, t in RISK_SCHEMA.items())
-    return at_once(table.sort("subject_id", "prediction_time", "outcome", "horizon_days"))
+        "horizon_days": ahead, "probability": outcome, "competing": competing, "event_free": event_free,
+        "lower": lower, "upper": upper, "extrapolated": ahead > supported,
+    }  # fmt: skip
+    return rows[row].hstack(
+        [
+            pl.Series("outcome", names, pl.String)[name[row]],
+            *(pl.Series(c, x.ravel()[order], nan_to_null=c in ("lower", "upper")) for c, x in columns.items()),
+        ]
+    )
 
 
 def days_ahead(rows: pl.DataFrame, horizons: Sequence[Horizon]) -> NDArray[np.float64]:
     """(n, H) how many days each horizon is from the `prediction_time` of each row."""
-    time = pl.col("prediction_time")
-    return rows.select(
-        horizon.days_after(time).cast(pl.Float64).alias(horizon.label) for horizon in horizons
-    ).to_numpy()
+    ahead = rows.select(_ends(tuple(horizons))).to_numpy() - rows["prediction_time"].to_numpy()[:, None]
+    return np.asarray(ahead / np.timedelta64(1, "D"))
+
+
+@lru_cache(maxsize=16)  # for each forecast the same ones of a task
+def _ends(horizons: tuple[Horizon, ...]) -> list[pl.Expr]:
+    """When each horizon ends."""
+    return [h.after(pl.col("prediction_time")).alias(h.label) for h in horizons]
 
 
 def _curve(hazards: Hazards, chosen: pl.Expr, grid: NDArray[np.float64]) -> pl.DataFrame:

@@ -6,17 +6,19 @@ requests about the same person (or two that call different people by the same id
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from ehrseq.errors import SourceError
 from ehrseq.estimator import ProgressionModel
 from ehrseq.explain.explanation import Explanation
-from ehrseq.forecast.table import LAB_SCHEMA, RISK_SCHEMA, SKIPPED_SCHEMA, Forecast
+from ehrseq.forecast.table import Forecast
 from ehrseq.frames import at_once
 from ehrseq.serve.problems import NoForecast, Problem
 from ehrseq.timeline.build import read_fhir_json
@@ -68,15 +70,13 @@ class Part:
     ask: Ask
     timelines: Timelines
     times: pl.DataFrame  # subject_id, prediction_time
-    keys: pl.DataFrame = field(default_factory=pl.DataFrame)  # number, subject_id, patient
+    names: pl.DataFrame = field(default_factory=pl.DataFrame)  # subject_id, patient; by number from `first` on
+    first: int = 0
 
-    def own(self, table: pl.DataFrame) -> pl.DataFrame:
-        """The rows of a table about these subjects, called as they are in the document."""
-        if not table.height:
-            return table
-        own = self.keys.lazy().select(subject_id="number", _id="own_id", _patient="own_patient")
-        mine = table.lazy().join(own, on="subject_id", how="inner", maintain_order="left")
-        return at_once(mine.with_columns(subject_id="_id", patient="_patient").drop("_id", "_patient"))
+    @property
+    def numbers(self) -> range:
+        """The numbers of its subjects."""
+        return range(self.first, self.first + self.names.height)
 
 
 def read(ask: Ask) -> Part:
@@ -124,93 +124,108 @@ def received(timelines: Timelines, at: datetime) -> Timelines:
 
 def together(parts: Sequence[Part]) -> tuple[Timelines, pl.DataFrame]:
     """The timelines of all parts in one, with subjects numbered through (0, 1, ...), and the prediction times."""
-    events, subjects, times = [], [], []
+    numbers: list[list[NDArray[np.int64]]] = []
     first = 0
     for part in parts:
-        names = part.timelines.subjects.select(own_id="subject_id", own_patient="patient").sort("own_id")
-        part.keys = names.with_columns(number=pl.int_range(first, first + names.height, dtype=pl.Int64))
-        first += names.height
-        numbered = pl.col("subject_id").replace_strict(part.keys["own_id"], part.keys["number"], return_dtype=pl.Int64)
-        events.append(part.timelines.events.with_columns(numbered))
-        subjects.append(
-            part.timelines.subjects.with_columns(numbered).with_columns(patient=pl.col("subject_id").cast(pl.String))
-        )
-        times.append(part.times.with_columns(numbered))
+        part.first, part.names = first, part.timelines.subjects[["subject_id", "patient"]].sort("subject_id")
+        first += part.names.height
+        own = part.names["subject_id"].to_numpy()
+        tables = (part.timelines.events, part.timelines.subjects, part.times)
+        numbers.append([part.first + np.searchsorted(own, table["subject_id"].to_numpy()) for table in tables])
+    events, subjects, times = (pl.Series("subject_id", np.concatenate(n)) for n in zip(*numbers, strict=True))
     # the documents themselves bring no parents or names of codes, so that there is no other metadata to keep
-    return Timelines(pl.concat(events), pl.concat(subjects)), pl.concat(times)
+    timelines = Timelines(
+        pl.concat(part.timelines.events for part in parts).with_columns(events),
+        pl.concat(part.timelines.subjects for part in parts).with_columns(
+            subjects, subjects.cast(pl.String).alias("patient")
+        ),
+    )
+    return timelines, pl.concat(part.times for part in parts).with_columns(times)
+
+
+def apart(parts: Sequence[Part], table: pl.DataFrame) -> list[pl.DataFrame]:
+    """Of a table, sorted by subject, about those of all parts the rows of each, called as they are in the document."""
+    if not table.height:
+        return [table] * len(parts)
+    number = table["subject_id"].to_numpy()
+    named = table.with_columns(*pl.concat(part.names for part in parts)[number])
+    ends = np.searchsorted(number, [part.numbers.stop for part in parts])
+    return [named[a:b] for a, b in zip([0, *ends], ends, strict=False)]
 
 
 def answer(model: ProgressionModel, parts: Sequence[Part]) -> list[Reply | NoForecast]:
     """The forecast of each part, or why there is none."""
     asked = [part for part in parts if part.times.height]
-    merged, times = together(asked) if asked else (None, pl.DataFrame())
-    forecast: Forecast | None = None
-    skipped = pl.DataFrame(schema=SKIPPED_SCHEMA)
-    if merged is not None:
-        forecast = model.forecast_part(merged, times)
-        skipped = forecast.skipped
-    explanation = None if forecast is None else _explained(model, asked, merged, times, forecast)
-    return [_reply(model, part, forecast, skipped, explanation) for part in parts]
+    replies = iter(_replies(model, asked) if asked else ())
+    return [next(replies) if part.times.height else _none(_unfollowed(part)) for part in parts]
+
+
+def _replies(model: ProgressionModel, parts: Sequence[Part]) -> Iterator[Reply | NoForecast]:
+    """The same of parts with prediction times."""
+    merged, times = together(parts)
+    forecast = model.forecast_part(merged, times)
+    explanation = _explained(model, parts, merged, times, forecast)
+    unseen = _unseen(model, parts, merged)
+    told = () if explanation is None else (explanation.contributions, explanation.scope)
+    tables = zip(*(apart(parts, t) for t in (forecast.risk, forecast.labs, forecast.skipped, *told)), strict=True)
+    for number, (part, (risk, labs, skipped, *why)) in enumerate(zip(parts, tables, strict=True)):
+        if part.times.height < len(part.timelines):
+            skipped = pl.concat([skipped, _unfollowed(part)])
+        if not risk.height and not labs.height:
+            yield _none(skipped)
+            continue
+        seen = model._seen_among(risk, labs)
+        own = Forecast(risk, skipped, forecast.metadata, seen=seen, labs=labs, spans=forecast.spans)
+        reasons = None
+        if explanation is not None and WHY in part.ask.include:
+            reasons = replace(explanation, contributions=why[0], scope=why[1])
+        curves = _curves(part, forecast) if CURVES in part.ask.include and risk.height else None
+        yield Reply(part.timelines, own, unseen[number], reasons, curves)
+
+
+def _none(skipped: pl.DataFrame) -> NoForecast:
+    reasons = ", ".join(skipped["reason"].unique().sort())
+    return NoForecast(
+        422, f"expected a patient with usable history at the prediction time; found none ({reasons}); send the "
+        "patient's records, with codes that the model knows, or another time as `at`",
+    )  # fmt: skip
+
+
+def _unfollowed(part: Part) -> pl.DataFrame:
+    """The subjects without a prediction time, as skipped."""
+    without = part.timelines.subjects.join(part.times, on="subject_id", how="anti")
+    return without.select(
+        "subject_id", "patient", pl.lit(None, TIME).alias("prediction_time"),
+        pl.lit(None, pl.String).alias("outcome"), pl.lit(NO_FOLLOW_UP).alias("reason"),
+    )  # fmt: skip
+
+
+def _unseen(model: ProgressionModel, parts: Sequence[Part], merged: Timelines) -> list[pl.DataFrame]:
+    """The codes of each part that the model does not know."""
+    number = np.repeat(np.arange(len(parts)), [part.timelines.events.height for part in parts])
+    events = merged.events[["subject_id", "code"]].hstack([pl.Series("part", number)])
+    found = model.fitted_.vocabulary.unseen_codes(events, "part")
+    ends = np.searchsorted(found["part"].to_numpy(), np.arange(1, len(parts) + 1))
+    return [found[a:b].drop("part") for a, b in zip([0, *ends], ends, strict=False)]
 
 
 def _explained(
-    model: ProgressionModel, parts: Sequence[Part], merged: Any, times: pl.DataFrame, forecast: Forecast
+    model: ProgressionModel, parts: Sequence[Part], merged: Timelines, times: pl.DataFrame, forecast: Forecast
 ) -> Explanation | None:
     """Reasons of those parts that ask for them and have a risk to explain."""
-    numbers = [part.keys["number"] for part in parts if WHY in part.ask.include]
-    if not numbers:
+    asking = {number for part in parts if WHY in part.ask.include for number in part.numbers}
+    wanted = sorted(asking.intersection(forecast.risk["subject_id"].to_list())) if asking else []
+    if not wanted:
         return None
-    wanted = (
-        forecast.risk.select("subject_id").unique().filter(pl.col("subject_id").is_in(pl.concat(numbers).implode()))
-    )
-    if not wanted.height:
-        return None
-    mine = times.join(wanted, on="subject_id", how="semi")
+    mine = times.filter(pl.col("subject_id").is_in(wanted))
     return model.explain(merged.select(mine["subject_id"]), mine, kinds=("code",))
-
-
-def _reply(
-    model: ProgressionModel, part: Part, forecast: Forecast | None, skipped: pl.DataFrame,
-    explanation: Explanation | None,
-) -> Reply | NoForecast:  # fmt: skip
-    people = part.timelines.subjects
-    empty = part.keys.is_empty()
-    own_skipped = skipped.clear() if empty else part.own(skipped)
-    if part.times.height < people.height:
-        without = people.join(part.times, on="subject_id", how="anti")
-        unfollowed = without.select(
-            "subject_id", "patient", pl.lit(None, TIME).alias("prediction_time"),
-            pl.lit(None, pl.String).alias("outcome"), pl.lit(NO_FOLLOW_UP).alias("reason"),
-        )  # fmt: skip
-        own_skipped = pl.concat([own_skipped, unfollowed])
-    metadata = {"model": model._branch(None), "task": {}, "labs_withheld": {}}
-    if forecast is None or empty:
-        risk, labs = pl.DataFrame(schema=RISK_SCHEMA), pl.DataFrame(schema=LAB_SCHEMA)
-    else:
-        risk, labs, metadata = part.own(forecast.risk), part.own(forecast.labs), forecast.metadata
-    if not risk.height and not labs.height:
-        reasons = ", ".join(own_skipped["reason"].unique().sort())
-        return NoForecast(
-            422, f"expected a patient with usable history at the prediction time; found none ({reasons}); send the "
-            "patient's records, with codes that the model knows, or another time as `at`",
-        )  # fmt: skip
-    spans = () if forecast is None else forecast.spans
-    own = Forecast(risk, own_skipped, metadata, seen=model._seen_among(risk, labs), labs=labs, spans=spans)
-    curves = None
-    if CURVES in part.ask.include and forecast is not None and risk.height:
-        curves = _curves(part, forecast)
-    if explanation is not None and WHY in part.ask.include:
-        contributions, scope = part.own(explanation.contributions), part.own(explanation.scope)
-        explanation = replace(explanation, contributions=contributions, scope=scope)
-    else:
-        explanation = None
-    return Reply(part.timelines, own, model.unseen_codes(part.timelines), explanation, curves)
 
 
 def _curves(part: Part, forecast: Forecast) -> pl.DataFrame:
     """The curves of the subjects who have a forecast."""
-    numbers = part.keys["number"].filter(part.keys["number"].is_in(forecast.risk["subject_id"].implode()))
-    tables = [
-        forecast.curves(str(n)).with_columns(subject_id=pl.lit(n, pl.Int64), patient=pl.lit(str(n))) for n in numbers
-    ]
-    return part.own(pl.concat(tables))
+    scored = set(forecast.risk["subject_id"].to_list())
+    return pl.concat(
+        forecast.curves(str(number)).with_columns(subject_id=pl.lit(own, pl.Int64), patient=pl.lit(patient))
+        for number, (own, patient) in zip(part.numbers, part.names.iter_rows(), strict=True)
+        if number in scored
+    )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
+import numpy as np
 import polars as pl
 
 from ehrseq import __version__
@@ -15,6 +16,7 @@ from ehrseq.explain.names import display_name
 from ehrseq.fhir.codes import system_name
 from ehrseq.figures import plain
 from ehrseq.forecast.fhir import instant, risk_bundle
+from ehrseq.forecast.table import days_ahead
 from ehrseq.serve.answer import TIMELINE, WHY, Reply
 from ehrseq.timeline.analytes import ANALYTES
 
@@ -100,12 +102,10 @@ def names_of(reply: Reply, document: bytes) -> dict[str, str]:
 
 def with_horizons(reply: Reply) -> pl.DataFrame:
     """The risk table with the horizon of each row as it was written, such as 5y."""
-    time, days = pl.col("prediction_time"), pl.col("horizon_days")
-    written = [
-        pl.when(days == span.days_after(time).cast(pl.Float64)).then(pl.lit(span.label))
-        for span in reply.forecast.spans
-    ]
-    return reply.forecast.risk.with_columns(horizon=pl.coalesce(*written, pl.lit(None, pl.String)))
+    risk, spans = reply.forecast.risk, reply.forecast.spans
+    found = days_ahead(risk, spans) == risk["horizon_days"].to_numpy()[:, None]
+    labels = pl.Series("horizon", [*(span.label for span in spans), None], pl.String)
+    return risk.with_columns(labels[np.where(found.any(1), found.argmax(1), len(spans))])
 
 
 def names_in(document: bytes) -> dict[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache, reduce
 from operator import or_
 
+import numpy as np
 import polars as pl
 
 from ehrseq.errors import TaskError
@@ -77,9 +78,10 @@ def label(queries: pl.DataFrame, occurrences: pl.DataFrame, subjects: pl.DataFra
     """
     frame = _with_subjects(queries, subjects, "birth_time", "death_time", "follow_up_start", "follow_up_end")
     found = occurrences.lazy()
-    frame = _left(frame, _deaths(found, task))
+    frame = _left(frame, _deaths(found, task)).with_columns(_common=_NOT_LABELLED)
     frame = with_states(frame.sort("prediction_time"), found, task, later=True)
-    return _one_row_an_outcome(queries, frame, task, _label_columns)
+    rows = _one_row_an_outcome(queries, frame, task, _label_columns)
+    return rows.with_columns(pl.when("at_risk").then(c).alias(c) for c in ("days", "cause"))
 
 
 def known_at_risk(queries: pl.DataFrame, timelines: Timelines, task: Task) -> pl.DataFrame:
@@ -99,16 +101,12 @@ def known_at_risk(queries: pl.DataFrame, timelines: Timelines, task: Task) -> pl
     >>> known_at_risk(queries, Timelines(events, subjects), task)["reason"].to_list()
     ['no_history', 'already_present']
     """
-    history = pl.col("time").is_not_null() & ~pl.col("code").str.starts_with(BIRTH_CODE)
-    first_event = timelines.events.lazy().filter(history).group_by("subject_id")
     died = deaths(timelines)
-    frame = _with_subjects(queries, timelines.subjects, "birth_time")
-    for table in (
-        died.lazy().select("subject_id", _known_death="known_time"),
-        first_event.agg(_first_event=pl.col("known_time").min()),
-        _enrolment(timelines.subjects),
-    ):
-        frame = _left(frame, table)
+    frame = _with_subjects(queries, timelines.subjects, "birth_time", "observation_start")
+    frame = _left(frame, died.lazy().select("subject_id", _known_death="known_time"))
+    history = timelines.events.lazy().select("subject_id", "time", "code", "known_time").filter(_IN_HISTORY)
+    first_event = history.group_by("subject_id").agg(_first_event=pl.col("known_time").min())
+    frame = _left(frame, first_event).with_columns(_common=_NOT_SCORED)
     found = all_occurrences(timelines, task, died).lazy()
     frame = with_states(frame.sort("prediction_time"), found, task, later=False)
     return _one_row_an_outcome(queries, frame, task, _scoring_columns)
@@ -121,50 +119,24 @@ def _deaths(occurrences: pl.LazyFrame, task: Task) -> pl.LazyFrame:
     return found.group_by("subject_id").agg(_died=pl.col("time").min())
 
 
-def _enrolment(subjects: pl.DataFrame) -> pl.LazyFrame:
-    """Since when a subject is observed, where an observation period says so: no record since then is a history too.
-
-    How and whether the period ends plays no part: that is not known at a prediction time.
-    """
-    if "observation_start" not in subjects.columns:
-        return pl.LazyFrame(schema={"subject_id": pl.Int64, "_enrolled": TIME})
-    return subjects.lazy().select("subject_id", _enrolled=pl.col("observation_start").cast(TIME))
-
-
 def _label_columns(outcome: Outcome, task: Task) -> dict[str, pl.Expr]:
-    start, end = pl.col("_follow_up_start"), pl.col("_follow_up_end")
-    reason = _first_reason(
-        {
-            "no_birth_date": pl.col("_birth_time").is_null(),
-            "no_follow_up": start.is_null() | end.is_null(),
-            "before_follow_up": start > _T,
-            "dead": pl.min_horizontal("_death_time", "_died") <= _T,
-            "after_follow_up": end <= _T,
-            **_known_reasons(outcome, task),
-            "occurred_unknown": _any(_occurred(name, task) for name in (outcome.name, *outcome.competing)),
-        }
-    )
+    late = _any(_occurred(name, task) for name in (outcome.name, *outcome.competing))
     event = column("next", outcome.name, task)
-    competing = pl.min_horizontal(end, *(column("next", name, task) for name in outcome.competing))
+    competing = pl.min_horizontal("_follow_up_end", *(column("next", name, task) for name in outcome.competing))
     first = pl.min_horizontal(event, competing)
     # `competing` is the end of follow-up where no competitor comes before it
     any_competing = _any(column("next", name, task) == first for name in outcome.competing)
     cause = pl.when(event == first).then(1).when(any_competing).then(2).otherwise(0).cast(pl.Int8)
     days = (first - _T).dt.total_microseconds() / MICROSECONDS_A_DAY
-    return {"reason": reason, "days": days, "cause": cause}
+    return {
+        "reason": _first_reason({**_known_reasons(outcome, task), "occurred_unknown": late}),
+        "days": days,
+        "cause": cause,
+    }
 
 
 def _scoring_columns(outcome: Outcome, task: Task) -> dict[str, pl.Expr]:
-    reason = _first_reason(
-        {
-            "no_birth_date": pl.col("_birth_time").is_null(),
-            "before_birth": pl.col("_birth_time") > _T,
-            "dead": visible(pl.col("_known_death"), _T),
-            "no_history": ~visible(pl.min_horizontal("_first_event", "_enrolled"), _T).fill_null(False),
-            **_known_reasons(outcome, task),
-        }
-    )
-    return {"reason": reason}
+    return {"reason": _first_reason(_known_reasons(outcome, task))}
 
 
 def _known_reasons(outcome: Outcome, task: Task) -> dict[str, pl.Expr]:
@@ -173,14 +145,18 @@ def _known_reasons(outcome: Outcome, task: Task) -> dict[str, pl.Expr]:
     def known(name: str) -> pl.Expr:
         return column("known", name, task) if task.outcome(name).incident else pl.lit(False)
 
-    names = (outcome.name, *outcome.competing)
-    return {
+    names = {o.name: o for o in task.outcomes}
+    reasons = {
         "already_present": known(outcome.name),
         "competing_present": _any(known(name) for name in outcome.competing),
-        "within_washout": column("recent", outcome.name, task),
-        "no_baseline": _any(column("no_baseline", name, task) for name in names),
-        "outside_stay": column("outside", outcome.name, task),
     }
+    if outcome.washout is not None:
+        reasons["within_washout"] = column("recent", outcome.name, task)
+    if changing := [name for name in (outcome.name, *outcome.competing) if changes(names[name], names)]:
+        reasons["no_baseline"] = _any(column("no_baseline", name, task) for name in changing)
+    if outcome.during is not None:
+        reasons["outside_stay"] = column("outside", outcome.name, task)
+    return reasons
 
 
 def _occurred(name: str, task: Task) -> pl.Expr:
@@ -198,8 +174,39 @@ def _any(tests: Iterable[pl.Expr]) -> pl.Expr:
 
 
 def _first_reason(tests: dict[str, pl.Expr]) -> pl.Expr:
-    """The name of the first test that holds, else null."""
-    return pl.coalesce(pl.when(test).then(pl.lit(name)) for name, test in tests.items())
+    """The reason that all outcomes share, else the name of the first test that holds, else null."""
+    return pl.coalesce("_common", *_named(tests))
+
+
+def _named(tests: dict[str, pl.Expr]) -> list[pl.Expr]:
+    return [pl.when(test).then(pl.lit(name)) for name, test in tests.items()]
+
+
+_IN_HISTORY = pl.col("time").is_not_null() & ~pl.col("code").str.starts_with(BIRTH_CODE)
+# whatever the outcome
+_NOT_LABELLED = pl.coalesce(
+    _named(
+        {
+            "no_birth_date": pl.col("_birth_time").is_null(),
+            "no_follow_up": pl.col("_follow_up_start").is_null() | pl.col("_follow_up_end").is_null(),
+            "before_follow_up": pl.col("_follow_up_start") > _T,
+            "dead": pl.min_horizontal("_death_time", "_died") <= _T,
+            "after_follow_up": pl.col("_follow_up_end") <= _T,
+        }
+    )
+)
+# where an observation period says since when a subject is observed, no record since then is a history too; how and
+# whether the period ends plays no part, since that is not known at a prediction time
+_NOT_SCORED = pl.coalesce(
+    _named(
+        {
+            "no_birth_date": pl.col("_birth_time").is_null(),
+            "before_birth": pl.col("_birth_time") > _T,
+            "dead": visible(pl.col("_known_death"), _T),
+            "no_history": ~visible(pl.min_horizontal("_first_event", "_observation_start"), _T).fill_null(False),
+        }
+    )
+)
 
 
 def _left(frame: pl.LazyFrame, table: pl.LazyFrame) -> pl.LazyFrame:
@@ -209,26 +216,28 @@ def _left(frame: pl.LazyFrame, table: pl.LazyFrame) -> pl.LazyFrame:
 def _one_row_an_outcome(
     queries: pl.DataFrame, frame: pl.LazyFrame, task: Task, columns: Callable[[Outcome, Task], dict[str, pl.Expr]]
 ) -> pl.DataFrame:
-    """`frame` in the order of its `_row`s, once for each outcome with that outcome's columns.
-
-    What is not its `reason` is null where there is one.
-    """
-    lists = _lists(task, columns)
-    rows = frame.sort("_row").select(*queries.columns, **lists).explode(*lists)
-    at_risk = pl.col("reason").is_null()
-    rest = [pl.when(at_risk).then(name).alias(name) for name in lists if name not in ("outcome", "reason")]
-    return at_once(rows.select(*queries.columns, "outcome", at_risk.alias("at_risk"), "reason", *rest))
+    """`frame` in the order of its `_row`s, once for each outcome with that outcome's columns."""
+    of_each = _of_each(task, columns)
+    wide = at_once(frame.sort("_row").select(*queries.columns, *(expr for exprs in of_each.values() for expr in exprs)))
+    names = [outcome.name for outcome in task.outcomes]
+    row, outcome = np.divmod(np.arange(wide.height * len(names)), len(names))
+    found = {
+        name: pl.concat([wide[f"_{name}_{i}"] for i in range(len(names))])[outcome * wide.height + row].alias(name)
+        for name in of_each
+    }
+    outcomes = pl.Series("outcome", names, pl.String)[outcome]
+    return wide[queries.columns][row].hstack([outcomes, found["reason"].is_null().alias("at_risk"), *found.values()])
 
 
 @lru_cache(maxsize=16)
-def _lists(task: Task, columns: Callable[[Outcome, Task], dict[str, pl.Expr]]) -> dict[str, pl.Expr]:
-    """The outcomes, and each of their columns, as lists."""
-    each = [{"outcome": pl.lit(outcome.name), **columns(outcome, task)} for outcome in task.outcomes]
-    return {name: pl.concat_list(of_one[name] for of_one in each) for name in each[0]}
+def _of_each(task: Task, columns: Callable[[Outcome, Task], dict[str, pl.Expr]]) -> dict[str, list[pl.Expr]]:
+    """Each of the columns, of one outcome after the other."""
+    tables = [columns(outcome, task) for outcome in task.outcomes]
+    return {name: [table[name].alias(f"_{name}_{i}") for i, table in enumerate(tables)] for name in tables[0]}
 
 
 def _with_subjects(queries: pl.DataFrame, subjects: pl.DataFrame, *columns: str) -> pl.LazyFrame:
-    """The queries with a row number and columns of the subject table (after `_`), in the order of the queries."""
+    """The queries with a row number and times of the subject table (after `_`), in the order of the queries."""
     missing = [c for c in ("subject_id", "prediction_time") if c not in queries.columns]
     if missing:
         raise TaskError("queries with subject_id and prediction_time", f"no {missing[0]}", "add the column")
@@ -240,6 +249,7 @@ def _with_subjects(queries: pl.DataFrame, subjects: pl.DataFrame, *columns: str)
         raise TaskError(
             "queries about subjects of the timelines", f"{strangers} about others", "select the subjects first"
         )
-    table = subjects.lazy().select("subject_id", *(pl.col(c).cast(TIME).alias(f"_{c}") for c in columns))
+    given = [pl.col(c).cast(TIME) if c in subjects.columns else pl.lit(None, TIME) for c in columns]
+    table = subjects.lazy().select("subject_id", *(time.alias(f"_{c}") for c, time in zip(columns, given, strict=True)))
     asked = queries.with_columns(instants(times, end_of_day=True)).with_row_index("_row")
     return _left(asked.lazy(), table)

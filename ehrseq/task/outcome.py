@@ -15,6 +15,7 @@ from ehrseq.frames import at_once
 from ehrseq.task.change import change_periods
 from ehrseq.task.composite import all_of, changes, resolve, sequence
 from ehrseq.task.definition import DERIVED_MEASURES, Outcome, Task
+from ehrseq.task.outcome_definition import Bounds
 from ehrseq.task.predicate import code_matches, confirmed, event_matches, value_matches
 from ehrseq.task.stays import deaths_at_discharge, stays
 from ehrseq.timeline.analytes import ANALYTES
@@ -36,6 +37,7 @@ _SCHEMA: dict[str, Any] = {
     "from_time": TIME, "until_time": TIME, "present": pl.Boolean, "part": pl.Int32, "by_day": pl.Boolean,
     "is_period": pl.Boolean,
 }  # fmt: skip
+_OF_PERIODS = ("from_time", "until_time", "present", "part")
 _PRECISION_SPAN = {"year": "1y", "month": "1mo", "day": "1d"}
 
 
@@ -105,36 +107,38 @@ def _every_occurrence(timelines: Timelines, task: Task, died: pl.DataFrame) -> p
     task = with_dataset_descendants(timelines, task)
     patterns = [p for o in task.definitions for p in o.patterns]
     events = at_once(timelines.events.lazy().select(_INPUT).filter(event_matches(patterns) & ~_is_death()))
-    events, _ = normalise_units(events)
+    if any(o.measure is not None or o.bounds != Bounds() for o in task.definitions):
+        events, _ = normalise_units(events)
     derived = [
         derive_measure(name, timelines.events, timelines.subjects)
         for name in dict.fromkeys(o.measure for o in task.definitions)
         if name in DERIVED_MEASURES
     ]
     parts = [events.with_columns(_known_time()), died, *derived]
-    events = pl.concat(parts, how="diagonal_relaxed").with_columns(interval_end=_interval_end())
+    events = pl.concat(parts, how="diagonal_relaxed").with_columns(occurred_time=_occurred_time())
     asked = dict.fromkeys(s for o in task.outcomes for s in (o.admission, o.discharge, o.during) if s is not None)
     spans = {name: stays(timelines, task.stay(name)) for name in asked}
-    tables = [table for outcome in task.outcomes for table in _rows(events, spans, outcome, task)]
+    fixed = pl.concat(_fixed(events, spans, outcome, task) for outcome in task.outcomes)
+    fixed = fixed.with_columns(pl.lit(None, _SCHEMA[name]).alias(name) for name in _OF_PERIODS)
+    periods = [table for outcome in task.outcomes for table in _periods(events, outcome, task)]
     stays_of = dict.fromkeys(o.during for o in task.outcomes if o.during is not None)
-    tables += [_span_rows(spans[name], inside(name)) for name in stays_of]
-    return at_once(pl.concat([pl.LazyFrame(schema=_SCHEMA), *tables], how="diagonal"))
+    periods += [_span_rows(spans[name], inside(name)) for name in stays_of]
+    return at_once(pl.concat([fixed.select(*_SCHEMA), *periods], how="diagonal"))
 
 
-def _rows(
-    events: pl.DataFrame, spans: Mapping[str, pl.DataFrame], outcome: Outcome, task: Task
-) -> Iterator[pl.LazyFrame]:
-    """The occurrences of one outcome, and its periods of constant baseline."""
-    names = {o.name: o for o in task.outcomes}
-    fixed = _happenings(events, spans, outcome, names)
-    chosen = "known_time" if outcome.event_time == "known" else "occurred_time"
-    yield fixed.select(
-        "subject_id", "occurred_time", "known_time", "by_day", outcome=pl.lit(outcome.name), time=chosen,
-        is_period=pl.lit(False),
+def _fixed(events: pl.DataFrame, spans: Mapping[str, pl.DataFrame], outcome: Outcome, task: Task) -> pl.LazyFrame:
+    """The occurrences of one outcome that do not depend on the prediction time."""
+    return _happenings(events, spans, outcome, {o.name: o for o in task.outcomes}).select(
+        "subject_id", "occurred_time", "known_time", "by_day", outcome=pl.lit(outcome.name),
+        time="known_time" if outcome.event_time == "known" else "occurred_time", is_period=pl.lit(False),
     )  # fmt: skip
-    for number, change in enumerate(changes(outcome, names)):
+
+
+def _periods(events: pl.DataFrame, outcome: Outcome, task: Task) -> Iterator[pl.LazyFrame]:
+    """The periods of constant baseline of one outcome, and the changes that follow them."""
+    for number, change in enumerate(changes(outcome, {o.name: o for o in task.outcomes})):
         values = _matching(events, replace(change, confirm=None), bounded=False).with_columns(
-            counts=value_matches(change.bounds), occurred_time=_OCCURRED
+            counts=value_matches(change.bounds)
         )
         periods = change_periods(at_once(values), replace(change, event_time=outcome.event_time)).lazy()
         periods = periods.with_columns(part=pl.lit(number, pl.Int32))
@@ -154,7 +158,7 @@ def _happenings(
     if outcome.is_change:
         return pl.LazyFrame(schema={name: _SCHEMA[name] for name in columns})
     if not outcome.parts:
-        return _matching(events, outcome).with_columns(occurred_time=_OCCURRED).select(columns)
+        return _matching(events, outcome).select(columns)
     parts = [_happenings(events, spans, part, names) for part in resolve(outcome, names)]
     if outcome.any_of:
         return pl.concat(parts)
@@ -271,19 +275,18 @@ def _on_scale(outcome: Outcome) -> pl.Expr:
     return converted if needs_unit else converted | pl.col("unit").is_null()
 
 
-# the end of the clinical interval; never later than known: an imprecise date may outlast the record of it
-_OCCURRED = pl.min_horizontal("interval_end", "known_time")
-
-
 @cache
-def _interval_end() -> pl.Expr:
-    """The last microsecond of the clinical interval that `time` begins."""
+def _occurred_time() -> pl.Expr:
+    """The last microsecond of the clinical interval that `time` begins; never later than known.
+
+    An imprecise date may outlast the record of it.
+    """
     time, precision = pl.col("time"), pl.col("time_precision").cast(pl.String)
     end = time
     for name, span in _PRECISION_SPAN.items():
         last = time.dt.offset_by(span) - pl.duration(microseconds=1)
         end = pl.when(precision == name).then(last).otherwise(end)
-    return end.fill_null(ALWAYS)
+    return pl.min_horizontal(end.fill_null(ALWAYS), "known_time")
 
 
 @cache

@@ -20,10 +20,11 @@ def column(kind: str, name: str, task: Task) -> pl.Expr:
 def with_states(frame: pl.LazyFrame, occurrences: pl.LazyFrame, task: Task, *, later: bool) -> pl.LazyFrame:
     """Queries, sorted by `prediction_time`, with columns for each outcome (number i of the task).
 
-    What can be told at the prediction time: `_known_i` (it has happened, known by then), `_recent_i` (and within the
-    washout), `_no_baseline_i` (there is nothing to count a change from), `_outside_i` (not in the stay that `during`
-    names). What only labels may use, and only comes `later`: `_occurred_i` (it has happened by then, known or not; with
-    a washout, within it) and `_next_i` (when it happens next, strictly later).
+    What can be told at the prediction time: `_known_i` (it has happened, known by then), and of an outcome that has
+    such a thing `_recent_i` (and within the washout), `_no_baseline_i` (there is nothing to count a change from) and
+    `_outside_i` (not in the stay that `during` names). What only labels may use, and only comes `later`: `_occurred_i`
+    (it has happened by then, known or not; with a washout, within it) and `_next_i` (when it happens next, strictly
+    later).
     """
     names = {o.name: o for o in task.outcomes}
     changing = {o.name: changes(o, names) for o in task.outcomes}
@@ -36,6 +37,8 @@ def with_states(frame: pl.LazyFrame, occurrences: pl.LazyFrame, task: Task, *, l
             frame = _washed_out(frame, found, outcome.washout, number, later=later)
         if later:
             frame = _next(frame, found, number)
+        if changing[outcome.name]:
+            frame = frame.with_columns(pl.lit(False).alias(f"_no_baseline_{number}"))
         for part in range(len(changing[outcome.name])):
             periods = occurrences.filter((pl.col("outcome") == periods_of(outcome.name)) & (pl.col("part") == part))
             frame = _change(frame, periods, number, later=later)
@@ -45,7 +48,7 @@ def with_states(frame: pl.LazyFrame, occurrences: pl.LazyFrame, task: Task, *, l
 
 
 def _first(frame: pl.LazyFrame, occurrences: pl.LazyFrame, of_outcome: list[pl.Expr], *, later: bool) -> pl.LazyFrame:
-    """All columns but `_next_i`, of outcomes without washouts, changes and stays."""
+    """`_known_i` and `_occurred_i` of outcomes without washouts and changes."""
     kinds = ("known", "occurred") if later else ("known",)
     first = {(kind, n): f"_first_{kind}_{n}" for n in range(len(of_outcome)) for kind in kinds}
     earliest = occurrences.group_by("subject_id").agg(
@@ -55,9 +58,8 @@ def _first(frame: pl.LazyFrame, occurrences: pl.LazyFrame, of_outcome: list[pl.E
     for (kind, n), name in first.items():
         by_then = visible(pl.col(name), _T) if kind == "known" else pl.col(name) <= _T
         states.append(by_then.fill_null(False).alias(f"_{kind}_{n}"))
-    no = [f"_{kind}_{n}" for n in range(len(of_outcome)) for kind in ("recent", "no_baseline", "outside")]
     joined = frame.join(earliest, on="subject_id", how="left", maintain_order="left")
-    return joined.with_columns(*states, *(pl.lit(False).alias(name) for name in no)).drop(first.values())
+    return joined.with_columns(states)
 
 
 def _washed_out(

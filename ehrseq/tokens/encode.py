@@ -99,7 +99,7 @@ def merged_tokens(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Voca
     merge = ["subject_id", "time", "known_time", "code", "text_value", "unit"]
     read = events.lazy().select(*merge, "numeric_value").filter(is_model_event())
     if vocabulary.demographics:
-        facts = static_facts(subjects, vocabulary.demographics).filter(pl.col("code").is_in(vocabulary.codes))
+        facts = static_facts(subjects, vocabulary.demographics).filter(vocabulary.is_code)
         read = pl.concat([read, facts.lazy()], how="diagonal_relaxed")
     return at_once(
         read.join(subjects.lazy().select("subject_id"), on="subject_id", how="semi")

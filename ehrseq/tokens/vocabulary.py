@@ -138,6 +138,11 @@ class Vocabulary:
         return {code: FIRST_CODE + i for i, code in enumerate(self.codes)}
 
     @cached_property
+    def is_code(self) -> pl.Expr:
+        """Whether the `code` of an event is in the vocabulary."""
+        return pl.col("code").is_in(pl.Series(self.codes, dtype=pl.String).implode())
+
+    @cached_property
     def demographics(self) -> tuple[str, ...]:
         """The columns of the subject table whose static facts are among the codes."""
         known = {code.partition("//")[0].lower() for code in self.codes}
@@ -167,18 +172,23 @@ class Vocabulary:
         others = codes.unique().drop_nulls().sort().to_list()
         return [*self.codes, *(c for c in others if c not in self.code_index and self.known_ancestors(c))]
 
-    def unseen_codes(self, events: pl.DataFrame) -> pl.DataFrame:
+    def understands(self, codes: pl.Series) -> pl.Expr:
+        """Whether the `code` of an event, one of `codes`, is in the vocabulary or has a known ancestor."""
+        return pl.col("code").is_in(self.understood(codes)) if self.parents else self.is_code
+
+    def unseen_codes(self, events: pl.DataFrame, *by: str) -> pl.DataFrame:
         """The codes of these events that are not in the vocabulary, the most frequent first.
 
-        Columns: `code`; `events` and `subjects`, how many; `backs_off_to`, the nearest known ancestor, or null.
+        Columns: `code`; `events` and `subjects`, how many; `backs_off_to`, the nearest known ancestor, or null. Counted
+        apart, in their order, for each value of the columns `by`, which come first.
         """
         counts = at_once(
             events.lazy()
-            .filter(is_model_event() & ~pl.col("code").is_in(self.codes))
-            .group_by("code")
+            .filter(is_model_event() & ~self.is_code)
+            .group_by(*by, "code")
             .agg(events=pl.len(), subjects=pl.col("subject_id").n_unique())
             .with_columns(pl.col("events", "subjects").cast(pl.Int64))
-            .sort("events", "code", descending=[True, False])
+            .sort(*by, "events", "code", descending=[*(False for _ in by), True, False])
         )
         nearest = [next(iter(self.known_ancestors(c)), None) for c in counts["code"].to_list()]
         return counts.with_columns(backs_off_to=pl.Series(nearest, dtype=pl.String))
