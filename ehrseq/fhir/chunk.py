@@ -20,7 +20,7 @@ import polars as pl
 import pyarrow as pa
 
 from ehrseq.fhir.clock import NO_TIME, PRECISIONS, Instants, parse_times
-from ehrseq.fhir.columns import EVENT, REFERENCE, Columns, joined, series, strings, take
+from ehrseq.fhir.columns import EVENT, REFERENCE, Columns, joined, places, series, strings, take
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.references import UNKNOWN, named_target, points_at, subject_number
 from ehrseq.fhir.rows import Rows
@@ -97,6 +97,8 @@ class Chunk:
         """Its references that cannot be told from what is written, by number."""
         columns = self.columns
         numbers = np.flatnonzero(columns.references["points_at"] == UNKNOWN)[1:]  # number 0 stands for none
+        if not len(numbers):
+            return {}
         return dict(zip(numbers.tolist(), take(columns.names, numbers).to_pylist(), strict=True))
 
 
@@ -149,7 +151,7 @@ def pack(rows: Rows, files: list[str], shards: int, shard_of: ShardOf) -> Chunk:
             records=records.take(order),
             events=events,
             references=references,
-            ids=strings(pl.concat(rows.id_stretches)[order]),
+            ids=strings(pl.concat(rows.id_stretches)[places(order)]),
             names=names,
             texts=strings([text or "" for text in rows.texts]),
         ),
@@ -202,7 +204,7 @@ def _referred_to(rows: Rows, new_row: npt.NDArray[np.int64]) -> dict[str, pl.Dat
     }  # fmt: skip
     for name, table in tables.items():
         if table.height:
-            tables[name] = table.with_columns(record=pl.Series(new_row[table["record"].to_numpy()]))
+            tables[name] = table.replace_column(0, pl.Series("record", new_row[table["record"].to_numpy()]))
     return tables | {"names": _table("names", list(rows.full_urls.items()))}
 
 

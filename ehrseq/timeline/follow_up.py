@@ -73,12 +73,22 @@ def follow_up_of(
     undated_deaths: pl.Series | None = None,
 ) -> pl.DataFrame:
     """The same from what `contacts` says of the events."""
+    return at_once(follow_up_steps(contacts, observation_periods, data_cut, undated_deaths))
+
+
+def follow_up_steps(
+    contacts: pl.DataFrame,
+    observation_periods: Any = None,
+    data_cut: str | date | datetime | None = None,
+    undated_deaths: pl.Series | None = None,
+) -> pl.LazyFrame:
+    """The same as steps still to be done, for who goes on from there."""
     cut = pl.lit(None if data_cut is None else as_instant(data_cut), dtype=TIME)
     died = pl.lit(False) if undated_deaths is None else pl.col("subject_id").is_in(undated_deaths.implode())
     known, periods = contacts.lazy(), _envelopes(observation_periods).lazy()
     joined = known.join(periods, on="subject_id", how="full", coalesce=True).sort("subject_id")
     usable = pl.col("watched") & (pl.col("follow_up_start") <= pl.col("follow_up_end"))
-    return at_once(
+    return (
         joined.with_columns(cut=cut, died=died)
         .select("subject_id", **_measured())
         .select("subject_id", pl.when(usable).then(pl.col(r"^follow_up_.*$")), "observation_start")
@@ -179,11 +189,13 @@ _ENVELOPE: dict[str, Any] = {
     "subject_id": pl.Int64, "period_start": TIME, "period_end": TIME, "open": pl.Boolean, "has_period": pl.Boolean,
 }  # fmt: skip
 
+_NO_ENVELOPES = pl.DataFrame(schema=_ENVELOPE)
+
 
 def _envelopes(observation_periods: Any) -> pl.DataFrame:
     """One period a subject, from the earliest start to the latest end."""
     if observation_periods is None:
-        return pl.DataFrame(schema=_ENVELOPE)
+        return _NO_ENVELOPES
     frame = to_polars(observation_periods)
     missing = [c for c in ("subject_id", "start", "end") if c not in frame.columns]
     if missing:

@@ -170,6 +170,14 @@ def _rounded(analyte: Analyte, factor: float, offset: float = 0.0) -> Conversion
     return Conversion(analyte.unit, float(f"{factor:.12g}"), float(f"{offset:.12g}"))
 
 
+_UNTREATED = (
+    pl.col("unit").is_not_null()
+    & pl.col("numeric_value").is_not_null()
+    & pl.col("text_value").is_null()
+    & pl.col("unit_recorded").is_null()
+)
+
+
 def normalise_units(events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Events with the numbers of an analyte on one scale, and the table of units (`UNIT_SCHEMA`).
 
@@ -187,13 +195,10 @@ def normalise_units(events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     ('LOINC//14749-6', 'glucose', 'mmol/l', 'mg/dL', 18.0156, 0.0, 1)
     """
     wanted = [name for name in ("code", "unit", "numeric_value", "other_codes") if name in events.columns]
-    is_number = pl.col("unit").is_not_null() & pl.col("numeric_value").is_not_null()
-    untreated = pl.col("text_value").is_null() & pl.col("unit_recorded").is_null()
     measured = at_once(
         events.lazy()
-        .with_row_index("_row")
-        .select("_row", *wanted, "text_value", "unit_recorded")
-        .filter(is_number & untreated)
+        .select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("_row"), *wanted, "text_value", "unit_recorded")
+        .filter(_UNTREATED)
         .select("_row", *wanted, analyte_code(events))
     )
     if not measured.height:
