@@ -42,6 +42,10 @@ class Instants:
     precision: npt.NDArray[np.uint8]
     offset: npt.NDArray[np.int16]
 
+    def __getitem__(self, part: slice) -> Instants:
+        """Some of them."""
+        return Instants(self.start[part], self.end[part], self.precision[part], self.offset[part])
+
 
 def parse_times(written: Sequence[str | None]) -> Instants:
     """Parse FHIR date, dateTime and instant strings.

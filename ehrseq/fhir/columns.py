@@ -151,7 +151,7 @@ def places(numbers: npt.NDArray[Any]) -> pl.Series:
     return pl.Series(numbers.astype(np.uint32, copy=False))
 
 
-def nullable(numbers: npt.NDArray[Any], none: int) -> pl.Series:
+def nullable(numbers: npt.NDArray[Any], none: int | np.signedinteger[Any]) -> pl.Series:
     """Numbers as a Series, null where they are `none`.
 
     >>> nullable(np.array([7, -1]), -1).to_list()
