@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -66,9 +67,10 @@ def parse_times(written: Sequence[str | None]) -> Instants:
     rest = np.ones(len(text), bool)
     length = np.fromiter(map(len, text), np.int64, len(text))
     for layout in _LAYOUTS:
-        at = np.flatnonzero(length == len(layout))
+        alike = length == len(layout)
+        at = np.flatnonzero(alike)
         if len(at):
-            instants, fits = _parse_layout([text[n] for n in at.tolist()], layout)
+            instants, fits = _parse_layout(list(compress(text, alike.tolist())), layout)
             _put(found, at[fits], instants, fits)
             rest[at[fits]] = False
     at = np.flatnonzero(rest & (length > 0))

@@ -85,11 +85,15 @@ def follow_up_steps(
     """The same as steps still to be done, for who goes on from there."""
     cut = pl.lit(None if data_cut is None else as_instant(data_cut), dtype=TIME)
     died = pl.lit(False) if undated_deaths is None else pl.col("subject_id").is_in(undated_deaths.implode())
-    known, periods = contacts.lazy(), _envelopes(observation_periods).lazy()
-    joined = known.join(periods, on="subject_id", how="full", coalesce=True).sort("subject_id")
+    if observation_periods is None:
+        joined = contacts.lazy().with_columns(pl.lit(None, kind).alias(name) for name, kind in _ENVELOPE.items())
+    else:
+        periods = _envelopes(observation_periods).lazy()
+        joined = contacts.lazy().join(periods, on="subject_id", how="full", coalesce=True)
     usable = pl.col("watched") & (pl.col("follow_up_start") <= pl.col("follow_up_end"))
     return (
-        joined.with_columns(cut=cut, died=died)
+        joined.sort("subject_id")
+        .with_columns(cut=cut, died=died)
         .select("subject_id", **_measured())
         .select("subject_id", pl.when(usable).then(pl.col(r"^follow_up_.*$")), "observation_start")
     )
@@ -185,17 +189,11 @@ def is_day() -> pl.Expr:
     return pl.col("time_precision").cast(pl.String).is_in(["year", "month", "day"])
 
 
-_ENVELOPE: dict[str, Any] = {
-    "subject_id": pl.Int64, "period_start": TIME, "period_end": TIME, "open": pl.Boolean, "has_period": pl.Boolean,
-}  # fmt: skip
-
-_NO_ENVELOPES = pl.DataFrame(schema=_ENVELOPE)
+_ENVELOPE = {"period_start": TIME, "period_end": TIME, "open": pl.Boolean(), "has_period": pl.Boolean()}
 
 
 def _envelopes(observation_periods: Any) -> pl.DataFrame:
     """One period a subject, from the earliest start to the latest end."""
-    if observation_periods is None:
-        return _NO_ENVELOPES
     frame = to_polars(observation_periods)
     missing = [c for c in ("subject_id", "start", "end") if c not in frame.columns]
     if missing:
