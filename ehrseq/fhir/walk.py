@@ -96,8 +96,8 @@ def walk_lines(blocks: Iterator[bytes], sink: Sink, limits: Limits) -> None:
             if len(block) > limits.record_bytes and not block.endswith(b"\n"):
                 walk_pieces(chain([block], blocks), sink, limits, line)
                 return
-            before, line = line, line + count_lines(block)  # now that it is in the cache
-            sink.lines(block, before)
+            sink.lines(block, line)
+            line += count_lines(block)
     except DamagedFile as damage:
         if type_of(damage.partial) == "Bundle":
             walk_pieces(iter([damage.partial]), sink, limits, line, damage.reason)
