@@ -19,8 +19,8 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from ehrseq.fhir.clock import NO_TIME, PRECISIONS, Instants, parse_times
-from ehrseq.fhir.columns import EVENT, REFERENCE, Columns, joined, series, strings, take
+from ehrseq.fhir.clock import NO_TIME, PRECISIONS, Instants
+from ehrseq.fhir.columns import EVENT, REFERENCE, Columns, joined, places, series, strings, take
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.references import UNKNOWN, named_target, points_at, subject_number
 from ehrseq.fhir.rows import Rows
@@ -97,6 +97,8 @@ class Chunk:
         """Its references that cannot be told from what is written, by number."""
         columns = self.columns
         numbers = np.flatnonzero(columns.references["points_at"] == UNKNOWN)[1:]  # number 0 stands for none
+        if not len(numbers):
+            return {}
         return dict(zip(numbers.tolist(), take(columns.names, numbers).to_pylist(), strict=True))
 
 
@@ -127,7 +129,8 @@ def pack(rows: Rows, files: list[str], shards: int, shard_of: ShardOf) -> Chunk:
     Tables: `codes` by number, and what other records refer to: `patients`, `identifiers`, `links`, `encounters`,
     `medications`, `periods`, `names` (of bundle entries).
     """
-    rows.flush(force=True)
+    spans = [(e[0], f"Encounter/{e[1]}", *e[2:]) for e in rows.encounters] + rows.results
+    parsed = _Parsed(rows, spans)
     records, events = _together(rows.record_stretches), _together(rows.event_stretches)
     references, names = _references(rows.references.names)
     home = references["subject_id"]
@@ -143,13 +146,13 @@ def pack(rows: Rows, files: list[str], shards: int, shard_of: ShardOf) -> Chunk:
     return Chunk(
         tables={
             "codes": pl.DataFrame({"code": pl.Series(list(rows.codes), dtype=pl.String)}),
-            **_referred_to(rows, new_row.astype(np.int64)),
+            **_referred_to(rows, spans, parsed, new_row.astype(np.int64)),
         },
         _columns=Columns(
             records=records.take(order),
             events=events,
             references=references,
-            ids=strings(pl.concat(rows.id_stretches)[order]),
+            ids=strings(pl.concat(rows.id_stretches)[places(order)]),
             names=names,
             texts=strings([text or "" for text in rows.texts]),
         ),
@@ -178,11 +181,11 @@ def _references(written: list[str | None]) -> tuple[npt.NDArray[np.void], pa.Lar
     return references, strings([target or name or "" for name, target in zip(written, targets, strict=True)])
 
 
-def _referred_to(rows: Rows, new_row: npt.NDArray[np.int64]) -> dict[str, pl.DataFrame]:
+def _referred_to(
+    rows: Rows, spans: list[_Span], parsed: _Parsed, new_row: npt.NDArray[np.int64]
+) -> dict[str, pl.DataFrame]:
     """The tables of what other records refer to."""
     codes = list(rows.codes)
-    spans = [(e[0], f"Encounter/{e[1]}", *e[2:]) for e in rows.encounters] + rows.results
-    parsed = _Parsed(rows, spans)
     tables = {
         "patients": _patients(rows, parsed),
         "identifiers": _table(
@@ -202,7 +205,7 @@ def _referred_to(rows: Rows, new_row: npt.NDArray[np.int64]) -> dict[str, pl.Dat
     }  # fmt: skip
     for name, table in tables.items():
         if table.height:
-            tables[name] = table.with_columns(record=pl.Series(new_row[table["record"].to_numpy()]))
+            tables[name] = table.replace_column(0, pl.Series("record", new_row[table["record"].to_numpy()]))
     return tables | {"names": _table("names", list(rows.full_urls.items()))}
 
 
@@ -211,11 +214,17 @@ def _table(name: str, rows: list[Any]) -> pl.DataFrame:
     return pl.DataFrame(rows, _EMPTY[name].schema, orient="row") if rows else _EMPTY[name]
 
 
+def _frame(schema: dict[str, Any], *columns: Any) -> pl.DataFrame:
+    """A table of columns in the order of its schema; polars takes longer where it is left to look for their types."""
+    named = zip(schema.items(), columns, strict=True)
+    return pl.DataFrame([pl.Series(name, column, kind) for (name, kind), column in named])
+
+
 _Span = tuple[int, str, str | None, str | None]  # record, target, start, end
 
 
 class _Parsed:
-    """The times in the tables of what is referred to, parsed all at once."""
+    """The times in the tables of what is referred to, parsed at once with the last of the events'."""
 
     def __init__(self, rows: Rows, spans: list[_Span]) -> None:
         columns = {
@@ -226,7 +235,7 @@ class _Parsed:
             "period_start": [r[2] for r in rows.research_subjects],
             "period_end": [r[3] for r in rows.research_subjects],
         }
-        self._instants = parse_times([written for column in columns.values() for written in column])
+        self._instants = rows.finish([written for column in columns.values() for written in column])
         self._slices: dict[str, slice] = {}
         at = 0
         for name, column in columns.items():
@@ -234,8 +243,7 @@ class _Parsed:
             at += len(column)
 
     def __getitem__(self, name: str) -> Instants:
-        i, part = self._instants, self._slices[name]
-        return Instants(i.start[part], i.end[part], i.precision[part], i.offset[part])
+        return self._instants[self._slices[name]]
 
 
 def _patients(rows: Rows, parsed: _Parsed) -> pl.DataFrame:
@@ -244,20 +252,18 @@ def _patients(rows: Rows, parsed: _Parsed) -> pl.DataFrame:
     the record says that there was one."""
     patients = rows.patients
     birth, death = parsed["birth"], parsed["death"]
-    return pl.DataFrame(
-        {
-            "record": [p.record for p in patients],
-            "patient": [p.id for p in patients],
-            "subject_id": [subject_number(f"Patient/{p.id}") for p in patients],
-            "sex": [p.sex for p in patients],
-            "race": [p.race for p in patients],
-            "ethnicity": [p.ethnicity for p in patients],
-            "birth": birth.start,
-            "death": death.end,
-            "death_is_date": death.precision <= PRECISIONS.index("day"),
-            "undated_death": (death.end == NO_TIME) & np.array([p.deceased for p in patients], bool),
-        },
+    return _frame(
         PATIENTS,
+        [p.record for p in patients],
+        [p.id for p in patients],
+        [subject_number(f"Patient/{p.id}") for p in patients],
+        [p.sex for p in patients],
+        [p.race for p in patients],
+        [p.ethnicity for p in patients],
+        birth.start,
+        death.end,
+        death.precision <= PRECISIONS.index("day"),
+        (death.end == NO_TIME) & np.array([p.deceased for p in patients], bool),
     )
 
 
@@ -266,20 +272,12 @@ def _encounters(found: list[_Span], parsed: _Parsed) -> pl.DataFrame:
     if not found:
         return _EMPTY["encounters"]
     start, end = parsed["start"], parsed["end"]
-    return pl.DataFrame(
-        {
-            "record": [e[0] for e in found],
-            "target": [e[1] for e in found],
-            "start": start.start,
-            "start_end": start.end,
-            "start_precision": start.precision,
-            "start_offset": start.offset,
-            "end_start": end.start,
-            "end": end.end,
-            "end_precision": end.precision,
-            "end_offset": end.offset,
-        },
+    return _frame(
         ENCOUNTERS,
+        [e[0] for e in found],
+        [e[1] for e in found],
+        *(start.start, start.end, start.precision, start.offset),
+        *(end.start, end.end, end.precision, end.offset),
     )
 
 

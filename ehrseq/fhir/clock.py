@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
+from itertools import compress
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+
+from ehrseq.fhir.columns import nullable
 
 NO_TIME = np.iinfo(np.int64).min  # numpy's "not a time"
 PRECISIONS = ("", "year", "month", "day", "minute", "second")
@@ -40,6 +43,10 @@ class Instants:
     precision: npt.NDArray[np.uint8]
     offset: npt.NDArray[np.int16]
 
+    def __getitem__(self, part: slice) -> Instants:
+        """Some of them."""
+        return Instants(self.start[part], self.end[part], self.precision[part], self.offset[part])
+
 
 def parse_times(written: Sequence[str | None]) -> Instants:
     """Parse FHIR date, dateTime and instant strings.
@@ -60,9 +67,10 @@ def parse_times(written: Sequence[str | None]) -> Instants:
     rest = np.ones(len(text), bool)
     length = np.fromiter(map(len, text), np.int64, len(text))
     for layout in _LAYOUTS:
-        at = np.flatnonzero(length == len(layout))
+        alike = length == len(layout)
+        at = np.flatnonzero(alike)
         if len(at):
-            instants, fits = _parse_layout([text[n] for n in at.tolist()], layout)
+            instants, fits = _parse_layout(list(compress(text, alike.tolist())), layout)
             _put(found, at[fits], instants, fits)
             rest[at[fits]] = False
     at = np.flatnonzero(rest & (length > 0))
@@ -93,14 +101,11 @@ def _parse_layout(text: list[str], layout: str) -> tuple[Instants, npt.NDArray[n
     # a row for each place in the layout, so that what follows runs along memory
     grid = np.frombuffer(characters, np.uint8).reshape(len(text), len(layout)).T.copy()
     digits = grid - np.uint8(ord("0"))
-    fits = np.ones(len(text), bool)
-    for place, sign in enumerate(layout):
-        if sign == "9":
-            fits &= digits[place] <= 9
-        elif sign == "+":
-            fits &= (grid[place] == ord("+")) | (grid[place] == ord("-"))
-        else:
-            fits &= grid[place] == ord(sign)
+    form = np.frombuffer(layout.encode(), np.uint8)[:, None]
+    is_digit = form[:, 0] == ord("9")
+    signs, wanted = grid[~is_digit], form[~is_digit]
+    fits = (digits[is_digit] <= 9).all(axis=0)
+    fits &= ((signs == wanted) | ((wanted == ord("+")) & (signs == ord("-")))).all(axis=0)
 
     def number(start: int, width: int = 2) -> npt.NDArray[np.int32]:
         value: npt.NDArray[np.int32] = digits[start].astype(np.int32)
@@ -182,5 +187,4 @@ def moments(microseconds: npt.NDArray[np.int64]) -> pl.Series:
     >>> moments(np.array([0, NO_TIME])).to_list()
     [datetime.datetime(1970, 1, 1, 0, 0), None]
     """
-    series = pl.Series(microseconds)
-    return series.set(series == NO_TIME, None).cast(pl.Datetime("us"))
+    return nullable(microseconds, NO_TIME).cast(pl.Datetime("us"))

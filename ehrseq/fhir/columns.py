@@ -142,6 +142,26 @@ def series(parts: list[pa.LargeStringArray]) -> pl.Series:
     return pl.Series(pa.chunked_array(parts, pa.large_string()), dtype=pl.String).rechunk()
 
 
+def places(numbers: npt.NDArray[Any]) -> pl.Series:
+    """Numbers of rows as polars takes them. Given others, it spends more on looking at them than on a small table.
+
+    >>> pl.Series(["a", "b"])[places(np.array([1, 0, 1]))].to_list()
+    ['b', 'a', 'b']
+    """
+    return pl.Series(numbers.astype(np.uint32, copy=False))
+
+
+def nullable(numbers: npt.NDArray[Any], none: int | np.signedinteger[Any]) -> pl.Series:
+    """Numbers as a Series, null where they are `none`.
+
+    >>> nullable(np.array([7, -1]), -1).to_list()
+    [7, None]
+    """
+    series = pl.Series(numbers)
+    at = np.flatnonzero(numbers == none)
+    return series.scatter(places(at), None) if len(at) else series
+
+
 @dataclass(frozen=True)
 class EventColumns:
     """Events column by column, as linking works on them. The fields of EVENT."""

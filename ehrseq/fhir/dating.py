@@ -54,8 +54,11 @@ class Policy:
     result: bool = False  # whether it sums up a period, and so is there at the period's end
     of_type: dict[type, Fields] = field(default_factory=dict, repr=False)  # asked of nearly every record
 
-    def look_at(self, kind: type) -> Fields:
-        """The fields that records of a type have, remembered in `of_type`."""
+    def fields_of(self, kind: type) -> Fields:
+        """The fields that records of a type have."""
+        return self.of_type.get(kind) or self._look_at(kind)
+
+    def _look_at(self, kind: type) -> Fields:
         times = tuple((attrgetter(name), source) for name, source in self.time if hasattr(kind, name))
         self.of_type[kind] = times, tuple(attrgetter(name) for name in self.known if hasattr(kind, name))
         return self.of_type[kind]
@@ -153,7 +156,7 @@ def dated(record: Any, policy: Policy) -> Moment:
     >>> dated(Observation(resource_type="Observation", effective_period=stay), POLICY["Observation"])[:2]
     ('2020-01-02', '2020-02')
     """
-    times, others = policy.of_type.get(type(record)) or policy.look_at(type(record))
+    times, others = policy.fields_of(type(record))
     for first, source in times:
         written = first(record)
         if written is None:

@@ -101,11 +101,10 @@ def ledger_frame(counts: Counter[tuple[int, str, int]]) -> pl.DataFrame:
     (0, 'Claim', 'skipped', 'financial', 2)
     """
     rows = [(f, t, Reason(r).fate, Reason(r).label, n) for (f, t, r), n in counts.items() if n]
-    frame = pl.DataFrame(rows, LEDGER_SCHEMA, orient="row")
-    return frame.sort("file_number", "resource_type", "fate", "reason")
+    return pl.DataFrame(sorted(rows), LEDGER_SCHEMA, orient="row")
 
 
 def quarantine_frame(entries: list[tuple[int, int, int, int]]) -> pl.DataFrame:
     """One row for each quarantined record from (file number, member, line, reason number), sorted."""
-    rows = [(f, member, line, Reason(r).label) for f, member, line, r in entries]
-    return pl.DataFrame(rows, QUARANTINE_SCHEMA, orient="row").sort("file_number", "member", "line", "reason")
+    rows = sorted((f, member, line, Reason(r).label) for f, member, line, r in entries)
+    return pl.DataFrame(rows, QUARANTINE_SCHEMA, orient="row")

@@ -212,7 +212,7 @@ def _dater(kind: str, dates: list[str | None]) -> Callable[[list[Any]], tuple[Nu
     """A function that numbers when records of a type were, when they were known, and what says so."""
     shape, policy = SHAPES[kind], POLICY[kind]
     dated_by = policy.time[0][1]
-    of_time = [field for field, _ in policy.look_at(READ_TYPES[kind])[0]]
+    of_time = [field for field, _ in policy.fields_of(READ_TYPES[kind])[0]]
 
     def numbered(written: list[str | None]) -> Numbers:
         """Numbers of times. Most records have one of their own: to look for it among others is dear."""

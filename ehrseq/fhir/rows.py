@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ehrseq.fhir.clock import parse_times
+from ehrseq.fhir.clock import Instants, parse_times
 from ehrseq.fhir.codes import CodingPreference
 from ehrseq.fhir.columns import EVENT, RECORD
 from ehrseq.fhir.resource import READ_TYPES
@@ -192,11 +192,15 @@ class Rows:
         self.record_version.append(-1)
         self.records += 1
 
-    def flush(self, force: bool = False) -> None:
+    def flush(self) -> None:
         """Turn what has been gathered into numpy columns, once it is long enough."""
-        if not force and len(self._events) < FLUSH_EVENTS * _EVENT.size:
-            return
-        instants = parse_times([*self.times, *self.dates])
+        if len(self._events) >= FLUSH_EVENTS * _EVENT.size:
+            self.finish([])
+
+    def finish(self, written: list[str | None]) -> Instants:
+        """The same of what there is, and the times of some texts: all are parsed at once."""
+        own = len(self.times) + len(self.dates)
+        instants = parse_times([*self.times, *self.dates, *written])
         packed = np.frombuffer(bytes(self._events), PACKED)
         time, known = (np.where(n < 0, len(self.times) - 1 - n, n) for n in (packed["time"], packed["known"]))
         events = np.empty(len(packed), EVENT)
@@ -227,6 +231,7 @@ class Rows:
             self.record_version,
         ):
             del column[:]
+        return instants[own:]
 
 
 def _last_updated(instants: npt.NDArray[np.int64], number: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:

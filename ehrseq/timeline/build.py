@@ -18,13 +18,14 @@ from ehrseq.errors import SourceError
 from ehrseq.fhir.chunk import Chunk, pack
 from ehrseq.fhir.clock import NO_OFFSET, NO_TIME, PRECISIONS, moments
 from ehrseq.fhir.codes import CodingPreference
+from ehrseq.fhir.columns import nullable, places
 from ehrseq.fhir.ledger import SOURCE_SCHEMA, ledger_frame, quarantine_frame
 from ehrseq.fhir.reader import MEMORY, Reader, uncollected
 from ehrseq.fhir.references import subject_number as subject_number
 from ehrseq.fhir.rows import TYPES, Rows
 from ehrseq.fhir.source import Progress, find_files, size_on_disk
 from ehrseq.frames import at_once
-from ehrseq.timeline.follow_up import contacts, follow_up_of
+from ehrseq.timeline.follow_up import contacts, follow_up_steps
 from ehrseq.timeline.link import Linked, link, source_names
 from ehrseq.timeline.meds import SHARDS, shard_of, shards_of
 from ehrseq.timeline.schema import DEATH_CODE, EVENT_SCHEMA, SUBJECT_SCHEMA, TIME, as_instant, sort_events
@@ -184,39 +185,40 @@ def _times(linked: Linked, known: Survey) -> tuple[Ints, Ints]:
 
 def _places(subjects: pl.Series, by_shard: bool) -> Ints:
     """Of each of the sorted subjects its place among them, or `by_shard` if all are taken shard by shard."""
-    places = np.arange(len(subjects))
+    place = np.arange(len(subjects)).astype(np.min_scalar_type(len(subjects)))  # short numbers are sorted much faster
     if by_shard:
-        places[np.argsort(shard_of(subjects), kind="stable")] = np.arange(len(subjects))
-    return places
+        place[np.argsort(shard_of(subjects), kind="stable")] = place.copy()
+    return place
 
 
 def event_frame(linked: Linked, known: Survey, time: Ints, known_time: Ints) -> pl.DataFrame:
     """The events in the contract's columns, in no order."""
     e = linked.events
+    record, number = places(e.record), places(e.code)
     code, other_codes = known.split_codes
     columns: dict[str, pl.Series] = {
-        "subject_id": linked.patients["subject_id"][linked.patient[e.record]],
+        "subject_id": linked.patients["subject_id"][places(linked.patient[e.record])],
         "time": moments(time),
-        "code": code[e.code],
+        "code": code[number],
         "numeric_value": _single_precision(e.number),
-        "text_value": linked.texts[e.text],
-        "value_modifier": linked.texts[e.modifier],
-        "unit": linked.texts[e.unit],
+        "text_value": linked.texts[places(e.text)],
+        "value_modifier": linked.texts[places(e.modifier)],
+        "unit": linked.texts[places(e.unit)],
         "known_time": moments(known_time),
         "time_source": _names(source_names(), e.source),
         "time_precision": _names([p or None for p in PRECISIONS], e.precision),
-        "utc_offset": _offsets(e.offset),
-        "encounter_id": linked.encounter[e.record],
+        "utc_offset": nullable(e.offset, NO_OFFSET),
+        "encounter_id": linked.encounter[record],
         "resource_type": _names(list(TYPES), linked.kind[e.record], pl.String),
-        "resource_id": linked.ids[e.record],
-        "other_codes": other_codes[e.code],
+        "resource_id": linked.ids[record],
+        "other_codes": other_codes[number],
         "unit_recorded": pl.Series([None], dtype=pl.String).new_from_index(0, len(e.code)),
     }
     return pl.DataFrame([columns[name].cast(kind).alias(name) for name, kind in EVENT_SCHEMA.items()])
 
 
 def _names(names: list[str | None] | list[str], numbers: Ints, kind: Any = pl.Categorical) -> pl.Series:
-    return pl.Series(names, dtype=kind)[numbers]
+    return pl.Series(names, dtype=kind)[places(numbers)]
 
 
 def _single_precision(numbers: Any) -> pl.Series:
@@ -224,11 +226,6 @@ def _single_precision(numbers: Any) -> pl.Series:
     with np.errstate(over="ignore"):
         narrow = numbers.astype(np.float32)
     return pl.Series(np.where(np.isfinite(narrow), narrow, np.float32("nan")), nan_to_null=True)
-
-
-def _offsets(minutes: Any) -> pl.Series:
-    series = pl.Series(minutes)
-    return series.set(series == NO_OFFSET, None)
 
 
 def microseconds(moment: datetime | None) -> int:
@@ -239,17 +236,15 @@ def microseconds(moment: datetime | None) -> int:
 def subject_frame(patients: pl.DataFrame, contacts: pl.DataFrame, known: Survey) -> pl.DataFrame:
     """The subjects with their follow-up, sorted."""
     periods, data_cut = known.periods, known.data_cut
-    table = patients.with_columns(
-        moments(patients[name].to_numpy()).alias(f"{name}_time") for name in ("birth", "death")
-    )
+    table = patients.hstack([moments(patients[name].to_numpy()).alias(f"{name}_time") for name in ("birth", "death")])
     cut = pl.Series([data_cut]).cast(TIME).item() if data_cut != NO_TIME else None
     undated = patients["subject_id"].filter(patients["undated_death"])
     if periods.height:
         periods = periods.with_columns(moments(periods[name].to_numpy()).alias(name) for name in ("start", "end"))
-    watched = follow_up_of(contacts, periods if periods.height else None, cut, undated)
+    watched = follow_up_steps(contacts, periods if periods.height else None, cut, undated if len(undated) else None)
     return at_once(
         table.lazy()
-        .join(watched.lazy(), on="subject_id", how="left")
+        .join(watched, on="subject_id", how="left")
         .select(pl.col(name).cast(kind) for name, kind in SUBJECT_SCHEMA.items())
         .sort("subject_id")
     )

@@ -40,7 +40,7 @@ def repeated(chunks: Sequence[Chunk]) -> Iterator[Ints]:
         keys, rows = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)]
         for chunk in chunks:
             columns = chunk.columns
-            key = series([columns.ids]).hash(SEED).to_numpy()
+            key = series([columns.ids]).to_frame().hash_rows(SEED).to_numpy()
             key = key ^ (columns.records["kind"].astype(np.uint64) << np.uint64(56))
             row = np.flatnonzero(key % np.uint64(parts) == part) if parts > 1 else np.arange(len(key))
             keys.append(key[row])

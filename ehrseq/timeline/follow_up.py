@@ -73,13 +73,27 @@ def follow_up_of(
     undated_deaths: pl.Series | None = None,
 ) -> pl.DataFrame:
     """The same from what `contacts` says of the events."""
+    return at_once(follow_up_steps(contacts, observation_periods, data_cut, undated_deaths))
+
+
+def follow_up_steps(
+    contacts: pl.DataFrame,
+    observation_periods: Any = None,
+    data_cut: str | date | datetime | None = None,
+    undated_deaths: pl.Series | None = None,
+) -> pl.LazyFrame:
+    """The same as steps still to be done, for who goes on from there."""
     cut = pl.lit(None if data_cut is None else as_instant(data_cut), dtype=TIME)
     died = pl.lit(False) if undated_deaths is None else pl.col("subject_id").is_in(undated_deaths.implode())
-    known, periods = contacts.lazy(), _envelopes(observation_periods).lazy()
-    joined = known.join(periods, on="subject_id", how="full", coalesce=True).sort("subject_id")
+    if observation_periods is None:
+        joined = contacts.lazy().with_columns(pl.lit(None, kind).alias(name) for name, kind in _ENVELOPE.items())
+    else:
+        periods = _envelopes(observation_periods).lazy()
+        joined = contacts.lazy().join(periods, on="subject_id", how="full", coalesce=True)
     usable = pl.col("watched") & (pl.col("follow_up_start") <= pl.col("follow_up_end"))
-    return at_once(
-        joined.with_columns(cut=cut, died=died)
+    return (
+        joined.sort("subject_id")
+        .with_columns(cut=cut, died=died)
         .select("subject_id", **_measured())
         .select("subject_id", pl.when(usable).then(pl.col(r"^follow_up_.*$")), "observation_start")
     )
@@ -175,15 +189,11 @@ def is_day() -> pl.Expr:
     return pl.col("time_precision").cast(pl.String).is_in(["year", "month", "day"])
 
 
-_ENVELOPE: dict[str, Any] = {
-    "subject_id": pl.Int64, "period_start": TIME, "period_end": TIME, "open": pl.Boolean, "has_period": pl.Boolean,
-}  # fmt: skip
+_ENVELOPE = {"period_start": TIME, "period_end": TIME, "open": pl.Boolean(), "has_period": pl.Boolean()}
 
 
 def _envelopes(observation_periods: Any) -> pl.DataFrame:
     """One period a subject, from the earliest start to the latest end."""
-    if observation_periods is None:
-        return pl.DataFrame(schema=_ENVELOPE)
     frame = to_polars(observation_periods)
     missing = [c for c in ("subject_id", "start", "end") if c not in frame.columns]
     if missing:

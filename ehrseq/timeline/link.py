@@ -16,7 +16,7 @@ import polars as pl
 
 from ehrseq.fhir.chunk import Chunk
 from ehrseq.fhir.clock import NO_OFFSET, NO_TIME
-from ehrseq.fhir.columns import EventColumns, series
+from ehrseq.fhir.columns import EventColumns, places, series
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.references import A_RESULT, AN_ENCOUNTER, UNKNOWN
 from ehrseq.fhir.rows import (
@@ -28,6 +28,8 @@ from ehrseq.fhir.rows import (
     TIME_SOURCES,
     TYPE_NUMBER,
 )
+from ehrseq.frames import at_once
+from ehrseq.timeline.duplicates import SEED
 from ehrseq.timeline.meds import SHARDS
 from ehrseq.timeline.parts import Part, nothing, parts_of, texts_of, together
 from ehrseq.timeline.survey import OPEN, Survey
@@ -109,10 +111,14 @@ def _stays(parts: list[Part], survey: Survey) -> tuple[Ints, pl.Series, npt.NDAr
     targets, points = series([part.stays for part in parts]), np.concatenate([part.points_at for part in parts])
     before = np.cumsum([0] + [len(part.stays) for part in parts])
     stay = np.concatenate([part.stay + n for part, n in zip(parts, before.tolist(), strict=False)])
-    number = np.where(points == UNKNOWN, -1, survey.find_encounter(targets))
-    is_one = pl.Series((number >= 0) & (points == AN_ENCOUNTER))
-    ids = pl.select(pl.when(is_one).then(targets.str.slice(len("Encounter/")))).to_series()
-    return number[stay], ids[stay], (points == A_RESULT)[stay]
+    keys, ids = at_once(targets.to_frame("target").lazy().select(_KEY, _ID))
+    number = np.where(points == UNKNOWN, -1, survey.find_encounter(keys.to_numpy()))
+    is_one = (number >= 0) & (points == AN_ENCOUNTER)
+    ids = ids.scatter(places(np.flatnonzero(~is_one)), None)
+    return number[stay], ids[places(stay)], (points == A_RESULT)[stay]
+
+
+_KEY, _ID = pl.col("target").hash(SEED).alias("key"), pl.col("target").str.slice(len("Encounter/"))
 
 
 def _index(names: Ints, wanted: Ints) -> Ints:

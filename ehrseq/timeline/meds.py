@@ -213,9 +213,9 @@ def _to_arrow(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
 
 def _numbered(names: pl.Series) -> pa.DictionaryArray:
     """Categories numbered by first appearance: a polars dictionary lists every one of the process."""
-    numbers = names.to_physical().to_arrow().dictionary_encode().indices
-    first = names.drop_nulls().unique(maintain_order=True).cast(pl.String)
-    return pa.DictionaryArray.from_arrays(numbers, first.to_arrow().cast(pa.string()))
+    found = names.to_physical().to_arrow().dictionary_encode()
+    first = pl.Series(found.dictionary).cat.to(names.dtype).cast(pl.String)
+    return pa.DictionaryArray.from_arrays(found.indices, first.to_arrow().cast(pa.string()))
 
 
 @cache

@@ -22,7 +22,7 @@ import polars as pl
 from ehrseq.fhir.chunk import PATIENTS, Chunk, open_table
 from ehrseq.fhir.clock import NO_TIME
 from ehrseq.fhir.codes import split_codes
-from ehrseq.fhir.columns import series, take
+from ehrseq.fhir.columns import places, series, take
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.references import (
     DATED_BY_OTHERS,
@@ -32,6 +32,7 @@ from ehrseq.fhir.references import (
     subject_number,
     wanted_identifier,
 )
+from ehrseq.frames import at_once
 from ehrseq.timeline.duplicates import SEED, Dropped, settle_duplicates
 from ehrseq.timeline.meds import SHARDS, shard_of
 
@@ -73,7 +74,8 @@ class Survey:
         """By number: the place of the code among all in their order (0 for none)."""
         codes = self.split_codes[0].to_list()
         place = {code: n for n, code in enumerate(sorted({code for code in codes if code is not None}), 1)}
-        return np.array([place.get(code, 0) for code in codes])
+        # as narrow as can be: short numbers are sorted much faster
+        return np.array([place.get(code, 0) for code in codes], np.min_scalar_type(len(place)))
 
     def find_subject(self, subject: Ints) -> Ints:
         """Of each subject id: the one that replaced it, else itself."""
@@ -90,19 +92,18 @@ class Survey:
         known: npt.NDArray[np.bool_] = self.subjects[at] == subject
         return known
 
-    def find_encounter(self, targets: pl.Series) -> Ints:
-        """Of each `Encounter/id`: its number, -1 where there is none."""
+    def find_encounter(self, keys: npt.NDArray[np.uint64]) -> Ints:
+        """Of each hash of an `Encounter/id`: the encounter's number, -1 where there is none."""
         if not len(self.encounters):
-            return np.full(len(targets), -1)
-        keys = targets.hash(SEED).to_numpy()
+            return np.full(len(keys), -1)
         at = np.minimum(np.searchsorted(self.encounters, keys), len(self.encounters) - 1)
-        found = (self.encounters[at] == keys) & targets.is_not_null().to_numpy()
-        return np.where(found, at, -1)
+        return np.where(self.encounters[at] == keys, at, -1)
 
     def patients_of(self, first: int, last: int) -> pl.DataFrame:
         """The patients of some shards, one row each, sorted by subject."""
         table = open_table(self.patients) if isinstance(self.patients, Path) else self.patients
-        return table[self.patient_bounds[first] : self.patient_bounds[last]].sort("subject_id")
+        wanted = table[self.patient_bounds[first] : self.patient_bounds[last]]
+        return wanted[places(np.argsort(wanted["subject_id"].to_numpy(), kind="stable"))]
 
     def save(self, folder: Path) -> None:
         """Write everything to a folder, for other processes: what grows with the source as files of their own."""
@@ -155,8 +156,9 @@ def survey(chunks: Sequence[Chunk], data_cut: int = NO_TIME) -> Survey:
     """Look through all chunks of a source. The result does not depend on how the source was cut into chunks."""
     files, file_numbers = _number_files(chunks)
     dropped = settle_duplicates(chunks, file_numbers)
-    resolve = _resolver(chunks, dropped)
-    resolved = [_resolve_rest(chunk, resolve) for chunk in chunks]
+    unresolved = [chunk.unresolved() for chunk in chunks]
+    resolve = _resolver(chunks, dropped, unresolved)
+    resolved = [_resolve_rest(references, resolve) for references in unresolved]
     merged = _merged(chunks, dropped, resolve)
     subjects = _subjects(chunks, dropped, merged)
     codes, code_numbers, medications = _codes(chunks, dropped, resolve)
@@ -216,11 +218,10 @@ def _kept(chunk: Chunk, name: str, dropped: dict[int, int]) -> pl.DataFrame:
     return table.filter(pl.Series(~np.isin(table["record"].to_numpy(), rows)))
 
 
-def _resolver(chunks: Sequence[Chunk], dropped: Dropped) -> Resolver:
+def _resolver(chunks: Sequence[Chunk], dropped: Dropped, unresolved: list[dict[int, str]]) -> Resolver:
     """Knows what the references stand for that no chunk could resolve by itself."""
-    wanted: set[str] = set()
+    wanted = {written for references in unresolved for written in references.values()}
     for chunk in chunks:
-        wanted.update(chunk.unresolved().values())
         wanted.update(chunk.tables["links"]["other"].to_list())
         for references in chunk.tables["medications"]["ingredient_references"].to_list():
             wanted.update(() if references is None else references)
@@ -252,9 +253,9 @@ def _name_by_id(chunk: Chunk, wanted: pl.DataFrame, names: dict[str, str]) -> No
         names[name] = target if names.setdefault(name, target) == target else ""
 
 
-def _resolve_rest(chunk: Chunk, resolve: Resolver) -> dict[int, str]:
-    """Targets of the references that the chunk could not resolve, by their number."""
-    found = {number: resolve(written) for number, written in chunk.unresolved().items()}
+def _resolve_rest(unresolved: dict[int, str], resolve: Resolver) -> dict[int, str]:
+    """Targets of the references that a chunk could not resolve, by their number."""
+    found = {number: resolve(written) for number, written in unresolved.items()}
     return {number: target for number, target in found.items() if target is not None}
 
 
@@ -262,7 +263,7 @@ def _merged(chunks: Sequence[Chunk], dropped: Dropped, resolve: Resolver) -> dic
     """Of each patient that was merged into another: both subject ids, chains followed to their end."""
     into: dict[str, set[str]] = {}
     for chunk, gone in zip(chunks, dropped, strict=True):
-        for _, kind, own, other in _kept(chunk, "links", gone).iter_rows():
+        for _, kind, own, other in _kept(chunk, "links", gone).rows():
             target = resolve(other)
             if target is None or not target.startswith("Patient/") or target == own:
                 continue
@@ -315,16 +316,16 @@ def _codes(
     facts = {
         target: (code, ingredients, references)
         for chunk, gone in zip(chunks, dropped, strict=True)
-        for _, target, code, ingredients, references in _kept(chunk, "medications", gone).iter_rows()
+        for _, target, code, ingredients, references in _kept(chunk, "medications", gone).rows()
     }
     medications = medication_codes(facts, resolve)
-    everything = {code for chunk in chunks for code in chunk.tables["codes"]["code"].drop_nulls().to_list()}
-    everything.update(code for found in medications.values() for code in found)
+    listed = [chunk.tables["codes"]["code"].to_list() for chunk in chunks]
+    everything = {code for codes in listed for code in codes}.union(*medications.values()) - {None}
     codes: list[str | None] = [None, *sorted(everything)]
     number = {code: n for n, code in enumerate(codes)}
     return (
         codes,
-        [np.array([number[code] for code in chunk.tables["codes"]["code"].to_list()], np.int32) for chunk in chunks],
+        [np.array([number[code] for code in codes], np.int32) for codes in listed],
         {target: [number[code] for code in found] for target, found in medications.items()},
     )
 
@@ -350,16 +351,15 @@ def _encounters(
 def _spans(chunk: Chunk, gone: dict[int, int], data_cut: int) -> dict[str, Ints]:
     """When the encounters and reports of a chunk were, by the hash of their names, and when they were `there`."""
     table = _kept(chunk, "encounters", gone)
-    target = table["target"]
+    target, is_report = (column.to_numpy() for column in at_once(table.lazy().select(_TARGET, _IS_REPORT)))
     e = {name: table[name].to_numpy() for name in table.columns if name != "target"}
     no_start = e["start"] == NO_TIME
     begun = np.where(no_start, e["end_start"], e["start"])
     # a report does not go on: without a readable date of issue it was there on the day that it is about
-    is_report = target.str.contains(DATED_BY_OTHERS).to_numpy()
     last = np.where(is_report, e["start_end"], OPEN if data_cut == NO_TIME else data_cut)
     known = np.where(e["end"] == NO_TIME, np.maximum(begun, last), e["end"])
     spans = {
-        "target": target.hash(SEED).to_numpy(),
+        "target": target,
         "there": np.maximum(e["start"], np.where(e["end"] == NO_TIME, e["start_end"], e["end"])),
         "start": begun,
         "known": np.where(begun == NO_TIME, NO_TIME, np.maximum(known, begun)),
@@ -369,6 +369,9 @@ def _spans(chunk: Chunk, gone: dict[int, int], data_cut: int) -> dict[str, Ints]
     }
     chunk.release()
     return spans
+
+
+_TARGET, _IS_REPORT = pl.col("target").hash(SEED), pl.col("target").str.contains(DATED_BY_OTHERS).alias("is_report")
 
 
 def _periods(
@@ -382,7 +385,7 @@ def _periods(
 
     Records with a period of nobody, or without readable dates, are dropped for that reason.
     """
-    parts = [pl.DataFrame(schema={"start": pl.Int64, "end": pl.Int64, "subject_id": pl.Int64})]
+    parts = []
     for chunk, gone, targets in zip(chunks, dropped, resolved, strict=True):
         table = _kept(chunk, "periods", gone)
         if not table.height:
@@ -402,5 +405,9 @@ def _periods(
         fault = np.where(np.isin(who, subjects), table["fault"].to_numpy(), nobody)
         gone.update(zip(table["record"].filter(pl.Series(fault > 0)).to_list(), fault[fault > 0].tolist(), strict=True))
         parts.append(table.select("start", "end").with_columns(subject_id=who).filter(pl.Series(fault == 0)))
-    periods = pl.concat(parts).select("subject_id", "start", "end")
-    return periods.unique().sort(pl.all()) if periods.height else periods
+    if not parts:
+        return _NO_PERIODS
+    return pl.concat(parts).select("subject_id", "start", "end").unique().sort(pl.all())
+
+
+_NO_PERIODS = pl.DataFrame(schema={"subject_id": pl.Int64, "start": pl.Int64, "end": pl.Int64})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -170,6 +171,15 @@ def _rounded(analyte: Analyte, factor: float, offset: float = 0.0) -> Conversion
     return Conversion(analyte.unit, float(f"{factor:.12g}"), float(f"{offset:.12g}"))
 
 
+_ROW = pl.int_range(pl.len(), dtype=pl.UInt32).alias("_row")
+_UNTREATED = (
+    pl.col("unit").is_not_null()
+    & pl.col("numeric_value").is_not_null()
+    & pl.col("text_value").is_null()
+    & pl.col("unit_recorded").is_null()
+)
+
+
 def normalise_units(events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Events with the numbers of an analyte on one scale, and the table of units (`UNIT_SCHEMA`).
 
@@ -187,31 +197,25 @@ def normalise_units(events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     ('LOINC//14749-6', 'glucose', 'mmol/l', 'mg/dL', 18.0156, 0.0, 1)
     """
     wanted = [name for name in ("code", "unit", "numeric_value", "other_codes") if name in events.columns]
-    is_number = pl.col("unit").is_not_null() & pl.col("numeric_value").is_not_null()
-    untreated = pl.col("text_value").is_null() & pl.col("unit_recorded").is_null()
-    measured = at_once(
+    groups = at_once(
         events.lazy()
-        .with_row_index("_row")
-        .select("_row", *wanted, "text_value", "unit_recorded")
-        .filter(is_number & untreated)
+        .select(_ROW, *wanted, "text_value", "unit_recorded")
+        .filter(_UNTREATED)
         .select("_row", *wanted, analyte_code(events))
+        .group_by("code", "_key", "unit")
+        .agg("_row", "numeric_value", pl.len().alias("events"))
     )
-    if not measured.height:
-        return events, merge_units([])
-    table = _conversions(measured.group_by("code", "_key", "unit").agg("_row", "numeric_value"))
-    changed = table.filter((pl.col("unit") != pl.col("new")) & pl.col("factor").is_not_null())
-    if changed.height:
-        events = _apply(events, changed)
-    units = table.lazy().select(
-        "code",
-        "analyte",
-        pl.col("unit").alias("unit_recorded"),
-        pl.col("new").alias("unit"),
-        "factor",
-        "offset",
-        pl.col("_row").list.len().cast(pl.Int64).alias("events"),
-    )
-    return events, merge_units([units])
+    recorded = groups["unit"].to_list()
+    said = [_said(key, unit) for key, unit in zip(groups["_key"], recorded, strict=True)]
+    is_changed = [new != unit and factor is not None for unit, (_, new, factor, _) in zip(recorded, said, strict=True)]
+    if any(is_changed):
+        table = groups.hstack(pl.DataFrame(said, _SAID, orient="row"))
+        events = _apply(events, table.filter(pl.Series(is_changed)))
+    counts = Counter[tuple[Any, ...]]()  # codes of one analyte may be found by different other codes
+    for code, unit, (analyte, *rest), count in zip(groups["code"], recorded, said, groups["events"], strict=True):
+        counts[code, analyte, unit, *rest] += count
+    rows = sorted(((*key, n) for key, n in counts.items()), key=lambda row: [(v is not None, v) for v in row])
+    return events, pl.DataFrame(rows, UNIT_SCHEMA, orient="row")
 
 
 def merge_units(tables: Sequence[pl.DataFrame | pl.LazyFrame]) -> pl.DataFrame:
@@ -233,16 +237,15 @@ def analyte_code(events: pl.DataFrame) -> pl.Expr:
     return pl.when(own.is_in(known)).then(own).otherwise(pl.coalesce(first, own)).alias("_key")
 
 
-def _conversions(pairs: pl.DataFrame) -> pl.DataFrame:
-    """`pairs` with `analyte`, `new` (unit), `factor` and `offset` (null where the unit cannot be converted)."""
-    rows: list[tuple[str | None, str, float | None, float | None]] = []
-    for key, unit in zip(pairs["_key"], pairs["unit"], strict=True):
-        analyte = ANALYTES.get(key)
-        found = _conversion(key if analyte is not None else None, unit)
-        name = None if analyte is None else analyte.name
-        rows.append((name, unit, None, None) if found is None else (name, found.unit, found.factor, found.offset))
-    columns = {"analyte": pl.String, "new": pl.String, "factor": pl.Float64, "offset": pl.Float64}
-    return pairs.hstack(pl.DataFrame(rows, columns, orient="row"))
+_SAID = {"analyte": pl.String, "new": pl.String, "factor": pl.Float64, "offset": pl.Float64}
+
+
+def _said(key: str, unit: str) -> tuple[str | None, str, float | None, float | None]:
+    """What becomes of a unit: the analyte, the new unit, factor and offset (None where it cannot be converted)."""
+    analyte = ANALYTES.get(key)
+    found = _conversion(key if analyte is not None else None, unit)
+    name = None if analyte is None else analyte.name
+    return (name, unit, None, None) if found is None else (name, found.unit, found.factor, found.offset)
 
 
 @lru_cache(maxsize=1 << 14)
