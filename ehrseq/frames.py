@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import polars as pl
 
@@ -11,6 +12,8 @@ from ehrseq.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+T = TypeVar("T")
 
 
 def to_polars(frame: Any) -> pl.DataFrame:
@@ -51,6 +54,36 @@ def at_once(steps: pl.LazyFrame) -> pl.DataFrame:
 
 
 _AS_WRITTEN = pl.QueryOptFlags.none()
+
+
+def on_polars_thread(do: Callable[[], T]) -> T:
+    """What a function gives, or raises, called on one of polars' own threads.
+
+    On any other thread each step of polars is handed over to one of these and waited for: in the forecast of one
+    patient over a hundred times, which can take as long as what is computed. It makes no other difference; but another
+    thread that uses polars meanwhile may have to wait until the function is done.
+
+    >>> on_polars_thread(lambda: pl.Series([1, 2]).sum())
+    3
+    """
+    given: list[T] = []
+    raised: list[BaseException] = []
+
+    def call(column: pl.Series) -> pl.Series:
+        try:
+            given.append(do())
+        except BaseException as error:  # polars would raise another in its place
+            raised.append(error)
+        return column
+
+    # two columns, since one alone is computed on the thread that asks
+    at_once(_TWO.lazy().select(pl.col("a").map_batches(call, return_dtype=pl.Int64), pl.col("b") + 1))
+    for error in raised:
+        raise error
+    return given[0]
+
+
+_TWO = pl.DataFrame({"a": [0], "b": [0]})
 
 
 def read_pairs(source: Any, first: str, second: str, error: type[UserError] = UserError) -> pl.DataFrame:

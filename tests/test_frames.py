@@ -1,4 +1,5 @@
 import datetime
+import threading
 
 import pandas as pd
 import polars as pl
@@ -6,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from ehrseq.errors import UserError
-from ehrseq.frames import to_pandas, to_polars
+from ehrseq.frames import on_polars_thread, to_pandas, to_polars
 
 COLUMNS = {"subject_id": [1, 2], "code": ["A//1", "B//2"], "time": [datetime.datetime(2020, 1, 1), None]}
 
@@ -48,3 +49,14 @@ def test_frames_that_do_not_convert_are_refused_in_one_line_without_values(broke
         to_polars(broken)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_thread_of_polars_answers_and_raises_as_any_other():
+    asking = threading.get_ident()
+    assert on_polars_thread(threading.get_ident) not in (asking, None)
+    assert on_polars_thread(lambda: on_polars_thread(lambda: pl.DataFrame(COLUMNS).sort("code").height)) == 2
+    error = pl.exceptions.PanicException("told as it is")
+    for raised in (UserError("one thing", "another", "choose"), KeyboardInterrupt(), error):
+        with pytest.raises(type(raised)) as caught:
+            on_polars_thread(lambda raised=raised: (_ for _ in ()).throw(raised))
+        assert caught.value is raised

@@ -21,7 +21,7 @@ CONNECTIONS = 512  # at once
 def serve(model: ProgressionModel | str | Path, settings: Settings | None = None) -> None:
     """Answer requests with a model, or the model of a folder, until interrupted.
 
-    Several processes score where `settings` has more than one worker; a model that is no folder is scored with here.
+    The model of a folder is scored with in as many processes as `settings` has workers, another one here.
 
     Raises UserError, before anything is opened, for a model that cannot be read or forecasts nothing; and where the
     address is taken.
@@ -32,9 +32,8 @@ def serve(model: ProgressionModel | str | Path, settings: Settings | None = None
     if isinstance(model, str | Path):
         folder, model = Path(model), load_model(model)
         card = (folder / "model_card.md").read_text(encoding="utf-8")
-        if settings.workers > 1:
-            hashed, seconds = model.folder_hash_, settings.answer_seconds
-            workers = [Process(folder, hashed, settings.threads, seconds) for _ in range(settings.workers)]
+        hashed, seconds = model.folder_hash_, settings.answer_seconds
+        workers = [Process(folder, hashed, settings.threads, seconds) for _ in range(settings.workers)]
     try:
         # before anything is opened: a fault in the model is none of the address
         if workers:

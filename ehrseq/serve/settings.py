@@ -55,7 +55,7 @@ class Settings:
     threads: int = 1
     """Threads of the network's arithmetic, of each worker."""
     workers: int = field(default_factory=one_a_core)
-    """Processes that score, of some 0.4 GB each beside the one that is asked; 1: that one scores itself."""
+    """Processes that score, of some 0.4 GB each beside the one that is asked."""
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and not self.credentials:

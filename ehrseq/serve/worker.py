@@ -10,11 +10,13 @@ import gc
 import os
 import sys
 import threading
+from functools import partial
 from typing import IO, Any
 
 import msgspec
 
 from ehrseq.errors import ArtifactError, UserError
+from ehrseq.frames import on_polars_thread
 from ehrseq.serve.answer import Ask
 from ehrseq.serve.scoring import score, warm
 from ehrseq.timeline.worker import end_with
@@ -58,7 +60,7 @@ def load(begin: Begin) -> Any:
     model = load_model(begin.folder)
     if model.folder_hash_ != begin.folder_hash:
         raise ArtifactError("the model that the service began with", "another in its folder", "start the service again")
-    warm(model)
+    on_polars_thread(partial(warm, model))  # where the answers come from
     # what stays until the end is not gone over again and again while requests wait
     gc.collect()
     gc.freeze()
@@ -82,7 +84,8 @@ def main() -> None:
         answers.flush()
         try:
             while model is not None:
-                for result in score(model, [receive(given, Ask) for _ in range(receive(given, int))]):
+                asks = [receive(given, Ask) for _ in range(receive(given, int))]
+                for result in on_polars_thread(partial(score, model, asks)):
                     send(answers, result)
                 answers.flush()
         except EOFError:
