@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from ehrseq.errors import UserError
 
@@ -51,6 +53,24 @@ def at_once(steps: pl.LazyFrame) -> pl.DataFrame:
 
 
 _AS_WRITTEN = pl.QueryOptFlags.none()
+
+
+def places(numbers: NDArray[Any]) -> pl.Series:
+    """Numbers of rows as polars takes them. Given others, it spends more on looking at them than on a small table.
+
+    >>> pl.Series(["a", "b"])[places(np.array([1, 0, 1]))].to_list()
+    ['b', 'a', 'b']
+    """
+    return pl.Series(numbers.astype(np.uint32, copy=False))
+
+
+def place_among(key: pl.Expr, known: pl.Enum, name: str) -> pl.Expr:
+    """The place of each text among those known, int64, -1 for another: as column `name`.
+
+    >>> pl.select(place_among(pl.lit("b"), pl.Enum(["a", "b"]), "found")).item()
+    1
+    """
+    return key.cast(known, strict=False).to_physical().cast(pl.Int64).fill_null(-1).alias(name)
 
 
 def read_pairs(source: Any, first: str, second: str, error: type[UserError] = UserError) -> pl.DataFrame:
