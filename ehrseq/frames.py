@@ -64,6 +64,27 @@ def places(numbers: NDArray[Any]) -> pl.Series:
     return pl.Series(numbers.astype(np.uint32, copy=False))
 
 
+def microseconds(times: pl.Series) -> NDArray[np.int64]:
+    """Times in microseconds as whole numbers, the smallest there is for none.
+
+    >>> microseconds(pl.Series([0, None], dtype=pl.Datetime("us"))).tolist()
+    [0, -9223372036854775808]
+    """
+    return times.to_numpy().view(np.int64)
+
+
+def replaced(table: pl.DataFrame, *columns: pl.Series) -> pl.DataFrame:
+    """The table with other columns in the place of those of the same names, which takes no step of polars.
+
+    >>> replaced(pl.DataFrame({"a": [1], "b": [2]}), pl.Series("a", [3])).rows()
+    [(3, 2)]
+    """
+    table = table.clone()
+    for column in columns:
+        table.replace_column(table.get_column_index(column.name), column)
+    return table
+
+
 def place_among(key: pl.Expr, known: pl.Enum, name: str) -> pl.Expr:
     """The place of each text among those known, int64, -1 for another: as column `name`.
 

@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ehrseq.features.summary import DAY
-from ehrseq.frames import at_once, place_among
+from ehrseq.frames import at_once, microseconds, place_among
 from ehrseq.task.history import visible
 
 Index = NDArray[np.int64]
@@ -133,7 +133,7 @@ class LabEvents:
         who = np.searchsorted(subject_id, rows["subject_id"].to_numpy())
         group = np.searchsorted(who * n + lab, np.arange(len(subject_id) * n + 1))
         return cls(
-            scales, lab, value, rows["time"].cast(pl.Int64).to_numpy(), rows["known_time"].cast(pl.Int64).to_numpy(),
+            scales, lab, value, microseconds(rows["time"]), microseconds(rows["known_time"]),
             np.searchsorted(who, np.arange(len(subject_id) + 1)).astype(np.int64), group.astype(np.int64),
         )  # fmt: skip
 

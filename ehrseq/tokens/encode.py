@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ehrseq.frames import at_once, place_among
+from ehrseq.frames import at_once, microseconds, place_among
 from ehrseq.tokens.vocabulary import (
     CODED_TEXT,
     FIRST_CODE,
@@ -20,7 +20,7 @@ from ehrseq.tokens.vocabulary import (
     static_facts,
 )
 
-STATIC = np.iinfo(np.int64).min  # the known_time of static facts: before everything
+STATIC = np.iinfo(np.int64).min  # the known_time of static facts, which have none: before everything
 UNKNOWN_START = np.iinfo(np.int64).max  # after every prediction time
 MICROSECONDS_PER_DAY = 86_400_000_000
 
@@ -78,7 +78,6 @@ def encode(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Vocabulary)
     code = found["codes"] + FIRST_CODE
     code[code < FIRST_CODE] = UNKNOWN
     knot, fraction, value = _encode_values(found["scales"], tokens["numeric_value"].to_numpy(), vocabulary)
-    time, known_time = (tokens[c].to_physical().fill_null(STATIC).to_numpy() for c in ("time", "known_time"))
     subject_id = people["subject_id"].to_numpy()
     counts = np.bincount(np.searchsorted(subject_id, tokens["subject_id"].to_numpy()), minlength=len(subject_id))
     return EncodedTimelines(
@@ -92,8 +91,8 @@ def encode(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Vocabulary)
         fraction=fraction,
         value=value,
         summary_code=vocabulary.summary_index[code],
-        time=time,
-        known_time=known_time,
+        time=microseconds(tokens["time"]),
+        known_time=microseconds(tokens["known_time"]),
         lineage=lineage,
         ancestors=ancestors,
     )

@@ -182,12 +182,11 @@ class Vocabulary:
             events.lazy()
             .filter(is_model_event() & ~self.is_code)
             .group_by(*by, "code")
-            .agg(events=pl.len(), subjects=pl.col("subject_id").n_unique())
-            .with_columns(pl.col("events", "subjects").cast(pl.Int64))
+            .agg(events=pl.len().cast(pl.Int64), subjects=pl.col("subject_id").n_unique().cast(pl.Int64))
             .sort(*by, "events", "code", descending=[*(False for _ in by), True, False])
         )
         nearest = [next(iter(self.known_ancestors(c)), None) for c in counts["code"].to_list()]
-        return counts.with_columns(backs_off_to=pl.Series(nearest, dtype=pl.String))
+        return counts.hstack([pl.Series("backs_off_to", nearest, pl.String)])
 
     def to_dict(self) -> dict[str, Any]:
         """The vocabulary as JSON-safe content."""
