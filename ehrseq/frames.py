@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,8 @@ from ehrseq.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+T = TypeVar("T")
 
 
 def to_polars(frame: Any) -> pl.DataFrame:
@@ -53,6 +56,35 @@ def at_once(steps: pl.LazyFrame) -> pl.DataFrame:
 
 
 _AS_WRITTEN = pl.QueryOptFlags.none()
+
+
+def in_this_thread(work: Callable[[], T]) -> T:
+    """What `work` gives, with the steps of polars done in the thread that calls.
+
+    polars hands most steps over to threads of its own, and be it one, and waits for them: of a few rows that takes
+    longer than the step. In a function that `collect_all` calls, it does not. (So does polars 2.1, and nowhere says
+    so; a test will tell when it no longer does. What `work` gives is the same either way.)
+
+    >>> in_this_thread(lambda: pl.DataFrame({"a": [2, 1]}).sort("a")["a"].to_list())
+    [1, 2]
+    """
+    found: list[T] = []
+    raised: list[BaseException] = []
+
+    def called(frame: pl.DataFrame) -> pl.DataFrame:
+        try:
+            found.append(work())
+        except BaseException as error:  # polars would make another of it
+            raised.append(error)
+        return frame
+
+    pl.collect_all([_NOTHING.map_batches(called)], engine="in-memory", optimizations=_AS_WRITTEN)
+    if raised:
+        raise raised[0]
+    return found[0]
+
+
+_NOTHING = pl.LazyFrame({"nothing": [0]})
 
 
 def places(numbers: NDArray[Any]) -> pl.Series:

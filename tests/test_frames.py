@@ -1,4 +1,5 @@
 import datetime
+import resource
 
 import pandas as pd
 import polars as pl
@@ -6,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from ehrseq.errors import UserError
-from ehrseq.frames import to_pandas, to_polars
+from ehrseq.frames import at_once, in_this_thread, to_pandas, to_polars
 
 COLUMNS = {"subject_id": [1, 2], "code": ["A//1", "B//2"], "time": [datetime.datetime(2020, 1, 1), None]}
 
@@ -48,3 +49,25 @@ def test_frames_that_do_not_convert_are_refused_in_one_line_without_values(broke
         to_polars(broken)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_done_in_this_thread_does_not_wait_for_others():
+    frame = pl.DataFrame({"a": [3, 1, None] * 20, "b": ["x", "y", "z"] * 20})
+
+    def waits() -> int:
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+        for _ in range(200):
+            at_once(frame.lazy().filter(pl.col("a") > 1).sort("b"))
+        return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before
+
+    assert in_this_thread(waits) < waits() / 4
+
+
+@pytest.mark.parametrize("error", [KeyError("a name"), KeyboardInterrupt()], ids=["error", "interrupt"])
+def test_an_error_in_this_thread_is_raised_as_it_is(error):
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        in_this_thread(fail)
+    assert caught.value is error

@@ -16,6 +16,7 @@ import polars as pl
 
 from ehrseq.errors import UserError
 from ehrseq.estimator import ProgressionModel
+from ehrseq.frames import in_this_thread
 from ehrseq.serve.answer import INCLUDES, Ask, Part, Reply, answer, read
 from ehrseq.serve.hooks import NO_CARDS, as_cards
 from ehrseq.serve.problems import NoForecast, Problem
@@ -114,6 +115,10 @@ def warm(model: ProgressionModel) -> None:
 
 def score(model: ProgressionModel, asks: Sequence[Ask]) -> list[Result]:
     """Of each request the answer, or what it is refused with."""
+    return in_this_thread(partial(_score, model, asks))
+
+
+def _score(model: ProgressionModel, asks: Sequence[Ask]) -> list[Result]:
     results: list[Any] = [_tried(partial(read, ask)) for ask in asks]
     parts = [result for result in results if isinstance(result, Part)]
     replies: Any = _tried(partial(answer, model, parts)) if parts else []
