@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ehrseq.features.summary import DAY
-from ehrseq.frames import at_once
+from ehrseq.frames import at_once, microseconds, place_among
 from ehrseq.task.history import visible
 
 Index = NDArray[np.int64]
@@ -26,6 +26,7 @@ NAMES = (
 LEVEL, SEEN, LAST = NAMES.index("level"), NAMES.index("seen"), NAMES.index("last")
 PAIRS = 4_000_000  # of a query and an event held at once
 OUTLYING = 6  # interquartile ranges beyond the quartiles where values are held: impossible ones must not decide
+UNIT = "\n"  # between a code and a unit
 TINY = 1e-300  # so that a logarithm is finite
 ONE_VALUE = 1e-9  # a spread below it is that of a constant
 
@@ -114,12 +115,17 @@ class LabEvents:
     def of(cls, events: pl.DataFrame, subject_id: Index, scales: tuple[LabScale, ...]) -> LabEvents:
         """The values of the subjects in `subject_id` (sorted), one a moment: repeated ones become their mean."""
         n = len(scales)
+        same = ["subject_id", "lab", "time", "known_time"]
         rows = at_once(
-            lab_values(events).lazy().join(_numbered(scales).lazy(), on=["code", "unit"])
-            .join(pl.LazyFrame({"subject_id": subject_id}), on="subject_id", how="semi")
-            .group_by("subject_id", "lab", "time", "known_time").agg(pl.col("number").sort().mean())
-            .sort("subject_id", "lab", "time", "known_time")
-        )  # fmt: skip
+            lab_values(events)
+            .filter(pl.col("subject_id").is_in(pl.Series(subject_id).implode()))
+            .with_columns(place_among(pl.col("code") + UNIT + pl.col("unit"), _known(scales), "lab"))
+            .filter(pl.col("lab") >= 0)
+            # numbers too, so that a mean does not depend on the order of events, not even in its last bit
+            .sort(*same, "number")
+            .group_by(same, maintain_order=True)
+            .agg(pl.col("number").mean())
+        )
         lab, number = rows["lab"].to_numpy(), rows["number"].to_numpy()
         value = np.zeros(len(number))
         for i, scale in enumerate(scales):
@@ -127,7 +133,7 @@ class LabEvents:
         who = np.searchsorted(subject_id, rows["subject_id"].to_numpy())
         group = np.searchsorted(who * n + lab, np.arange(len(subject_id) * n + 1))
         return cls(
-            scales, lab, value, rows["time"].cast(pl.Int64).to_numpy(), rows["known_time"].cast(pl.Int64).to_numpy(),
+            scales, lab, value, microseconds(rows["time"]), microseconds(rows["known_time"]),
             np.searchsorted(who, np.arange(len(subject_id) + 1)).astype(np.int64), group.astype(np.int64),
         )  # fmt: skip
 
@@ -205,29 +211,24 @@ class LabEvents:
 
 
 @lru_cache(maxsize=16)
-def _numbered(scales: tuple[LabScale, ...]) -> pl.DataFrame:
-    return pl.DataFrame(
-        {"code": [s.code for s in scales], "unit": [s.unit for s in scales], "lab": np.arange(len(scales))},
-        schema={"code": pl.String, "unit": pl.String, "lab": pl.Int64},
-    )
+def _known(scales: tuple[LabScale, ...]) -> pl.Enum:
+    return pl.Enum([f"{s.code}{UNIT}{s.unit}" for s in scales])
 
 
-def lab_values(events: pl.DataFrame) -> pl.DataFrame:
+def lab_values(events: pl.DataFrame) -> pl.LazyFrame:
     """`subject_id, code, unit, time, known_time, number` of the events that have a time and a finite number.
 
     >>> from datetime import datetime
     >>> day = datetime(2020, 1, 1)
     >>> events = pl.DataFrame({"subject_id": [1, 1], "code": ["a", "b"], "unit": ["g", None], "time": [day, day],
     ...                        "known_time": [day, day], "numeric_value": [2.0, float("inf")]})
-    >>> lab_values(events)["code"].to_list()
+    >>> lab_values(events).collect()["code"].to_list()
     ['a']
     """
     read = events.lazy().select("subject_id", "code", "unit", "time", "known_time", "numeric_value")
-    return at_once(
-        read.filter(pl.col("numeric_value").is_finite() & pl.col("time").is_not_null()).select(
-            "subject_id", "code", pl.col("unit").fill_null(""), "time", "known_time",
-            number=pl.col("numeric_value").cast(pl.Float64),
-        )
+    return read.filter(pl.col("numeric_value").is_finite() & pl.col("time").is_not_null()).select(
+        "subject_id", "code", pl.col("unit").fill_null(""), "time", "known_time",
+        number=pl.col("numeric_value").cast(pl.Float64),
     )  # fmt: skip
 
 

@@ -20,10 +20,11 @@ import polars as pl
 import pyarrow as pa
 
 from ehrseq.fhir.clock import NO_TIME, PRECISIONS, Instants
-from ehrseq.fhir.columns import EVENT, REFERENCE, Columns, joined, places, series, strings, take
+from ehrseq.fhir.columns import EVENT, REFERENCE, Columns, joined, series, strings, take
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.references import UNKNOWN, named_target, points_at, subject_number
 from ehrseq.fhir.rows import Rows
+from ehrseq.frames import places
 
 COLUMNS = "columns.bin"
 ShardOf = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint64]]

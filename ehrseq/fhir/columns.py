@@ -16,6 +16,8 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from ehrseq.frames import places
+
 RECORD = np.dtype(
     [
         ("subject", "<i4"),  # number of the reference
@@ -140,15 +142,6 @@ def stretch(items: pa.LargeStringArray, low: int, high: int) -> pa.LargeStringAr
 def series(parts: list[pa.LargeStringArray]) -> pl.Series:
     """Strings as a Series, one array after the other."""
     return pl.Series(pa.chunked_array(parts, pa.large_string()), dtype=pl.String).rechunk()
-
-
-def places(numbers: npt.NDArray[Any]) -> pl.Series:
-    """Numbers of rows as polars takes them. Given others, it spends more on looking at them than on a small table.
-
-    >>> pl.Series(["a", "b"])[places(np.array([1, 0, 1]))].to_list()
-    ['b', 'a', 'b']
-    """
-    return pl.Series(numbers.astype(np.uint32, copy=False))
 
 
 def nullable(numbers: npt.NDArray[Any], none: int | np.signedinteger[Any]) -> pl.Series:

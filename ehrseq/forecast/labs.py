@@ -14,6 +14,7 @@ from ehrseq.features.tabular import YEAR
 from ehrseq.forecast.incidence import cumulative_incidence
 from ehrseq.forecast.predict import encode_asked
 from ehrseq.forecast.table import LAB_SCHEMA, days_ahead
+from ehrseq.frames import microseconds, places
 from ehrseq.model.fitted import Fitted, linear_features
 from ehrseq.model.labs import LEVELS, Labs, window_of, with_times
 from ehrseq.task.definition import Horizon
@@ -104,7 +105,7 @@ class _Asked:
         self.rows = queries.join(people, on="subject_id", maintain_order="left")[list(KEY)]
         self.subject_id = encoded.subject_id
         self.subject = encoded.position(self.rows["subject_id"].to_numpy())
-        self.time = self.rows["prediction_time"].cast(pl.Int64).to_numpy()  # microseconds
+        self.time = microseconds(self.rows["prediction_time"])
         self.age = (self.time - encoded.birth[self.subject]) / YEAR
         self.context = linear_features(encoded, fitted.vocabulary, self.subject, self.time)
         self.ahead = days_ahead(self.rows, horizons)
@@ -129,10 +130,10 @@ class _Asked:
         names = {c: pl.Series(c, [getattr(s, c) or None for s in scales], pl.String) for c in ("code", "unit")}
         numbers = {"horizon_days": self.days, "measured": measured, **dict(zip(levels, quantiles.T, strict=True))}
         columns = [
-            *(name[self.lab[order]] for name in names.values()),
+            *(name[places(self.lab[order])] for name in names.values()),
             *(pl.Series(c, x[order], dtype=pl.Float64, nan_to_null=True) for c, x in numbers.items()),
         ]
-        return self.rows[self.query[order]].hstack(columns)
+        return self.rows[places(self.query[order])].hstack(columns)
 
 
 def _measured(asked: _Asked, course: Float) -> Float:

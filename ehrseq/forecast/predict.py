@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from ehrseq.errors import ForecastError
 from ehrseq.forecast.table import Hazards
+from ehrseq.frames import microseconds, places
 from ehrseq.model.fitted import Fitted
 from ehrseq.model.heads import HazardName
 from ehrseq.timeline.store import Timelines
@@ -26,7 +27,7 @@ def check_branch(fitted: Fitted, branch: str | None) -> str:
 
 def encode_asked(fitted: Fitted, timelines: Timelines, asked: pl.DataFrame) -> EncodedTimelines:
     """The tokens of the subjects (all with a birth time) whom a frame with `subject_id` names."""
-    subjects = timelines.subjects.join(asked, on="subject_id", how="semi")
+    subjects = timelines.subjects.filter(pl.col("subject_id").is_in(asked["subject_id"].implode()))
     return encode(timelines.events, subjects, fitted.vocabulary)
 
 
@@ -39,7 +40,7 @@ def outcome_hazards(
     `scored` has `subject_id`, `patient`, `prediction_time` and `outcome`. `encoded` are the tokens of these subjects,
     and maybe of others, where they are at hand.
     """
-    subject, time = scored["subject_id"].to_numpy(), scored["prediction_time"].cast(pl.Int64).to_numpy()  # microseconds
+    subject, time = scored["subject_id"].to_numpy(), microseconds(scored["prediction_time"])
     order = np.lexsort((time, subject))
     new = np.append(True, (np.diff(subject[order]) != 0) | (np.diff(time[order]) != 0))[: len(order)]
     first, query = order[new], np.empty(len(order), np.int64)  # of each query a row, and of each row its query
@@ -53,7 +54,7 @@ def outcome_hazards(
     out = []
     for name in fitted.outcomes:
         chosen = np.flatnonzero((scored["outcome"] == name).to_numpy())
-        rows, which = keyed[chosen], query[chosen]
+        rows, which = keyed[places(chosen)], query[chosen]
         if baseline:
             own, other = _baseline(fitted, branch, name, rows, timelines.subjects)
         else:

@@ -19,6 +19,7 @@ from ehrseq.tokens.vocabulary import is_model_event
 
 WHOLE_SUBJECT = ("no_birth_date", "before_birth", "dead", "no_history", "unknown_codes")
 _WHOLE = pl.col("reason").is_in(WHOLE_SUBJECT)
+_NOBODY = pl.DataFrame(schema=SKIPPED_SCHEMA)
 _UNTRAINED = pl.lit("no_training_events")
 
 
@@ -38,6 +39,8 @@ def screen(
         .join(people, on="subject_id", how="left", maintain_order="left")
     )  # fmt: skip
     left_out = rows["reason"].is_not_null()
+    if not left_out.any():
+        return rows.drop("reason", "at_risk"), _NOBODY
     skipped = at_once(
         rows.lazy()
         .filter(left_out)

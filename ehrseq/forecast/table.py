@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from ehrseq.errors import ArtifactError, ForecastError, nearest
 from ehrseq.forecast.files import FORMATS, check_format
 from ehrseq.forecast.incidence import cumulative_incidence
-from ehrseq.frames import to_pandas
+from ehrseq.frames import places, to_pandas
 from ehrseq.storage import atomic_folder, read_manifest, write_manifest
 from ehrseq.task.definition import Horizon
 
@@ -122,9 +121,9 @@ def risk_table(hazards: Sequence[Hazards], horizons: Sequence[Horizon]) -> pl.Da
         "horizon_days": ahead, "probability": outcome, "competing": competing, "event_free": event_free,
         "lower": lower, "upper": upper, "extrapolated": ahead > supported,
     }  # fmt: skip
-    return rows[row].hstack(
+    return rows[places(row)].hstack(
         [
-            pl.Series("outcome", names, pl.String)[name[row]],
+            pl.Series("outcome", names, pl.String)[places(name[row])],
             *(pl.Series(c, x.ravel()[order], nan_to_null=c in ("lower", "upper")) for c, x in columns.items()),
         ]
     )
@@ -132,14 +131,9 @@ def risk_table(hazards: Sequence[Hazards], horizons: Sequence[Horizon]) -> pl.Da
 
 def days_ahead(rows: pl.DataFrame, horizons: Sequence[Horizon]) -> NDArray[np.float64]:
     """(n, H) how many days each horizon is from the `prediction_time` of each row."""
-    ahead = rows.select(_ends(tuple(horizons))).to_numpy() - rows["prediction_time"].to_numpy()[:, None]
+    times = rows["prediction_time"].to_numpy()
+    ahead = np.stack([h.end_of(times) - times for h in horizons], axis=1)
     return np.asarray(ahead / np.timedelta64(1, "D"))
-
-
-@lru_cache(maxsize=16)  # for each forecast the same ones of a task
-def _ends(horizons: tuple[Horizon, ...]) -> list[pl.Expr]:
-    """When each horizon ends."""
-    return [h.after(pl.col("prediction_time")).alias(h.label) for h in horizons]
 
 
 def _curve(hazards: Hazards, chosen: pl.Expr, grid: NDArray[np.float64]) -> pl.DataFrame:

@@ -15,6 +15,7 @@ from ehrseq.errors import TrainingError
 from ehrseq.features.labs import LEVEL, LabEvents, LabScale, lab_values
 from ehrseq.features.summary import DAY
 from ehrseq.features.tabular import YEAR
+from ehrseq.frames import at_once
 from ehrseq.model.cox import CoxHazard
 from ehrseq.model.fitted import linear_features
 from ehrseq.model.heads import base_log_hazard, exposure_and_interval
@@ -117,7 +118,7 @@ def choose_labs(
 
     A code's numbers in other units are left out, never mixed.
     """
-    values = lab_values(events.filter(pl.col("code").is_in(codes)))
+    values = at_once(lab_values(events.filter(pl.col("code").is_in(codes))))
     usual = (
         values.group_by("code", "unit").agg(n=pl.col("subject_id").n_unique())
         .filter(pl.col("n") >= min_subjects)
@@ -137,7 +138,7 @@ def _fit_baselines(
 ) -> LabBaselines | None:  # fmt: skip
     if not scales:
         return None
-    values = lab_values(events)
+    values = at_once(lab_values(events))
     plain = []
     for scale in scales:
         own = values.filter(pl.col("code") == scale.code, pl.col("unit") == scale.unit).sort("subject_id", "number")

@@ -19,7 +19,7 @@ from ehrseq.errors import SourceError
 from ehrseq.estimator import ProgressionModel
 from ehrseq.explain.explanation import Explanation
 from ehrseq.forecast.table import Forecast
-from ehrseq.frames import at_once
+from ehrseq.frames import at_once, places, replaced
 from ehrseq.serve.problems import NoForecast, Problem
 from ehrseq.timeline.build import read_fhir_json
 from ehrseq.timeline.schema import DEATH_CODE, TIME, sort_events
@@ -135,12 +135,12 @@ def together(parts: Sequence[Part]) -> tuple[Timelines, pl.DataFrame]:
     events, subjects, times = (pl.Series("subject_id", np.concatenate(n)) for n in zip(*numbers, strict=True))
     # the documents themselves bring no parents or names of codes, so that there is no other metadata to keep
     timelines = Timelines(
-        pl.concat(part.timelines.events for part in parts).with_columns(events),
-        pl.concat(part.timelines.subjects for part in parts).with_columns(
-            subjects, subjects.cast(pl.String).alias("patient")
+        replaced(pl.concat(part.timelines.events for part in parts), events),
+        replaced(
+            pl.concat(part.timelines.subjects for part in parts), subjects, subjects.cast(pl.String).alias("patient")
         ),
     )
-    return timelines, pl.concat(part.times for part in parts).with_columns(times)
+    return timelines, replaced(pl.concat(part.times for part in parts), times)
 
 
 def apart(parts: Sequence[Part], table: pl.DataFrame) -> list[pl.DataFrame]:
@@ -148,7 +148,7 @@ def apart(parts: Sequence[Part], table: pl.DataFrame) -> list[pl.DataFrame]:
     if not table.height:
         return [table] * len(parts)
     number = table["subject_id"].to_numpy()
-    named = table.with_columns(*pl.concat(part.names for part in parts)[number])
+    named = replaced(table, *pl.concat(part.names for part in parts)[places(number)])
     ends = np.searchsorted(number, [part.numbers.stop for part in parts])
     return [named[a:b] for a, b in zip([0, *ends], ends, strict=False)]
 
@@ -205,8 +205,8 @@ def _unseen(model: ProgressionModel, parts: Sequence[Part], merged: Timelines) -
     number = np.repeat(np.arange(len(parts)), [part.timelines.events.height for part in parts])
     events = merged.events[["subject_id", "code"]].hstack([pl.Series("part", number)])
     found = model.fitted_.vocabulary.unseen_codes(events, "part")
-    ends = np.searchsorted(found["part"].to_numpy(), np.arange(1, len(parts) + 1))
-    return [found[a:b].drop("part") for a, b in zip([0, *ends], ends, strict=False)]
+    ends = np.searchsorted(found.drop_in_place("part").to_numpy(), np.arange(1, len(parts) + 1))
+    return [found[a:b] for a, b in zip([0, *ends], ends, strict=False)]
 
 
 def _explained(

@@ -17,6 +17,7 @@ from ehrseq.fhir.codes import system_name
 from ehrseq.figures import plain
 from ehrseq.forecast.fhir import instant, risk_bundle
 from ehrseq.forecast.table import days_ahead
+from ehrseq.frames import places
 from ehrseq.serve.answer import TIMELINE, WHY, Reply
 from ehrseq.timeline.analytes import ANALYTES
 
@@ -105,7 +106,7 @@ def with_horizons(reply: Reply) -> pl.DataFrame:
     risk, spans = reply.forecast.risk, reply.forecast.spans
     found = days_ahead(risk, spans) == risk["horizon_days"].to_numpy()[:, None]
     labels = pl.Series("horizon", [*(span.label for span in spans), None], pl.String)
-    return risk.with_columns(labels[np.where(found.any(1), found.argmax(1), len(spans))])
+    return risk.hstack([labels[places(np.where(found.any(1), found.argmax(1), len(spans)))]])
 
 
 def names_in(document: bytes) -> dict[str, str]:

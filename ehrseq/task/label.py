@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache, reduce
 from operator import or_
 
@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from ehrseq.errors import TaskError
-from ehrseq.frames import at_once
+from ehrseq.frames import at_once, places
 from ehrseq.task.composite import changes
 from ehrseq.task.definition import MICROSECONDS_A_DAY, Outcome, Task
 from ehrseq.task.history import visible
@@ -120,12 +120,12 @@ def _deaths(occurrences: pl.LazyFrame, task: Task) -> pl.LazyFrame:
 
 
 def _label_columns(outcome: Outcome, task: Task) -> dict[str, pl.Expr]:
-    late = _any(_occurred(name, task) for name in (outcome.name, *outcome.competing))
+    late = [test for name in (outcome.name, *outcome.competing) for test in _occurred(name, task)]
     event = column("next", outcome.name, task)
     competing = pl.min_horizontal("_follow_up_end", *(column("next", name, task) for name in outcome.competing))
     first = pl.min_horizontal(event, competing)
     # `competing` is the end of follow-up where no competitor comes before it
-    any_competing = _any(column("next", name, task) == first for name in outcome.competing)
+    any_competing = reduce(or_, (column("next", name, task) == first for name in outcome.competing), pl.lit(False))
     cause = pl.when(event == first).then(1).when(any_competing).then(2).otherwise(0).cast(pl.Int8)
     days = (first - _T).dt.total_microseconds() / MICROSECONDS_A_DAY
     return {
@@ -139,43 +139,37 @@ def _scoring_columns(outcome: Outcome, task: Task) -> dict[str, pl.Expr]:
     return {"reason": _first_reason(_known_reasons(outcome, task))}
 
 
-def _known_reasons(outcome: Outcome, task: Task) -> dict[str, pl.Expr]:
+def _known_reasons(outcome: Outcome, task: Task) -> dict[str, list[pl.Expr]]:
     """The reasons that can be told at the prediction time; a competitor counts where it is incident."""
-
-    def known(name: str) -> pl.Expr:
-        return column("known", name, task) if task.outcome(name).incident else pl.lit(False)
-
     names = {o.name: o for o in task.outcomes}
-    reasons = {
-        "already_present": known(outcome.name),
-        "competing_present": _any(known(name) for name in outcome.competing),
+    own, competing = [outcome.name], list(outcome.competing)
+
+    def incident(some: list[str]) -> list[pl.Expr]:
+        return [column("known", name, task) for name in some if names[name].incident]
+
+    changing = [name for name in own + competing if changes(names[name], names)]
+    return {
+        "already_present": incident(own),
+        "competing_present": incident(competing),
+        "within_washout": [column("recent", outcome.name, task)] if outcome.washout is not None else [],
+        "no_baseline": [column("no_baseline", name, task) for name in changing],
+        "outside_stay": [column("outside", outcome.name, task)] if outcome.during is not None else [],
     }
-    if outcome.washout is not None:
-        reasons["within_washout"] = column("recent", outcome.name, task)
-    if changing := [name for name in (outcome.name, *outcome.competing) if changes(names[name], names)]:
-        reasons["no_baseline"] = _any(column("no_baseline", name, task) for name in changing)
-    if outcome.during is not None:
-        reasons["outside_stay"] = column("outside", outcome.name, task)
-    return reasons
 
 
-def _occurred(name: str, task: Task) -> pl.Expr:
+def _occurred(name: str, task: Task) -> list[pl.Expr]:
     """Whether an outcome that counts when it occurs, and keeps people out, has occurred by the prediction time."""
     outcome = task.outcome(name)
     names = {o.name: o for o in task.outcomes}
     keeps_out = outcome.incident or outcome.washout is not None or changes(outcome, names)
     if outcome.event_time == "known" or not keeps_out:
-        return pl.lit(False)
-    return column("occurred", name, task)
+        return []
+    return [column("occurred", name, task)]
 
 
-def _any(tests: Iterable[pl.Expr]) -> pl.Expr:
-    return reduce(or_, (test.fill_null(False) for test in tests), pl.lit(False))
-
-
-def _first_reason(tests: dict[str, pl.Expr]) -> pl.Expr:
-    """The reason that all outcomes share, else the name of the first test that holds, else null."""
-    return pl.coalesce("_common", *_named(tests))
+def _first_reason(tests: dict[str, list[pl.Expr]]) -> pl.Expr:
+    """The reason that all outcomes share, else the first name one of whose tests holds, else null."""
+    return pl.coalesce("_common", *_named({name: reduce(or_, some) for name, some in tests.items() if some}))
 
 
 def _named(tests: dict[str, pl.Expr]) -> list[pl.Expr]:
@@ -221,12 +215,12 @@ def _one_row_an_outcome(
     wide = at_once(frame.sort("_row").select(*queries.columns, *(expr for exprs in of_each.values() for expr in exprs)))
     names = [outcome.name for outcome in task.outcomes]
     row, outcome = np.divmod(np.arange(wide.height * len(names)), len(names))
-    found = {
-        name: pl.concat([wide[f"_{name}_{i}"] for i in range(len(names))])[outcome * wide.height + row].alias(name)
-        for name in of_each
-    }
-    outcomes = pl.Series("outcome", names, pl.String)[outcome]
-    return wide[queries.columns][row].hstack([outcomes, found["reason"].is_null().alias("at_risk"), *found.values()])
+    at = places(outcome * wide.height + row)
+    found = {name: pl.concat([wide[f"_{name}_{i}"] for i in range(len(names))])[at].alias(name) for name in of_each}
+    outcomes = pl.Series("outcome", names, pl.String)[places(outcome)]
+    return wide[queries.columns][places(row)].hstack(
+        [outcomes, found["reason"].is_null().alias("at_risk"), *found.values()]
+    )
 
 
 @lru_cache(maxsize=16)

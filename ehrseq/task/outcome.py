@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
@@ -106,7 +106,8 @@ def inside(stay: str) -> str:
 def _every_occurrence(timelines: Timelines, task: Task, died: pl.DataFrame) -> pl.DataFrame:
     task = with_dataset_descendants(timelines, task)
     patterns = [p for o in task.definitions for p in o.patterns]
-    events = at_once(timelines.events.lazy().select(_INPUT).filter(event_matches(patterns) & ~_is_death()))
+    matches = event_matches(patterns, timelines.events["other_codes"])
+    events = at_once(timelines.events.lazy().select(_INPUT).filter(matches & ~_is_death()))
     if any(o.measure is not None or o.bounds != Bounds() for o in task.definitions):
         events, _ = normalise_units(events)
     derived = [
@@ -114,8 +115,8 @@ def _every_occurrence(timelines: Timelines, task: Task, died: pl.DataFrame) -> p
         for name in dict.fromkeys(o.measure for o in task.definitions)
         if name in DERIVED_MEASURES
     ]
-    parts = [events.with_columns(_known_time()), died, *derived]
-    events = pl.concat(parts, how="diagonal_relaxed").with_columns(occurred_time=_occurred_time())
+    parts = [events.lazy().with_columns(_known_time()), *(table.lazy() for table in (died, *derived))]
+    events = at_once(pl.concat(parts, how="diagonal_relaxed").with_columns(occurred_time=_occurred_time()))
     asked = dict.fromkeys(s for o in task.outcomes for s in (o.admission, o.discharge, o.during) if s is not None)
     spans = {name: stays(timelines, task.stay(name)) for name in asked}
     fixed = pl.concat(_fixed(events, spans, outcome, task) for outcome in task.outcomes)
@@ -262,7 +263,8 @@ def off_scale(timelines: Timelines, task: Task) -> tuple[tuple[str, int], ...]:
 def _matching(events: pl.DataFrame, outcome: Outcome, *, bounded: bool = True) -> pl.LazyFrame:
     """The events that count for codes or a measure; without its bounds, those with a number on their scale."""
     counts = value_matches(outcome.bounds) if bounded else pl.col("numeric_value").is_not_null()
-    matching = events.lazy().filter(event_matches(outcome.patterns) & counts & _on_scale(outcome))
+    matches = event_matches(outcome.patterns, events["other_codes"])
+    matching = events.lazy().filter(matches & counts & _on_scale(outcome))
     return matching if outcome.confirm is None else confirmed(at_once(matching), outcome.confirm).lazy()
 
 
@@ -282,11 +284,9 @@ def _occurred_time() -> pl.Expr:
     An imprecise date may outlast the record of it.
     """
     time, precision = pl.col("time"), pl.col("time_precision").cast(pl.String)
-    end = time
-    for name, span in _PRECISION_SPAN.items():
-        last = time.dt.offset_by(span) - pl.duration(microseconds=1)
-        end = pl.when(precision == name).then(last).otherwise(end)
-    return pl.min_horizontal(end.fill_null(ALWAYS), "known_time")
+    next_one = [pl.when(precision == name).then(time.dt.offset_by(span)) for name, span in _PRECISION_SPAN.items()]
+    end = pl.coalesce(pl.coalesce(next_one) - timedelta(microseconds=1), time, pl.lit(ALWAYS, TIME))
+    return pl.min_horizontal(end, "known_time")
 
 
 @cache

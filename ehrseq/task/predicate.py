@@ -20,26 +20,28 @@ def code_matches(patterns: Sequence[str], code: pl.Expr | None = None) -> pl.Exp
     """
     exact = [p for p in patterns if not p.endswith("*")]
     code = pl.col("code") if code is None else code
-    tests = [code.is_in(exact)] if exact else []
+    tests = [code.is_in(exact) if len(exact) > 1 else code == exact[0]] if exact else []
     tests += [code.str.starts_with(p[:-1]) for p in patterns if p.endswith("*")]
-    return reduce(or_, tests, pl.lit(False))
+    return reduce(or_, tests) if tests else pl.lit(False)
 
 
-def event_matches(patterns: Sequence[str]) -> pl.Expr:
+def event_matches(patterns: Sequence[str], others: pl.Series | None = None) -> pl.Expr:
     """Whether the `code` of an event or any of its `other_codes` matches (see `code_matches`).
+
+    `others` are these other codes of all the events, where they are at hand: there may be none to look at.
 
     >>> others = [["ICD10CM//E11.9"], None, ["ICD10CM//E1", "X//1"]]
     >>> frame = pl.DataFrame({"code": ["SNOMED//44054006", "ICD10CM//E11", "SNOMED//1"], "other_codes": others})
     >>> frame.select(event_matches(["ICD10CM//E11*"])).to_series().to_list()
     [True, True, False]
     """
-    return _event_matches(tuple(patterns))
+    return _event_matches(tuple(patterns), others is not None and others.null_count() == len(others))
 
 
 @lru_cache(maxsize=256)  # for each forecast the same ones of a task
-def _event_matches(patterns: tuple[str, ...]) -> pl.Expr:
-    if not patterns:
-        return pl.lit(False)
+def _event_matches(patterns: tuple[str, ...], by_code: bool) -> pl.Expr:
+    if by_code or not patterns:
+        return code_matches(patterns)
     others = pl.col("other_codes").list.eval(code_matches(patterns, pl.element())).list.any()
     return code_matches(patterns) | others.fill_null(False)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from ehrseq.errors import TaskError
 
@@ -69,6 +71,21 @@ class Horizon:
     def before(self, expr: pl.Expr) -> pl.Expr:
         """The exact instant this long before each datetime."""
         return expr.dt.offset_by(f"-{self.count}{_POLARS_UNIT[self.unit]}")
+
+    def end_of(self, times: NDArray[np.datetime64]) -> NDArray[np.datetime64]:
+        """The same as `after` of an array in microseconds: of a few times that takes a twentieth of what polars takes.
+
+        >>> Horizon("1y").end_of(np.array(["2020-02-29T12:30"], "M8[us]")).astype(str).tolist()
+        ['2021-02-28T12:30:00.000000']
+        """
+        if self.unit not in ("m", "y"):
+            return times + np.timedelta64(round(self.days * MICROSECONDS_A_DAY), "us")
+        day, month = times.astype("M8[D]"), times.astype("M8[M]")
+        to = month + self.count * (12 if self.unit == "y" else 1)
+        last = (to + 1).astype("M8[D]") - 1
+        date = np.minimum(to.astype("M8[D]") + (day - month.astype("M8[D]")), last)
+        end: NDArray[np.datetime64] = date + (times - day)
+        return end
 
     def days_after(self, expr: pl.Expr) -> pl.Expr:
         """The exact length in days counted from each datetime: 5y from 2005-01-01 is 1826."""

@@ -18,13 +18,13 @@ from ehrseq.errors import SourceError
 from ehrseq.fhir.chunk import Chunk, pack
 from ehrseq.fhir.clock import NO_OFFSET, NO_TIME, PRECISIONS, moments
 from ehrseq.fhir.codes import CodingPreference
-from ehrseq.fhir.columns import nullable, places
+from ehrseq.fhir.columns import nullable
 from ehrseq.fhir.ledger import SOURCE_SCHEMA, ledger_frame, quarantine_frame
 from ehrseq.fhir.reader import MEMORY, Reader, uncollected
 from ehrseq.fhir.references import subject_number as subject_number
 from ehrseq.fhir.rows import TYPES, Rows
 from ehrseq.fhir.source import Progress, find_files, size_on_disk
-from ehrseq.frames import at_once
+from ehrseq.frames import at_once, places
 from ehrseq.timeline.follow_up import contacts, follow_up_steps
 from ehrseq.timeline.link import Linked, link, source_names
 from ehrseq.timeline.meds import SHARDS, shard_of, shards_of

@@ -16,7 +16,7 @@ import polars as pl
 
 from ehrseq.fhir.chunk import Chunk
 from ehrseq.fhir.clock import NO_OFFSET, NO_TIME
-from ehrseq.fhir.columns import EventColumns, places, series
+from ehrseq.fhir.columns import EventColumns, series
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.references import A_RESULT, AN_ENCOUNTER, UNKNOWN
 from ehrseq.fhir.rows import (
@@ -28,7 +28,7 @@ from ehrseq.fhir.rows import (
     TIME_SOURCES,
     TYPE_NUMBER,
 )
-from ehrseq.frames import at_once
+from ehrseq.frames import at_once, places
 from ehrseq.timeline.duplicates import SEED
 from ehrseq.timeline.meds import SHARDS
 from ehrseq.timeline.parts import Part, nothing, parts_of, texts_of, together

@@ -22,7 +22,7 @@ import polars as pl
 from ehrseq.fhir.chunk import PATIENTS, Chunk, open_table
 from ehrseq.fhir.clock import NO_TIME
 from ehrseq.fhir.codes import split_codes
-from ehrseq.fhir.columns import places, series, take
+from ehrseq.fhir.columns import series, take
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.references import (
     DATED_BY_OTHERS,
@@ -32,7 +32,7 @@ from ehrseq.fhir.references import (
     subject_number,
     wanted_identifier,
 )
-from ehrseq.frames import at_once
+from ehrseq.frames import at_once, places
 from ehrseq.timeline.duplicates import SEED, Dropped, settle_duplicates
 from ehrseq.timeline.meds import SHARDS, shard_of
 

@@ -9,9 +9,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ehrseq.frames import at_once
+from ehrseq.frames import at_once, microseconds, place_among
 from ehrseq.tokens.vocabulary import (
     CODED_TEXT,
+    FIRST_CODE,
     UNIT,
     UNKNOWN,
     Vocabulary,
@@ -19,7 +20,7 @@ from ehrseq.tokens.vocabulary import (
     static_facts,
 )
 
-STATIC = np.iinfo(np.int64).min  # the known_time of static facts: before everything
+STATIC = np.iinfo(np.int64).min  # the known_time of static facts, which have none: before everything
 UNKNOWN_START = np.iinfo(np.int64).max  # after every prediction time
 MICROSECONDS_PER_DAY = 86_400_000_000
 
@@ -61,7 +62,8 @@ def encode(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Vocabulary)
     become the unknown token, beside their known ancestors if they have any; values in a unit the vocabulary does not
     know are left out, never mixed.
     """
-    tokens = _look_up(merged_tokens(events, subjects, vocabulary), vocabulary)
+    tokens = merged_tokens(events, subjects, vocabulary)
+    found = _look_up(tokens, vocabulary)
     enrolled = (
         pl.col("observation_start") if "observation_start" in subjects.columns else pl.lit(None, pl.Datetime("us"))
     )
@@ -73,7 +75,9 @@ def encode(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Vocabulary)
         .with_columns(pl.col("enrolled").fill_null(UNKNOWN_START))
     )
     lineage, ancestors = _lineages(tokens["code"], vocabulary)
-    knot, fraction, value = _encode_values(tokens, vocabulary)
+    code = found["codes"] + FIRST_CODE
+    code[code < FIRST_CODE] = UNKNOWN
+    knot, fraction, value = _encode_values(found["scales"], tokens["numeric_value"].to_numpy(), vocabulary)
     subject_id = people["subject_id"].to_numpy()
     counts = np.bincount(np.searchsorted(subject_id, tokens["subject_id"].to_numpy()), minlength=len(subject_id))
     return EncodedTimelines(
@@ -81,14 +85,14 @@ def encode(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Vocabulary)
         birth=people["birth"].to_numpy(),
         enrolled=people["enrolled"].to_numpy(),
         offset=np.append(0, np.cumsum(counts)).astype(np.int64),
-        code=tokens["code_index"].to_numpy(),
-        coded_value=tokens["coded_index"].to_numpy(),
+        code=code,
+        coded_value=found["coded_values"] + 1,
         knot=knot,
         fraction=fraction,
         value=value,
-        summary_code=tokens["summary_index"].to_numpy(),
-        time=tokens["at"].to_numpy(),
-        known_time=tokens["known"].to_numpy(),
+        summary_code=vocabulary.summary_index[code],
+        time=microseconds(tokens["time"]),
+        known_time=microseconds(tokens["known_time"]),
         lineage=lineage,
         ancestors=ancestors,
     )
@@ -96,40 +100,33 @@ def encode(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Vocabulary)
 
 def merged_tokens(events: pl.DataFrame, subjects: pl.DataFrame, vocabulary: Vocabulary) -> pl.DataFrame:
     """The tokens of the subjects, a row each, in the order of `encode`, still with their codes, texts and units."""
-    merge = ["subject_id", "time", "known_time", "code", "text_value", "unit"]
-    read = events.lazy().select(*merge, "numeric_value").filter(is_model_event())
+    merge = ["subject_id", "known_time", "time", "code", "text_value", "unit"]
+    asked = pl.col("subject_id").is_in(subjects["subject_id"].implode())
+    read = events.lazy().select(*merge, "numeric_value").filter(is_model_event() & asked)
     if vocabulary.demographics:
         facts = static_facts(subjects, vocabulary.demographics).filter(vocabulary.is_code)
-        read = pl.concat([read, facts.lazy()], how="diagonal_relaxed")
+        read = pl.concat([read, facts], how="diagonal_relaxed")
     return at_once(
-        read.join(subjects.lazy().select("subject_id"), on="subject_id", how="semi")
-        .with_columns(
+        read.with_columns(
             pl.when(pl.col("text_value").str.contains(CODED_TEXT)).then("text_value").alias("text_value"),
             pl.col("numeric_value").cast(pl.Float64).fill_nan(None),
         )
-        .group_by(merge)
-        .agg(pl.col("numeric_value").sort().mean())
-        .with_columns(
-            known=pl.col("known_time").dt.epoch("us").fill_null(STATIC),
-            at=pl.col("time").dt.epoch("us").fill_null(STATIC),
-        )
-        .sort("subject_id", "known", "at", "code", "text_value", "unit")
+        # numbers too, so that a mean does not depend on the order of events, not even in its last bit
+        .sort(*merge, "numeric_value")
+        .group_by(merge, maintain_order=True)
+        .agg(pl.col("numeric_value").mean())
     )
 
 
-def _look_up(tokens: pl.DataFrame, vocabulary: Vocabulary) -> pl.DataFrame:
-    numbers = vocabulary.numbers
-
-    def index(key: pl.Expr, name: str, missing: int) -> pl.Expr:
-        known = numbers[name]
-        return key.replace_strict(known["name"], known["number"], default=missing).fill_null(missing)
-
-    return tokens.with_columns(
-        code_index=index(pl.col("code"), "codes", UNKNOWN),
-        coded_index=index(pl.col("code") + "=" + pl.col("text_value"), "coded_values", 0),
-        summary_index=index(pl.col("code"), "summary_codes", -1),
-        scale_index=index(pl.col("code") + UNIT + pl.col("unit").fill_null(""), "scales", -1),
-    )
+def _look_up(tokens: pl.DataFrame, vocabulary: Vocabulary) -> dict[str, NDArray[np.int64]]:
+    """The place of each token's code, coded value and scale among those of the vocabulary, -1 for none."""
+    keys = {
+        "codes": pl.col("code"),
+        "coded_values": pl.col("code") + "=" + pl.col("text_value"),
+        "scales": pl.col("code") + UNIT + pl.col("unit").fill_null(""),
+    }
+    found = at_once(tokens.lazy().select(place_among(key, vocabulary.known[name], name) for name, key in keys.items()))
+    return {name: found[name].to_numpy() for name in keys}
 
 
 def _lineages(codes: pl.Series, vocabulary: Vocabulary) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -146,16 +143,15 @@ def _lineages(codes: pl.Series, vocabulary: Vocabulary) -> tuple[NDArray[np.int6
 
 
 def _encode_values(
-    tokens: pl.DataFrame, vocabulary: Vocabulary
+    which: NDArray[np.int64], number: NDArray[np.float64], vocabulary: Vocabulary
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
-    """Row of the knot below, weight of the knot above, and the scaled value."""
-    n = tokens.height
+    """Row of the knot below, weight of the knot above, and the scaled value, of numbers (NaN for none) and scales."""
+    n = len(which)
     knot, fraction = np.zeros(n, np.int64), np.zeros(n, np.float32)
     value = np.full(n, np.nan, np.float32)
     if not vocabulary.scales:
         return knot, fraction, value
     first = 1 + np.cumsum([0, *(len(s.knots) for s in vocabulary.scales)])
-    which, number = tokens["scale_index"].to_numpy(), tokens["numeric_value"].to_numpy()
     rows = np.flatnonzero((which >= 0) & ~np.isnan(number))
     rows = rows[np.argsort(which[rows], kind="stable")]
     for row in np.split(rows, np.flatnonzero(np.diff(which[rows])) + 1) if len(rows) else ():

@@ -82,7 +82,7 @@ class Vocabulary:
         facts = (
             []
             if subjects is None
-            else _frequent(static_facts(subjects, config.demographics), pl.col("code"), config.min_subjects)
+            else _frequent(at_once(static_facts(subjects, config.demographics)), pl.col("code"), config.min_subjects)
         )
         summary_codes = (*codes[: config.summary_codes], *(f for f in facts if f not in codes[: config.summary_codes]))
         codes += facts
@@ -149,21 +149,17 @@ class Vocabulary:
         return tuple(name for name in DEMOGRAPHICS if name in known)
 
     @cached_property
-    def numbers(self) -> dict[str, pl.DataFrame]:
-        """`name` and `number` of the codes, coded values, summary codes and scales (a code, `UNIT` and a unit)."""
-        names = {
-            "codes": (self.codes, FIRST_CODE),
-            "coded_values": (self.coded_values, 1),
-            "summary_codes": (self.summary_codes, 0),
-            "scales": ([f"{s.code}{UNIT}{s.unit}" for s in self.scales], 0),
-        }
-        return {
-            key: pl.DataFrame(
-                {"name": list(known), "number": np.arange(first, first + len(known))},
-                {"name": pl.String, "number": pl.Int64},
-            )
-            for key, (known, first) in names.items()
-        }
+    def known(self) -> dict[str, pl.Enum]:
+        """The codes, coded values and scales (a code, `UNIT` and a unit): a text's place among them is a cast away."""
+        scales = [f"{s.code}{UNIT}{s.unit}" for s in self.scales]
+        return {"codes": pl.Enum(self.codes), "coded_values": pl.Enum(self.coded_values), "scales": pl.Enum(scales)}
+
+    @cached_property
+    def summary_index(self) -> NDArray[np.int64]:
+        """(n_codes,) the place of each code among `summary_codes`, -1 for none."""
+        found = np.full(self.n_codes, -1)
+        found[[self.code_index[code] for code in self.summary_codes]] = np.arange(len(self.summary_codes))
+        return found
 
     def understood(self, codes: pl.Series) -> list[str]:
         """The vocabulary's codes, and those of `codes` that have a known ancestor."""
@@ -186,12 +182,11 @@ class Vocabulary:
             events.lazy()
             .filter(is_model_event() & ~self.is_code)
             .group_by(*by, "code")
-            .agg(events=pl.len(), subjects=pl.col("subject_id").n_unique())
-            .with_columns(pl.col("events", "subjects").cast(pl.Int64))
+            .agg(events=pl.len().cast(pl.Int64), subjects=pl.col("subject_id").n_unique().cast(pl.Int64))
             .sort(*by, "events", "code", descending=[*(False for _ in by), True, False])
         )
         nearest = [next(iter(self.known_ancestors(c)), None) for c in counts["code"].to_list()]
-        return counts.with_columns(backs_off_to=pl.Series(nearest, dtype=pl.String))
+        return counts.hstack([pl.Series("backs_off_to", nearest, pl.String)])
 
     def to_dict(self) -> dict[str, Any]:
         """The vocabulary as JSON-safe content."""
@@ -220,7 +215,7 @@ class Vocabulary:
 def is_model_event() -> pl.Expr:
     """Whether a model may learn from an event: birth is given as age, death is an outcome, and demographics are static
     facts of the subject table, read only where the configuration names them."""
-    demographic = pl.col("code").str.contains(rf"^({'|'.join(DEMOGRAPHICS).upper()})//")
+    demographic = pl.any_horizontal(pl.col("code").str.starts_with(f"{name.upper()}//") for name in DEMOGRAPHICS)
     return ~pl.col("code").is_in([BIRTH_CODE, DEATH_CODE]) & ~demographic
 
 
@@ -229,20 +224,16 @@ def model_events(events: pl.DataFrame) -> pl.DataFrame:
     return events.filter(is_model_event())
 
 
-def static_facts(subjects: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
+def static_facts(subjects: pl.DataFrame, columns: Sequence[str]) -> pl.LazyFrame:
     """One dateless fact, `subject_id` and `code`, for each known value of these columns of the subject table.
 
-    >>> static_facts(pl.DataFrame({"subject_id": [1, 2], "sex": ["female", None]}), ["sex", "race"]).rows()
+    >>> static_facts(pl.DataFrame({"subject_id": [1, 2], "sex": ["female", None]}), ["sex", "race"]).collect().rows()
     [(1, 'SEX//female')]
     """
-    known = [
-        subjects.lazy()
-        .filter(pl.col(c).is_not_null())
-        .select("subject_id", code=pl.lit(f"{c.upper()}//") + pl.col(c).cast(pl.String))
-        for c in columns
-        if c in subjects.columns
-    ]
-    return at_once(pl.concat([pl.LazyFrame(schema={"subject_id": pl.Int64, "code": pl.String}), *known]))
+    told = [pl.lit(f"{c.upper()}//") + pl.col(c).cast(pl.String) for c in columns if c in subjects.columns]
+    if not told:
+        return pl.LazyFrame(schema={"subject_id": pl.Int64, "code": pl.String})
+    return subjects.lazy().select("subject_id", code=pl.concat_list(told)).explode("code").drop_nulls("code")
 
 
 def is_static_fact(code: str) -> bool:

@@ -182,6 +182,13 @@ def test_horizon_is_exact_in_the_calendar(label, start, end):
     assert exact(label, *start) == datetime(*end)
 
 
+@pytest.mark.parametrize("label", ["0d", "48h", "30d", "2w", "1m", "11m", "13m", "1y", "4y", "5y"])
+def test_the_end_of_a_horizon_is_the_same_by_array(label):
+    every = pl.datetime_range(datetime(1896, 1, 1, 23, 59, 59, 999999), datetime(2030, 1, 1), "23h", eager=True)
+    after = pl.select(Horizon(label).after(pl.lit(every))).to_series()
+    assert (Horizon(label).end_of(every.to_numpy()) == after.to_numpy()).all()
+
+
 def test_five_years_from_2005_are_1826_days():
     days = pl.select(Horizon("5y").days_after(pl.lit(datetime(2005, 1, 1)))).item()
     assert days == 1826.0
