@@ -63,7 +63,7 @@ def on_polars_thread(do: Callable[[], T]) -> T:
 
     On any other thread each step of polars is handed over to one of these and waited for: in the forecast of one
     patient over a hundred times, which can take as long as what is computed. (So does polars 2.1, and nowhere says so.)
-    It makes no other difference, but that another thread that uses polars meanwhile may have to wait until this is done.
+    It makes no other difference, but that another thread may have to wait for polars until this is done.
 
     >>> on_polars_thread(lambda: pl.Series([1, 2]).sum())
     3
