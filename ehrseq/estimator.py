@@ -22,7 +22,7 @@ from ehrseq.forecast.labs import STANDARD, baseline_tables, check_levels, labs_t
 from ehrseq.forecast.paths import PathSource
 from ehrseq.forecast.predict import encode_asked, outcome_hazards
 from ehrseq.forecast.screen import nobody_scored
-from ehrseq.forecast.table import SKIPPED_SCHEMA, Forecast, risk_table
+from ehrseq.forecast.table import SKIPPED_SCHEMA, Forecast, distinct, risk_table
 from ehrseq.frames import at_once
 from ehrseq.model.artifact import Artifact, hashed_ids, load_artifact, save_artifact
 from ehrseq.model.card import model_card
@@ -31,7 +31,7 @@ from ehrseq.model.labs import LEVELS
 from ehrseq.model.profile import Observed
 from ehrseq.model.recalibration import recalibrate
 from ehrseq.storage import MANIFEST, sha256_file
-from ehrseq.task.definition import Horizon, Task
+from ehrseq.task.definition import Task
 from ehrseq.task.label import label
 from ehrseq.task.outcome import occurrences, with_dataset_descendants
 from ehrseq.task.split import split_subjects
@@ -196,7 +196,7 @@ class ProgressionModel(Explaining):
         self, timelines: Timelines, at: At, horizons: Sequence[str] | None, branch: str, lab_levels: Sequence[float]
     ) -> Forecast:
         fitted, scored, skipped = self._screen(timelines, at)
-        spans = tuple(Horizon(h) for h in horizons) if horizons is not None else self.task_.horizons
+        spans = self.task_.horizons if horizons is None else distinct(horizons)
         keys = ["subject_id", "prediction_time"]
         asked = pl.concat([table.lazy().select(keys) for table in (scored, skipped)]).unique().sort(keys)
         usable = _usable(asked, skipped)

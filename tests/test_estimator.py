@@ -208,6 +208,12 @@ def test_any_horizon_by_closed_form(model, timelines, reference):
     assert_same(shared, reference, 1e-12)
 
 
+@pytest.mark.parametrize(("horizons", "found"), [([], "none"), (["1y", "1y"], "one twice")])
+def test_horizons_are_each_asked_for_once(model, timelines, horizons, found):
+    with pytest.raises(ForecastError, match=f"found {found}"):
+        model.forecast(timelines, AT, horizons=horizons)
+
+
 def test_beyond_the_follow_up_is_extrapolated(model, timelines):
     risk = model.forecast(timelines, AT, horizons=["1y", "20y"]).risk
     assert risk.filter(pl.col("horizon_days") > 7000)["extrapolated"].all()

@@ -129,6 +129,19 @@ def risk_table(hazards: Sequence[Hazards], horizons: Sequence[Horizon]) -> pl.Da
     )
 
 
+def distinct(horizons: Sequence[str]) -> tuple[Horizon, ...]:
+    """The horizons as asked for. ForecastError where there are none, or the same one twice.
+
+    >>> [h.label for h in distinct(["1y", "6m"])]
+    ['1y', '6m']
+    """
+    spans = tuple(Horizon(h) for h in horizons)
+    labels = [span.label for span in spans]
+    if not spans or len(set(labels)) < len(labels):
+        raise ForecastError("horizons, each once", "none" if not spans else "one twice", 'give some such as ["1y"]')
+    return spans
+
+
 def days_ahead(rows: pl.DataFrame, horizons: Sequence[Horizon]) -> NDArray[np.float64]:
     """(n, H) how many days each horizon is from the `prediction_time` of each row."""
     times = rows["prediction_time"].to_numpy()

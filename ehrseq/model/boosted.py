@@ -178,7 +178,9 @@ class Trees:
         return replace(self, root=self.root[:n_trees], **{name: getattr(self, name)[:end] for name in names})
 
     def _leaves(self, rows: Rows, roots: NDArray[np.int32]) -> Index:
-        """(n, R) the leaf that each row comes to from each root."""
+        """(n, R) the leaf that each row comes to from each root. IndexError for rows with fewer features."""
+        if rows.shape[1] <= self._last_feature:  # what follows would look into the next row
+            raise IndexError(f"feature {self._last_feature} of rows with {rows.shape[1]}")
         node = np.tile(roots.astype(np.int64), (len(rows), 1))
         flat, begin = rows.ravel(), np.arange(len(rows))[:, None] * rows.shape[1]
         for _ in range(self.depth):
@@ -188,6 +190,10 @@ class Trees:
             if np.array_equal(before, node):
                 break
         return node
+
+    @cached_property
+    def _last_feature(self) -> int:
+        return int(self.feature.max(initial=-1, where=self.left >= 0))
 
     @cached_property
     def _children(self) -> Index:

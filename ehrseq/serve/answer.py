@@ -129,9 +129,8 @@ def together(parts: Sequence[Part]) -> tuple[Timelines, pl.DataFrame]:
     for part in parts:
         part.first, part.names = first, part.timelines.subjects[["subject_id", "patient"]].sort("subject_id")
         first += part.names.height
-        own = part.names["subject_id"].to_numpy()
         tables = (part.timelines.events, part.timelines.subjects, part.times)
-        numbers.append([part.first + np.searchsorted(own, table["subject_id"].to_numpy()) for table in tables])
+        numbers.append([part.first + place_of(table["subject_id"], part.names["subject_id"]) for table in tables])
     events, subjects, times = (pl.Series("subject_id", np.concatenate(n)) for n in zip(*numbers, strict=True))
     # the documents themselves bring no parents or names of codes, so that there is no other metadata to keep
     timelines = Timelines(
@@ -141,6 +140,19 @@ def together(parts: Sequence[Part]) -> tuple[Timelines, pl.DataFrame]:
         ),
     )
     return timelines, replaced(pl.concat(part.times for part in parts), times)
+
+
+def place_of(ids: pl.Series, among: pl.Series) -> NDArray[np.int64]:
+    """Where each id is among the sorted others. LookupError where one is not.
+
+    >>> place_of(pl.Series([9, 3, 9]), pl.Series([3, 9])).tolist()
+    [1, 0, 1]
+    """
+    wanted, others = ids.to_numpy(), among.to_numpy()
+    place = np.searchsorted(others, wanted)
+    if len(wanted) and not (len(others) and np.array_equal(others.take(place, mode="clip"), wanted)):
+        raise LookupError("of somebody who is not among them")  # else it would be another's
+    return place
 
 
 def apart(parts: Sequence[Part], table: pl.DataFrame) -> list[pl.DataFrame]:

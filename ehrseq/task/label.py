@@ -243,7 +243,11 @@ def _with_subjects(queries: pl.DataFrame, subjects: pl.DataFrame, *columns: str)
         raise TaskError(
             "queries about subjects of the timelines", f"{strangers} about others", "select the subjects first"
         )
-    given = [pl.col(c).cast(TIME) if c in subjects.columns else pl.lit(None, TIME) for c in columns]
+    # older subject tables have no start of observation; without another column everybody would pass for well
+    lacking = [c for c in columns if c not in subjects.columns]
+    if lacking and lacking != ["observation_start"]:
+        raise TaskError("a subject table with all its columns", f"no {lacking[0]}", "take that of the timelines")
+    given = [pl.lit(None, TIME) if c in lacking else pl.col(c).cast(TIME) for c in columns]
     table = subjects.lazy().select("subject_id", *(time.alias(f"_{c}") for c, time in zip(columns, given, strict=True)))
     asked = queries.with_columns(instants(times, end_of_day=True)).with_row_index("_row")
     return _left(asked.lazy(), table)

@@ -93,6 +93,8 @@ def test_hazards_together_are_each_alone_to_the_last_bit():
         each = np.stack([hazard.log_hazard(fresh[:n]) for hazard in hazards], axis=1)
         assert np.array_equal(together.log_hazard(fresh[:n]), each)
         assert not np.array_equal(each[:, 0], each[:, 2])
+        with pytest.raises(IndexError):  # never a value of the next row
+            together.log_hazard(fresh[:n, :-1])
 
 
 def test_boosted_hazards_come_near_the_hazards_that_made_the_data():

@@ -34,14 +34,32 @@ def refused(monkeypatch, capfd):
     return one
 
 
-@pytest.mark.parametrize(("workers", "sent"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGKILL)])
+SERVED = """
+import sys
+from pathlib import Path
+
+from ehrseq.estimator import load_model
+from ehrseq.serve.run import serve
+from ehrseq.serve.settings import Settings
+
+folder, port, log = sys.argv[1:]
+serve(load_model(folder), Settings(port=int(port), access_log=Path(log)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("workers", "sent"), [(0, signal.SIGTERM), (1, signal.SIGTERM), (2, signal.SIGINT), (2, signal.SIGKILL)]
+)
 def test_it_answers_until_it_is_interrupted_or_killed(simulated, tmp_path, workers, sent):
     port, log = free_port(), tmp_path / "access.ndjson"
     command = [sys.executable, "-m", "ehrseq", "serve", simulated.folder, "--port", str(port), "--access-log", log,
                "--workers", str(workers)]  # fmt: skip
+    if not workers:  # a model that is no folder: nothing else is started
+        command = [sys.executable, "-c", SERVED, simulated.folder, str(port), log]
     service = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        assert f"http://127.0.0.1:{port}/" in service.stdout.readline()
+        if workers:
+            assert f"http://127.0.0.1:{port}/" in service.stdout.readline()
         # one client, and pauses: else who asks takes the processor from who begins
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
             reply = None
@@ -52,7 +70,12 @@ def test_it_answers_until_it_is_interrupted_or_killed(simulated, tmp_path, worke
                 except httpx.ConnectError:
                     time.sleep(0.05)
             assert reply.status_code == 200
-            assert "## Fitted on" in client.get("/model").json()["card"]
+            facts = client.get("/model").json()
+        assert ("## Fitted on" in (facts.get("card") or "")) == (workers > 0)
+        deadline = time.monotonic() + 30
+        while len(log.read_text().splitlines()) < 2:  # a line is written when its answer is on its way
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         tasks = Path(f"/proc/{service.pid}/task").glob("*/children")
         scoring = [Path(f"/proc/{pid}") for file in tasks for pid in file.read_text().split()]
     finally:

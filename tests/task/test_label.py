@@ -170,6 +170,17 @@ def test_bad_queries_are_refused(make_timelines, make_task, at):
         labels(timelines, task, pl.DataFrame({"subject_id": [1], "prediction_time": [None]}))
 
 
+@pytest.mark.parametrize("lacking", ["birth_time", "death_time", "follow_up_end"])
+def test_a_subject_table_without_a_column_is_refused(make_timelines, make_task, at, day, lacking):
+    """Else the dead would pass for alive."""
+    timelines, task = make_timelines([(1, 1, VISIT)], {1: {"death_time": day(90)}}), make_task(OUTCOMES)
+    subjects = timelines.subjects.drop(lacking)
+    with pytest.raises(TaskError, match=f"found no {lacking}"):
+        label(at((1, 100)), occurrences(timelines, task), subjects, task)
+    older = timelines.subjects.drop("observation_start", strict=False)
+    assert label(at((1, 100)), occurrences(timelines, task), older, task)["reason"].unique().to_list() == ["dead"]
+
+
 @pytest.mark.parametrize(
     ("events", "facts", "when", "reason"),
     [
