@@ -31,6 +31,8 @@ class Waiting:
     future: asyncio.Future[bytes]
     done: Callable[[], None]
     """Called once, when nothing of the request is held any more."""
+    since: float
+    """When it came, by the loop's clock."""
 
 
 class Engine:
@@ -91,8 +93,9 @@ class Engine:
         except Problem:
             done()
             raise
-        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        waiting = Waiting(ask, future, done)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[bytes] = loop.create_future()
+        waiting = Waiting(ask, future, done, loop.time())
         self._unanswered += 1
         self.metrics.waiting.set(self._unanswered)
         try:
@@ -132,21 +135,23 @@ class Engine:
 
     async def _share(self, scorer: Scorer) -> list[Waiting]:
         """What an idle scorer is to answer next, when there is anything: as much as the other idle ones; none if it
-        ended."""
+        ended. A request alone is left for `batch_seconds` to a second one, or to a scorer that is done meanwhile: two
+        together cost little more than one, and scorers at work slow each other down."""
         self._idle += 1
+        clock = asyncio.get_running_loop().time
         try:
             while scorer.alive():
-                if self._queue:
+                alone = len(self._queue) == 1 and self._idle < self._live
+                left = self._queue[0].since + self.settings.batch_seconds - clock() if alone else 0.0
+                if self._queue and left <= 0:
                     share = min(self.settings.batch, -(-len(self._queue) // self._idle))
                     if self._pace:  # who would take too long together is answered in smaller numbers
                         share = min(share, max(1, int(self.settings.answer_seconds / self._pace)))
                     return [self._queue.popleft() for _ in range(share)]
                 self._came.clear()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_SECONDS):
+                    async with asyncio.timeout(left if alone else LOOK_SECONDS):
                         await self._came.wait()
-                if self._idle == 1:  # the next ones would have to wait until this one is done
-                    await asyncio.sleep(self.settings.batch_seconds)
             return []
         finally:
             self._idle -= 1

@@ -50,8 +50,8 @@ class Settings:
     """How long an answer may take; a worker that takes longer is ended."""
     batch: int = 16
     """Requests that are scored in one call."""
-    batch_seconds: float = 0.003
-    """How long the first of them waits for others, where nobody else is idle."""
+    batch_seconds: float = 0.05
+    """How long one of them alone waits for a second, or for another worker to be done, while any is at work."""
     threads: int = 1
     """Threads of the network's arithmetic, of each worker."""
     workers: int = field(default_factory=one_a_core)

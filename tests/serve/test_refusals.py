@@ -269,24 +269,32 @@ def test_a_record_that_breaks_scoring_does_not_spoil_the_others(serve, simulated
 
     bad = next(iter(simulated.bundles))
 
+    calls = []
+
     def picky(model, parts):
+        calls.append(len(parts))
+        if len(calls) == 1:
+            time.sleep(1)  # the others come meanwhile, and are answered together
         if any(bad in part.timelines.subjects["patient"].to_list() for part in parts):
             raise ValueError("zzcanary")
         return answer(model, parts)
 
+    client = serve(batch=8)
     monkeypatch.setattr("ehrseq.serve.scoring.answer", picky)
-    client = serve(batch=8, batch_seconds=0.05)
-    replies = [None] * 4
+    replies = [None] * 5
+    bodies = [*simulated.some(4), simulated.some(2)[1]]
 
     def ask(i):
-        replies[i] = client.post("/forecast", json=simulated.some(4)[i])
+        replies[i] = client.post("/forecast", json=bodies[i])
 
-    threads = [threading.Thread(target=ask, args=(i,)) for i in range(4)]
+    threads = [threading.Thread(target=ask, args=(i,)) for i in (4, 0, 1, 2, 3)]
     for thread in threads:
         thread.start()
+        time.sleep(0.1)
     for thread in threads:
         thread.join()
-    assert [r.status_code for r in replies] == [500, 200, 200, 200]
+    assert [r.status_code for r in replies] == [500, 200, 200, 200, 200]
+    assert calls[:2] == [1, 4]
     assert "zzcanary" not in replies[0].text
 
 

@@ -287,6 +287,31 @@ def test_one_request_does_not_wait_for_others_while_somebody_else_is_idle():
     driven(test, 2, batch_seconds=0.5)
 
 
+@pytest.mark.parametrize("then", ["a second comes", "time passes", "the other is done"])
+def test_one_alone_waits_a_little_while_another_works(then):
+    async def test(engine, stubs):
+        first = asked(engine, 1)
+        await asyncio.sleep(0.05)
+        busy, idle = sorted(stubs, key=lambda stub: -len(stub.sizes))
+        assert (busy.sizes, idle.sizes) == ([1], [])
+        idle.gate.set()
+        alone = asked(engine, 1)
+        await asyncio.sleep(0.05)
+        assert (busy.sizes, idle.sizes) == ([1], [])
+        if then == "a second comes":
+            await asyncio.gather(*alone, *asked(engine, 1))
+            assert (busy.sizes, idle.sizes) == ([1], [2])
+        elif then == "time passes":
+            await asyncio.gather(*alone)
+            assert (busy.sizes, idle.sizes) == ([1], [1])
+        busy.gate.set()
+        await asyncio.gather(*first, *alone)
+        if then == "the other is done":
+            assert sum(busy.sizes + idle.sizes) == 2
+
+    driven(test, 2, batch_seconds=0.3 if then == "time passes" else 8)
+
+
 def test_one_that_ends_is_replaced_while_others_go_on():
     """Found though it was idle: nobody has to be refused for it."""
 
