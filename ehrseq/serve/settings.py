@@ -50,7 +50,7 @@ class Settings:
     """How long an answer may take; a worker that takes longer is ended."""
     batch: int = 16
     """Requests that are scored in one call."""
-    batch_seconds: float = 0.05
+    batch_seconds: float = 0.03
     """How long one of them alone waits for a second, or for another worker to be done, while any is at work."""
     threads: int = 1
     """Threads of the network's arithmetic, of each worker."""
