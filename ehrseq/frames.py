@@ -100,10 +100,10 @@ def places(numbers: NDArray[Any]) -> pl.Series:
 def microseconds(times: pl.Series) -> NDArray[np.int64]:
     """Times in microseconds as whole numbers, the smallest there is for none.
 
-    >>> microseconds(pl.Series([0, None], dtype=pl.Datetime("us"))).tolist()
-    [0, -9223372036854775808]
+    >>> microseconds(pl.Series([1, None], dtype=pl.Datetime("ms"))).tolist()
+    [1000, -9223372036854775808]
     """
-    return times.to_numpy().view(np.int64)
+    return times.cast(pl.Datetime("us")).to_numpy().view(np.int64)
 
 
 def replaced(table: pl.DataFrame, *columns: pl.Series) -> pl.DataFrame:

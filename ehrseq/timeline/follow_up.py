@@ -63,26 +63,13 @@ def follow_up(
     >>> follow_up(events, data_cut="2005-12-31").row(0)[2:4]
     (datetime.datetime(2005, 12, 31, 23, 59, 59, 999999), 'data_cut')
     """
-    return follow_up_of(contacts(events), observation_periods, data_cut, undated_deaths)
-
-
-def follow_up_of(
-    contacts: pl.DataFrame,
-    observation_periods: Any = None,
-    data_cut: str | date | datetime | None = None,
-    undated_deaths: pl.Series | None = None,
-) -> pl.DataFrame:
-    """The same from what `contacts` says of the events."""
-    return at_once(follow_up_steps(contacts, observation_periods, data_cut, undated_deaths))
+    return at_once(follow_up_steps(contacts(events), observation_periods, data_cut, undated_deaths))
 
 
 def follow_up_steps(
-    contacts: pl.DataFrame,
-    observation_periods: Any = None,
-    data_cut: str | date | datetime | None = None,
-    undated_deaths: pl.Series | None = None,
+    contacts: pl.DataFrame, observation_periods: Any, data_cut: Any, undated_deaths: pl.Series | None
 ) -> pl.LazyFrame:
-    """The same as steps still to be done, for who goes on from there."""
+    """The same from what `contacts` says of the events, as steps still to be done."""
     cut = pl.lit(None if data_cut is None else as_instant(data_cut), dtype=TIME)
     died = pl.lit(False) if undated_deaths is None else pl.col("subject_id").is_in(undated_deaths.implode())
     if observation_periods is None:

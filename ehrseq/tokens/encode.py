@@ -9,11 +9,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ehrseq.features.labs import UNIT
 from ehrseq.frames import at_once, microseconds, place_among
 from ehrseq.tokens.vocabulary import (
     CODED_TEXT,
     FIRST_CODE,
-    UNIT,
     UNKNOWN,
     Vocabulary,
     is_model_event,

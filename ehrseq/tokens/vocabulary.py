@@ -12,6 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ehrseq.config import NetworkConfig, from_mapping
+from ehrseq.features.labs import UNIT
 from ehrseq.frames import at_once
 from ehrseq.timeline.schema import BIRTH_CODE, DEATH_CODE
 from ehrseq.tokens.family import Family
@@ -19,7 +20,6 @@ from ehrseq.tokens.family import Family
 PADDING, UNKNOWN, FIRST_CODE = 0, 1, 2
 DEMOGRAPHICS = ("sex", "race", "ethnicity")
 MAX_ANCESTORS = 8  # a token takes the nearest ones
-UNIT = "\n"  # between a code and a unit
 CODED_TEXT = r"^\S+//\S+$"  # a coded value such as SNOMED//8392000; free text never enters a vocabulary
 
 
