@@ -135,13 +135,13 @@ class Engine:
 
     async def _share(self, scorer: Scorer) -> list[Waiting]:
         """What an idle scorer is to answer next, when there is anything: as much as the other idle ones; none if it
-        ended. A request alone is left for `batch_seconds` to a second one, or to a scorer that is done meanwhile: two
-        together cost little more than one, and scorers at work slow each other down."""
+        ended. The last idle one leaves a request alone for `batch_seconds` to a second one, or to a scorer that is
+        done meanwhile: two together cost little more than one, and scorers at work slow each other down."""
         self._idle += 1
         clock = asyncio.get_running_loop().time
         try:
             while scorer.alive():
-                alone = len(self._queue) == 1 and self._idle < self._live
+                alone = len(self._queue) == 1 and self._idle == 1 < self._live
                 left = self._queue[0].since + self.settings.batch_seconds - clock() if alone else 0.0
                 if self._queue and left <= 0:
                     share = min(self.settings.batch, -(-len(self._queue) // self._idle))

@@ -51,7 +51,7 @@ class Settings:
     batch: int = 16
     """Requests that are scored in one call."""
     batch_seconds: float = 0.03
-    """How long one of them alone waits for a second, or for another worker to be done, while any is at work."""
+    """How long one of them alone waits for a second, or for a worker to be done, while all but one are at work."""
     threads: int = 1
     """Threads of the network's arithmetic, of each worker."""
     workers: int = field(default_factory=one_a_core)

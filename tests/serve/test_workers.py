@@ -312,6 +312,20 @@ def test_one_alone_waits_a_little_while_another_works(then):
     driven(test, 2, batch_seconds=0.3 if then == "time passes" else 8)
 
 
+def test_one_alone_does_not_wait_while_several_are_idle():
+    async def test(engine, stubs):
+        first = asked(engine, 1)
+        await asyncio.sleep(0.05)
+        second = asked(engine, 1)
+        await asyncio.sleep(0.05)
+        assert sorted(len(stub.sizes) for stub in stubs) == [0, 1, 1]
+        for stub in stubs:
+            stub.gate.set()
+        await asyncio.gather(*first, *second)
+
+    driven(test, 3, batch_seconds=8)
+
+
 def test_one_that_ends_is_replaced_while_others_go_on():
     """Found though it was idle: nobody has to be refused for it."""
 
