@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from fhir.resources.R4B import get_fhir_model_class
 
 from ehrseq.fhir import chunk, reader
 from ehrseq.fhir.resource import DECODERS, HEAD_DECODER
@@ -181,10 +182,6 @@ def timed(seconds: dict[str, float], stage: str, function: Callable[..., Any]) -
 
 def sample_of(folder: Path, sample: int) -> list[tuple[Any, list[Any], float]]:
     """Of each file the model of `fhir.resources`, parsed lines from all over it, and how many lines each stands for."""
-    try:
-        from fhir.resources.R4B import get_fhir_model_class
-    except ImportError:
-        return []
     files = sorted(folder.glob("000-*"))  # the other copies hold the same
     copies = len(list(folder.iterdir())) / len(files)
     found = []

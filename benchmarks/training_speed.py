@@ -1,13 +1,16 @@
 """How fast the networks train on one core: tokens a second, and the share of the core's matrix-multiply rate.
 
     python benchmarks/training_speed.py [--data FOLDER_WITH_nafld_fhir] [--width 64 256] [--batches 60] [--repeat 3]
+    python benchmarks/training_speed.py --device cuda --size base large [--data ...]
 
 Trains a network of each width (three layers; other settings are the defaults) for some batches of real steps - drawing
 landmarks, collating, forward, backward, clipping, optimiser - in one thread, on NAFLD or, without data, on 2,000
 simulated people. Prints one JSON object a width: tokens a second (events and queries, padding not counted),
 floating-point operations a second (as counted by torch over forward and backward, padding included as it is computed),
 the rate of a 1,024-square matrix product in the same run, before and after, their ratio, and where the time goes. CPU
-time of the process, which other work on the machine disturbs less than wall time.
+time of the process, which other work on the machine disturbs less than wall time. On a GPU the presets named are
+measured instead, by the clock: in single precision, and in bfloat16 against the rate of an 8,192-square bfloat16
+product.
 """
 
 from __future__ import annotations
@@ -37,14 +40,25 @@ from ehrseq.task.split import split_subjects
 from ehrseq.tokens.batch import Batches
 
 
-def matmul_rate(seconds: float = 1.0) -> float:
-    """Floating-point operations a CPU second of a square matrix product."""
-    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    start, n = time.process_time(), 0
-    while time.process_time() - start < seconds:
-        a @ b
-        n += 1
-    return n * 2 * 1024**3 / (time.process_time() - start)
+def now(device: str) -> float:
+    """CPU seconds of the process; with a GPU, seconds by the clock at which it has nothing left to do."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def matmul_rate(device: str, dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """Floating-point operations a second of a square matrix product."""
+    n, at_once = (1024, 1) if device == "cpu" else (8192, 50)
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in "ab")
+    a @ b
+    start, done = now(device), 0
+    while now(device) - start < seconds:
+        for _ in range(at_once):
+            a @ b
+        done += at_once
+    return done * 2 * n**3 / (now(device) - start)
 
 
 def prepare(
@@ -79,27 +93,30 @@ def endless(passes: LandmarkBatches) -> Iterator[TrainingBatch]:
         yield from passes
 
 
-def measure(module: ProgressionModule, passes: LandmarkBatches, n_batches: int, repeat: int) -> dict[str, Any]:
+def measure(
+    module: ProgressionModule, passes: LandmarkBatches, n_batches: int, repeat: int, device: str, dtype: torch.dtype
+) -> dict[str, Any]:
     """Figures of `n_batches` optimiser steps, the median of `repeat` runs."""
+    module.to(device)
     optimizer = module.configure_optimizers()["optimizer"]
     module.network.train()
     stream = endless(passes)
     for _ in range(5):  # warm up
-        step(module, next(stream), optimizer, {})
+        step(module, next(stream).to(torch.device(device)), optimizer, {}, device, dtype)
     runs = []
     for _ in range(repeat):
-        rate = [matmul_rate()]
+        rate = [matmul_rate(device, dtype)]
         spent: dict[str, float] = {}
-        tokens, batches, start = 0, [], time.process_time()
+        tokens, batches, start = 0, [], now(device)
         for _ in range(n_batches):
-            began = time.process_time()
-            batch = next(stream)
-            spent["draw and collate"] = spent.get("draw and collate", 0.0) + time.process_time() - began
+            began = now(device)
+            batch = next(stream).to(torch.device(device))
+            spent["draw and collate"] = spent.get("draw and collate", 0.0) + now(device) - began
             tokens += int((batch.inputs.code > 0).sum() + (batch.inputs.query >= 0).sum())
             batches.append(batch)
-            step(module, batch, optimizer, spent)
-        seconds = time.process_time() - start
-        rate.append(matmul_rate())
+            step(module, batch, optimizer, spent, device, dtype)
+        seconds = now(device) - start
+        rate.append(matmul_rate(device, dtype))
         with FlopCounterMode(display=False) as counter:
             for batch in batches:
                 module.training_step(batch, 0).backward()
@@ -116,17 +133,21 @@ def measure(module: ProgressionModule, passes: LandmarkBatches, n_batches: int, 
     }
 
 
-def step(module: ProgressionModule, batch: TrainingBatch, optimizer: Any, spent: dict[str, float]) -> None:
-    """One optimiser step; adds the CPU seconds of its stages to `spent`."""
-    moments = [time.process_time()]
-    loss = module.training_step(batch, 0)
-    moments.append(time.process_time())
+def step(
+    module: ProgressionModule, batch: TrainingBatch, optimizer: Any, spent: dict[str, float], device: str,
+    dtype: torch.dtype,
+) -> None:  # fmt: skip
+    """One optimiser step; adds the seconds of its stages to `spent`."""
+    moments = [now(device)]
+    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        loss = module.training_step(batch, 0)
+    moments.append(now(device))
     loss.backward()
-    moments.append(time.process_time())
+    moments.append(now(device))
     torch.nn.utils.clip_grad_norm_(module.network.parameters(), module.config.gradient_clip)
     optimizer.step()
     optimizer.zero_grad()
-    moments.append(time.process_time())
+    moments.append(now(device))
     for name, begin, end in zip(("forward", "backward", "optimiser"), moments, moments[1:], strict=False):
         spent[name] = spent.get(name, 0.0) + end - begin
 
@@ -135,6 +156,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--width", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--size", nargs="+", default=["base", "large"], help="presets to measure on a GPU")
     parser.add_argument("--tokens", type=int, default=es.TrainingConfig().tokens_per_batch, help="tokens a batch")
     parser.add_argument("--batches", type=int, default=60)
     parser.add_argument("--repeat", type=int, default=3)
@@ -147,13 +170,20 @@ def main() -> None:
         else:
             source, task = options.data / "nafld_fhir", Path(__file__).parents[1] / "examples" / "nafld.toml"
         timelines, task = es.read_fhir(source), es.Task.from_toml(task)
-    for width in options.width:
-        config = es.ModelConfig()
-        training = replace(config.training, tokens_per_batch=options.tokens)
-        config = replace(config, network=replace(config.network, width=width), training=training)
+    default = es.ModelConfig()
+    if options.device == "cpu":
+        training = replace(default.training, tokens_per_batch=options.tokens)
+        networks = [replace(default.network, width=width) for width in options.width]
+        runs = [(replace(default, network=network, training=training), torch.float32) for network in networks]
+    else:
+        both = (torch.float32, torch.bfloat16)
+        runs = [(es.ModelConfig.of_size(size), dtype) for size in options.size for dtype in both]
+    for config, dtype in runs:
         module, passes = prepare(timelines, task, config)
-        found = measure(module, passes, options.batches, options.repeat)
-        print(json.dumps({"width": width, "tokens_a_batch": config.training.tokens_per_batch, **found}, indent=1))
+        found = measure(module, passes, options.batches, options.repeat, options.device, dtype)
+        tokens = config.training.tokens_per_batch
+        of = {"width": config.network.width, "precision": str(dtype), "tokens_a_batch": tokens}
+        print(json.dumps(of | found, indent=1), flush=True)
 
 
 if __name__ == "__main__":

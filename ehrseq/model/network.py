@@ -7,6 +7,7 @@ import torch
 from numpy import float64
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import dropout, scaled_dot_product_attention, silu
 
 from ehrseq.config import NetworkConfig
@@ -14,12 +15,17 @@ from ehrseq.model.heads import HazardHead
 from ehrseq.tokens.batch import FEATURES, Batch, summary_width
 from ehrseq.tokens.vocabulary import Vocabulary
 
+# in bfloat16 torch would take cuDNN's, which compiles a kernel for every new shape, and each batch has another
+ON_GPU = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 SHORT = 96  # tokens up to which plain matrix products are faster than the fused kernel (measured on CPU)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     """Attention of (B, heads, R, d) queries over (B, heads, T, d) keys and values, bias (B, 1, R, T) added."""
-    if query.is_cuda or key.shape[2] > SHORT:
+    if query.is_cuda:
+        with sdpa_kernel(ON_GPU):
+            return scaled_dot_product_attention(query, key, value, bias)
+    if key.shape[2] > SHORT:
         return scaled_dot_product_attention(query, key, value, bias)
     score = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-1, -2)) + bias
     return torch.matmul(score.softmax(-1), value)

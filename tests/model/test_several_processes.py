@@ -32,16 +32,8 @@ ProgressionModel(PLAIN).fit(cohort(), TASK).save(f"{sys.argv[1]}/model-{os.envir
 """
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed training")
-def test_two_processes_equal_one_with_the_batches_of_both(tmp_path, monkeypatch):
-    script = tmp_path / "fit.py"
-    script.write_text(FIT)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    done = subprocess.run([*launch, str(script), str(tmp_path)], env=environment, capture_output=True, timeout=300)
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
-    two, other = (load_file(tmp_path / f"model-{rank}" / "weights.safetensors") for rank in (0, 1))
-
+def as_one_process(monkeypatch):
+    """One process takes the steps of two: both their batches in each."""
     trainer = module.lightning.Trainer
     batches = module.LandmarkBatches.__iter__
 
@@ -58,6 +50,19 @@ def test_two_processes_equal_one_with_the_batches_of_both(tmp_path, monkeypatch)
         return configure(self)
 
     monkeypatch.setattr(module.ProgressionModule, "configure_optimizers", half_as_many_steps)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed training")
+def test_two_processes_equal_one_with_the_batches_of_both(tmp_path, monkeypatch):
+    script = tmp_path / "fit.py"
+    script.write_text(FIT)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    done = subprocess.run([*launch, str(script), str(tmp_path)], env=environment, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    two, other = (load_file(tmp_path / f"model-{rank}" / "weights.safetensors") for rank in (0, 1))
+
+    as_one_process(monkeypatch)
     one = ProgressionModel(PLAIN).fit(cohort(), TASK).fitted_.networks[0].state_dict()
     fresh = ProgressionModel(replace(PLAIN, training=replace(PLAIN.training, learning_rate=0.0))).fit(cohort(), TASK)
     moved = 0.0
