@@ -169,7 +169,7 @@ def _fit_network(drawn: Landmarks, own: Float, n_labs: int, settings: LabConfig,
     """One network on the pinball loss, a fixed number of passes: nothing is held back for stopping."""
     shift = drawn.value - own[:, LEVEL]
     n = len(shift)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         network = LabNetwork(n_labs, own.shape[1], drawn.context.shape[1], settings.hidden, LEVELS)
         for lab in range(n_labs):

@@ -52,7 +52,8 @@ def fit_member(
         draw = partial(part.draw, per_subject=per_subject, labeller=labeller, auxiliary=True)
         batches = Batches(part.encoded, n_summary, config.network.max_events)
         passes.append(LandmarkBatches(batches, draw, tokens_per_batch, seed, redraw=redraw))
-    with torch.random.fork_rng(devices=[]), one_thread(config.network.width < NARROW):
+    gpus = range(torch.cuda.device_count())  # there too the caller's random numbers stay as they are
+    with torch.random.fork_rng(gpus), one_thread(config.network.width < NARROW):
         torch.manual_seed(seed)
         n_hazards, n_auxiliary = len(labeller.hazards), len(labeller.auxiliary)
         network = ProgressionNetwork(vocabulary, config.network, n_hazards, edges, n_auxiliary)

@@ -55,8 +55,10 @@ def test_the_model_of_a_cpu(timelines, on_gpu, monkeypatch):
     monkeypatch.setattr(
         module.ProgressionModule, "training_step", lambda self, *a: devices.append(self.device.type) or step(self, *a)
     )
+    random = torch.cuda.get_rng_state()
     again = ProgressionModel(PLAIN).fit(timelines, TASK)
     assert set(devices) == {"cuda"}
+    assert torch.equal(torch.cuda.get_rng_state(), random)
     assert np.array_equal(probabilities(again, timelines), probabilities(on_gpu, timelines))  # the same seed
     devices.clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
