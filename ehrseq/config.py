@@ -105,7 +105,7 @@ class BoostedConfig:
     learning_rate: float = 0.05
     leaves: int = 12
     min_rows_per_leaf: int = 200
-    prior_events: float = 5.0
+    prior_events: float = 20.0
     features_per_split: float = 0.5
     bins: int = 127
 
