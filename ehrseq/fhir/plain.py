@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ehrseq.fhir.columns import Gathered
+from ehrseq.fhir.columns import Gathered, whole
 from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, concept_code
 from ehrseq.fhir.dating import POLICY, dated
 from ehrseq.fhir.resource import READ_TYPES
@@ -200,7 +200,7 @@ def plain_reader(
         packed["time"], packed["known"], packed["source"] = when(batch)
         if quantity_ is _none:
             packed["number"] = NAN
-        rows.append((packed[packed["code"] != 0] if 0 in codes else packed).tobytes())
+        rows.append((whole(packed)[packed["code"] != 0] if 0 in codes else packed).tobytes())
         return reasons
 
     return read
