@@ -123,8 +123,8 @@ def buffers(strings: pa.LargeStringArray) -> list[npt.NDArray[Any]]:
 
 
 class Gathered:
-    """Strings that come a batch at a time, kept as bytes: as objects they would lie scattered among whatever is decoded
-    and let go in the meantime, and reading would take a tenth longer.
+    """Strings that come a batch at a time, put together at once: as objects of their own they would lie scattered among
+    whatever is decoded and let go in the meantime, and slow that down.
 
     >>> column = Gathered()
     >>> column.extend(["a", "", "\u00e9"])
