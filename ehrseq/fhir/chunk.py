@@ -24,7 +24,6 @@ from ehrseq.fhir.columns import EVENT, REFERENCE, Columns, joined, series, strin
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.references import UNKNOWN, named_target, points_at, subject_number
 from ehrseq.fhir.rows import Rows
-from ehrseq.frames import places
 
 COLUMNS = "columns.bin"
 ShardOf = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint64]]
@@ -153,7 +152,7 @@ def pack(rows: Rows, files: list[str], shards: int, shard_of: ShardOf) -> Chunk:
             records=records.take(order),
             events=events,
             references=references,
-            ids=strings(pl.concat(rows.id_stretches)[places(order)]),
+            ids=take(pa.concat_arrays(rows.id_stretches), order),
             names=names,
             texts=strings([text or "" for text in rows.texts]),
         ),

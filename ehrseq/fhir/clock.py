@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
-from itertools import compress
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
-from ehrseq.fhir.columns import nullable
+from ehrseq.fhir.columns import buffers, nullable, series, strings, take
 
 NO_TIME = np.iinfo(np.int64).min  # numpy's "not a time"
 PRECISIONS = ("", "year", "month", "day", "minute", "second")
@@ -57,25 +57,26 @@ def parse_times(written: Sequence[str | None]) -> Instants:
     >>> [PRECISIONS[i] for i in p.precision], p.offset[1].item()
     (['month', 'second', '', ''], -60)
     """
-    text = [each or "" for each in written]
-    found = Instants(
-        np.full(len(text), NO_TIME),
-        np.full(len(text), NO_TIME),
-        np.zeros(len(text), np.uint8),
-        np.full(len(text), NO_OFFSET),
-    )
-    rest = np.ones(len(text), bool)
-    length = np.fromiter(map(len, text), np.int64, len(text))
+    return parse_column(strings([each or "" for each in written]))
+
+
+def parse_column(written: pa.LargeStringArray) -> Instants:
+    """The same of a column of strings, empty where there is none."""
+    bounds, text = buffers(written)
+    length, size = np.diff(bounds), len(written)
+    found = Instants(np.full(size, NO_TIME), np.full(size, NO_TIME), np.zeros(size, np.uint8), np.full(size, NO_OFFSET))
+    rest = length > 0
     for layout in _LAYOUTS:
         alike = length == len(layout)
         at = np.flatnonzero(alike)
         if len(at):
-            instants, fits = _parse_layout(list(compress(text, alike.tolist())), layout)
+            only = len(at) * len(layout) == len(text)
+            instants, fits = _parse_layout(text if only else text[np.repeat(alike, length)], layout)
             _put(found, at[fits], instants, fits)
             rest[at[fits]] = False
-    at = np.flatnonzero(rest & (length > 0))
+    at = np.flatnonzero(rest)
     if len(at):
-        _put(found, at, _parse_any(pl.Series("text", [text[n] for n in at.tolist()], dtype=pl.String)))
+        _put(found, at, _parse_any(series([take(written, at)]).alias("text")))
     return found
 
 
@@ -95,11 +96,11 @@ _LAYOUTS = (
 _DAY = 86_400_000_000
 
 
-def _parse_layout(text: list[str], layout: str) -> tuple[Instants, npt.NDArray[np.bool_]]:
-    """Parse texts that are as long as a layout; which of them are written like it and are a time."""
-    characters = "".join(text).encode("ascii", "replace")  # one byte for each, whatever it is
+def _parse_layout(text: npt.NDArray[np.uint8], layout: str) -> tuple[Instants, npt.NDArray[np.bool_]]:
+    """Parse texts that have as many bytes as a layout; which of them are written like it and are a time."""
+    size = len(text) // len(layout)
     # a row for each place in the layout, so that what follows runs along memory
-    grid = np.frombuffer(characters, np.uint8).reshape(len(text), len(layout)).T.copy()
+    grid = text.reshape(size, len(layout)).T.copy()
     digits = grid - np.uint8(ord("0"))
     form = np.frombuffer(layout.encode(), np.uint8)[:, None]
     is_digit = form[:, 0] == ord("9")
@@ -120,19 +121,19 @@ def _parse_layout(text: list[str], layout: str) -> tuple[Instants, npt.NDArray[n
     first = _first_days().take(months)
     fits &= day <= _first_days().take(months + 1) - first
     start = (first + day - 1) * _DAY
-    minutes = np.full(len(text), NO_OFFSET)
+    minutes = np.full(size, NO_OFFSET)
     if len(layout) == 10:
-        return Instants(start, start + _DAY - 1, np.full(len(text), 3, np.uint8), minutes), fits
+        return Instants(start, start + _DAY - 1, np.full(size, 3, np.uint8), minutes), fits
     hour, minute, second = number(11), number(14), number(17)
     fits &= (hour <= 23) & (minute <= 59) & (second <= 59)
     zone = layout.index("Z") if layout.endswith("Z") else layout.index("+")
-    offset = np.zeros(len(text), np.int32)
+    offset = np.zeros(size, np.int32)
     if not layout.endswith("Z"):
         offset = (number(zone + 1) * 60 + number(zone + 4)) * np.where(grid[zone] == ord("-"), -1, 1)
     start += ((hour * 60 + minute - offset) * 60 + second).astype(np.int64) * 1_000_000
     if zone > 19:
         start += number(20, 3).astype(np.int64) * 1000
-    return Instants(start, start, np.full(len(text), 5, np.uint8), offset.astype(np.int16)), fits
+    return Instants(start, start, np.full(size, 5, np.uint8), offset.astype(np.int16)), fits
 
 
 @cache

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ehrseq.fhir.columns import Gathered, whole
 from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, concept_code
 from ehrseq.fhir.dating import POLICY, dated
 from ehrseq.fhir.resource import READ_TYPES
@@ -199,7 +200,7 @@ def plain_reader(
         packed["time"], packed["known"], packed["source"] = when(batch)
         if quantity_ is _none:
             packed["number"] = NAN
-        rows.append((packed[packed["code"] != 0] if 0 in codes else packed).tobytes())
+        rows.append((whole(packed)[packed["code"] != 0] if 0 in codes else packed).tobytes())
         return reasons
 
     return read
@@ -208,20 +209,23 @@ def plain_reader(
 _UNKNOWN = (None, 0)
 
 
-def _dater(kind: str, dates: list[str | None]) -> Callable[[list[Any]], tuple[Numbers, Numbers, Numbers]]:
+def _dater(kind: str, dates: Gathered) -> Callable[[list[Any]], tuple[Numbers, Numbers, Numbers]]:
     """A function that numbers when records of a type were, when they were known, and what says so."""
     shape, policy = SHAPES[kind], POLICY[kind]
     dated_by = policy.time[0][1]
     of_time = [field for field, _ in policy.fields_of(READ_TYPES[kind])[0]]
 
-    def numbered(written: list[str | None]) -> Numbers:
+    def numbered(written: list[Any]) -> Numbers:
         """Numbers of times. Most records have one of their own: to look for it among others is dear."""
         if not any(written):
             return 0
         first = -1 - len(dates)
-        dates.extend(written)
         numbers = np.arange(first, first - len(written), -1)
-        return numbers if all(written) else np.where([bool(time) for time in written], numbers, 0)
+        if not all(written):
+            written = [time or "" for time in written]
+            numbers = np.where([bool(time) for time in written], numbers, 0)
+        dates.extend(written)
+        return numbers
 
     def when(batch: list[Any]) -> tuple[Numbers, Numbers, Numbers]:
         times, knowns = shape.time(batch), shape.known(batch)
@@ -265,5 +269,5 @@ def _say(
                 amounts[at], word, why, unit = read_value(batch[at])
                 packed["text"][at], modifiers[at], units[at] = texts[word], texts[why], texts[unit]
     packed["number"] = amounts
-    packed["modifier"], packed["unit"] = array("i", modifiers), array("i", units)
+    packed["modifier"], packed["unit"] = array("I", modifiers), array("I", units)
     return unusual

@@ -318,26 +318,26 @@ class Reader:
             rows.record_updated.extend(array("i", [0]) * size)
             rows.record_version.extend(array("q", [-1]) * size)
         if kind in ("Patient", "Encounter", "MolecularSequence", "Sequence"):
-            own = array("i", [references[f"{kind}/{r.id}"] for r in batch])
+            own = array("I", [references[f"{kind}/{r.id}"] for r in batch])
         if kind == "Patient":
             self._remember_links(batch, start)
             rows.record_subject.extend(own)
-            rows.record_encounter.extend(array("i", [0]) * size)
+            rows.record_encounter.extend(array("I", [0]) * size)
         elif kind in ("Medication", "ResearchSubject"):
-            rows.record_subject.extend(array("i", [0]) * size)
-            rows.record_encounter.extend(array("i", [0]) * size)
+            rows.record_subject.extend(array("I", [0]) * size)
+            rows.record_encounter.extend(array("I", [0]) * size)
         else:
             subjects = [
                 0 if (s := r.subject or r.patient) is None else references[s.reference or _logical(s)] for r in batch
             ]
-            rows.record_subject.extend(array("i", subjects))
+            rows.record_subject.extend(array("I", subjects))
             if kind in ("Encounter", "MolecularSequence", "Sequence"):
                 encounters = own
             elif kind == "Observation":
-                encounters = array("i", self._results(batch))
+                encounters = array("I", self._results(batch))
             else:
                 named = [0 if (e := r.encounter or r.context) is None else references[e.reference] for r in batch]
-                encounters = array("i", named)
+                encounters = array("I", named)
             rows.record_encounter.extend(encounters)
         if (read := self._emitters.plain.get(kind)) is not None:
             rows.record_reason.extend(read(batch, start))

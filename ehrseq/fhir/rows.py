@@ -15,11 +15,11 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
+import pyarrow as pa
 
-from ehrseq.fhir.clock import Instants, parse_times
+from ehrseq.fhir.clock import Instants, parse_column
 from ehrseq.fhir.codes import CodingPreference
-from ehrseq.fhir.columns import EVENT, RECORD
+from ehrseq.fhir.columns import EVENT, RECORD, Gathered
 from ehrseq.fhir.resource import READ_TYPES
 
 Key = TypeVar("Key", bound=Hashable)
@@ -150,13 +150,13 @@ class Rows:
     def __init__(self, coding: CodingPreference | None = None) -> None:
         self.coding = coding or CodingPreference()
         self.times: Pool[str | None] = Pool([None])  # of the current stretch only
-        self.dates: list[str | None] = []  # more of them, each as often as it comes: -1 - the index is its number
+        self.dates = Gathered()  # more of them, each as often as it comes: -1 - the index is its number
         self.texts: Pool[str | None] = Pool([None])  # values, modifiers, units
         self.codes: Pool[str | None] = Pool([None])
         self.references = ReferencePool()
-        self.record_id: list[str] = []
-        self.record_subject = array("i")
-        self.record_encounter = array("i")
+        self.record_id = Gathered()
+        self.record_subject = array("I")  # much faster to fill than one of "i"
+        self.record_encounter = array("I")
         self.record_reason = array("B")
         self.record_kind = array("B")
         self.record_file = array("i")
@@ -165,7 +165,7 @@ class Rows:
         self.records = 0
         self.event_stretches: list[npt.NDArray[np.void]] = []  # rows of EVENT; `record` is the row of the record
         self.record_stretches: list[npt.NDArray[np.void]] = []  # rows of RECORD
-        self.id_stretches: list[pl.Series] = []
+        self.id_stretches: list[pa.LargeStringArray] = []
         self.patients: list[PatientFacts] = []
         self.encounters: list[tuple[int, str, str | None, str | None]] = []  # record, id, start, end
         self.medications: list[MedicationFacts] = []
@@ -182,7 +182,7 @@ class Rows:
 
     def add_record(self, name: str, kind: int, file: int, reason: int, updated: str | None) -> None:
         """A record that has no events and names nobody: a deletion."""
-        self.record_id.append(name)
+        self.record_id.extend([name])
         self.record_subject.append(0)
         self.record_encounter.append(0)
         self.record_reason.append(reason)
@@ -199,27 +199,27 @@ class Rows:
 
     def finish(self, written: list[str | None]) -> Instants:
         """The same of what there is, and the times of some texts: all are parsed at once."""
-        own = len(self.times) + len(self.dates)
-        instants = parse_times([*self.times, *self.dates, *written])
+        first = len(self.dates)  # of the times that are numbered by first appearance
+        self.dates.extend([time or "" for time in (*self.times, *written)])
+        instants = parse_column(self.dates.take())
         packed = np.frombuffer(bytes(self._events), PACKED)
-        time, known = (np.where(n < 0, len(self.times) - 1 - n, n) for n in (packed["time"], packed["known"]))
+        time, known = (np.where(n < 0, -1 - n, first + n) for n in (packed["time"], packed["known"]))
         events = np.empty(len(packed), EVENT)
         for name in ("record", "code", "source", "number", "text", "modifier", "unit"):
             events[name] = packed[name]
         for name in ("start", "end", "precision", "offset"):
             events[name] = getattr(instants, name)[time]
         events["known"] = instants.end[known]
-        events["unreadable"] = (time > 0) & (events["precision"] == 0)
+        events["unreadable"] = (packed["time"] != 0) & (events["precision"] == 0)
         self.event_stretches.append(events)
         records = np.empty(len(self.record_id), RECORD)
         for name in ("subject", "encounter", "reason", "kind", "file", "version"):
             records[name] = getattr(self, f"record_{name}")
-        records["updated"] = _last_updated(instants.end, np.array(self.record_updated))
+        records["updated"] = _last_updated(instants.end[first:], np.array(self.record_updated))
         self.record_stretches.append(records)
-        self.id_stretches.append(pl.Series("id", self.record_id, dtype=pl.String))
+        self.id_stretches.append(self.record_id.take())
+        own = first + len(self.times)
         self.times = Pool([None])
-        self.dates.clear()
-        self.record_id.clear()
         self._events.clear()
         for column in (
             self.record_subject,

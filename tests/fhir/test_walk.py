@@ -153,7 +153,8 @@ def test_deletions_take_their_place_in_the_ledger(tmp_path: Path) -> None:
         reader = read(path, limits)
         assert fates(reader) == {("Bundle", "container"): 1, ("Basic", "deleted"): 1}
         assert reader.rows.record_reason.count(Reason.DELETED) == 1
-        assert reader.rows.record_id[list(reader.rows.record_reason).index(Reason.DELETED)] == "p1"
+        ids = reader.rows.record_id.take().to_pylist()
+        assert ids[list(reader.rows.record_reason).index(Reason.DELETED)] == "p1"
 
 
 @pytest.mark.parametrize("kind", ARCHIVES)
