@@ -25,7 +25,7 @@ from ehrseq.fhir import reader
 from ehrseq.fhir.chunk import Chunk
 from ehrseq.fhir.codes import CodingPreference
 from ehrseq.fhir.ledger import Reason
-from ehrseq.fhir.reader import Refused, uncollected
+from ehrseq.fhir.reader import Refused
 from ehrseq.fhir.source import STANDARD_INPUT, is_line_file, size_on_disk, state_on_disk
 from ehrseq.storage import ResumableFolder, discard
 from ehrseq.timeline.build import (
@@ -85,8 +85,7 @@ def ingest(
     """
     out = Path(out)
     cut = None if data_cut is None else as_instant(data_cut)
-    # between jobs too: a full collection looks at all that the calling program holds
-    with ResumableFolder(out, "timelines", "ingest") as scratch, uncollected():
+    with ResumableFolder(out, "timelines", "ingest") as scratch:
         (scratch.folder / TASKS).mkdir(exist_ok=True)
         dataset = scratch.folder / "dataset"
         shutil.rmtree(dataset, ignore_errors=True)
