@@ -500,7 +500,7 @@ def test_an_unknown_task_key(refused, work, tmp_path, before, after, expected):
 
 
 def test_a_task_file_that_is_not_there(refused, work, tmp_path):
-    refused("cohort", work / "timelines", "--task", tmp_path / "nowhere.toml")
+    assert "a readable task file" in refused("cohort", work / "timelines", "--task", tmp_path / "nowhere.toml")
 
 
 def test_a_code_that_never_occurs(run, refused, work, tmp_path):
@@ -651,4 +651,6 @@ def test_a_damaged_timelines_folder(refused, work, tmp_path):
     shutil.copytree(work / "timelines", tmp_path / "t")
     shard = next(Path(tmp_path / "t" / "data").glob("*.parquet"))
     shard.write_bytes(shard.read_bytes()[:-20])
-    refused("score", work / "model", tmp_path / "t", "--out", tmp_path / "f")
+    assert f"{shard.name} as its manifest describes it; found different bytes" in refused(
+        "score", work / "model", tmp_path / "t", "--out", tmp_path / "f"
+    )

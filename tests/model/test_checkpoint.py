@@ -86,7 +86,11 @@ def test_a_member_that_has_stopped_early_stays_stopped(timelines, tmp_path):
 
 def test_a_finished_fit_is_not_run_again(timelines, whole, tmp_path):
     ProgressionModel(NETWORKS).fit(timelines, TASK, checkpoint=tmp_path / "training")
-    again = ProgressionModel(NETWORKS).fit(timelines, TASK, report=stop_after(0), checkpoint=tmp_path / "training")
+    seen = []
+    again = ProgressionModel(NETWORKS).fit(
+        timelines, TASK, report=lambda epoch, _: seen.append(epoch), checkpoint=tmp_path / "training"
+    )
+    assert seen == []
     same(whole, again, timelines)
 
 

@@ -94,10 +94,10 @@ def test_a_model_folder_that_is_half_written(refused, simulated, tmp_path):
     shutil.copytree(simulated.folder, tmp_path / "model")
     weights = tmp_path / "model" / "boosted.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    refused(tmp_path / "model")
+    assert "different bytes" in refused(tmp_path / "model")
     weights.unlink()
-    refused(tmp_path / "model")
-    refused(tmp_path / "nowhere")
+    assert "no such file" in refused(tmp_path / "model")
+    assert "found no such folder" in refused(tmp_path / "nowhere")
 
 
 def test_others_are_not_let_in_without_credentials(refused, simulated, tmp_path):

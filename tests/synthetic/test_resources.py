@@ -16,8 +16,11 @@ from ehrseq.synthetic.resources import BUILDERS
 def test_resources_validate_as_r4(default: Simulation, kind: str) -> None:
     model = get_fhir_model_class(kind)
     every = max(default.tables[kind].height // 60, 1)
-    for resource in islice(default.resources(kind), 0, None, every):
+    checked = [
         model.model_validate_json(msgspec.json.encode(resource))
+        for resource in islice(default.resources(kind), 0, None, every)
+    ]
+    assert {resource.__resource_type__ for resource in checked} == {kind}
 
 
 def test_an_invalid_resource_would_be_noticed(default: Simulation) -> None:
