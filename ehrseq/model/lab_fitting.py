@@ -169,8 +169,8 @@ def _fit_network(drawn: Landmarks, own: Float, n_labs: int, settings: LabConfig,
     """One network on the pinball loss, a fixed number of passes: nothing is held back for stopping."""
     shift = drawn.value - own[:, LEVEL]
     n = len(shift)
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # the CPU's, where it is trained, and no GPU's
         network = LabNetwork(n_labs, own.shape[1], drawn.context.shape[1], settings.hidden, LEVELS)
         for lab in range(n_labs):
             start = np.quantile(shift[drawn.lab == lab], LEVELS)
