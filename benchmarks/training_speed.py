@@ -6,7 +6,8 @@
 Trains a network of each width (three layers; other settings are the defaults) for some batches of real steps - drawing
 landmarks, collating, forward, backward, clipping, optimiser - in one thread, on NAFLD or, without data, on 2,000
 simulated people. Prints one JSON object a width: tokens a second (events and queries, padding not counted),
-floating-point operations a second (as counted by torch over forward and backward, padding included as it is computed),
+floating-point operations a second (as counted by torch over forward and backward, padding included as it is computed;
+on a CPU it counts none for attention over more than 96 tokens),
 the rate of a 1,024-square matrix product in the same run, before and after, their ratio, and where the time goes. CPU
 time of the process, which other work on the machine disturbs less than wall time. On a GPU the presets named are
 measured instead, by the clock: in single precision, and in bfloat16 against the rate of an 8,192-square bfloat16
