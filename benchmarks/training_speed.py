@@ -30,7 +30,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import ehrseq as es
-from ehrseq.model import fitting
+from ehrseq.model import plan
 from ehrseq.model.heads import hazard_names, interval_edges
 from ehrseq.model.members import _set_base_rates, _set_scales
 from ehrseq.model.module import LandmarkBatches, ProgressionModule, TrainingBatch
@@ -67,11 +67,11 @@ def prepare(
 ) -> tuple[ProgressionModule, LandmarkBatches]:
     """The training plan of one network, as `fit` makes it."""
     splits = split_subjects(timelines, seed=config.seed)
-    vocabulary = fitting.learn_vocabulary(timelines, splits, config)
-    part = fitting.split_parts(timelines, splits, vocabulary)["train"]
+    vocabulary = plan.learn_vocabulary(timelines, splits, config)
+    part = plan.split_parts(timelines, splits, vocabulary)["train"]
     edges = interval_edges(task.max_horizon_days + 2, config.network.intervals)
-    auxiliary = fitting.auxiliary_codes(vocabulary, config.training.auxiliary_codes)
-    index = fitting.code_indices(vocabulary, auxiliary)
+    auxiliary = plan.auxiliary_codes(vocabulary, config.training.auxiliary_codes)
+    index = plan.code_indices(vocabulary, auxiliary)
     labeller = Labeller(occurrences(timelines, task), timelines.subjects, task, hazard_names(task.outcomes), index)
 
     def draw(rng: Any) -> Any:

@@ -142,6 +142,10 @@ def fit_verb(
     start: Annotated[
         Path | None, typer.Option("--start", help="A model folder whose networks go on from where they are.")
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many processes, each with the timelines in memory. Default: one a core."),
+    ] = None,
 ) -> None:
     """Fit a progression model and write its folder. Interrupted, the same command goes on from the last epoch."""
     from ehrseq.config import ModelConfig
@@ -154,7 +158,7 @@ def fit_verb(
     kind = {"agesex": "age_sex"}.get(model_kind, model_kind)
     config = ModelConfig.of_size(size, seed=seed, model="transformer" if task is None else kind)
     with epochs(config.training.max_epochs * config.training.members if config.has_networks else 0) as report:
-        model = fit_model(timelines, task, out, config=config, start=start, report=report)
+        model = fit_model(timelines, task, out, config=config, start=start, report=report, workers=workers)
     splits = dict(model.trained_on_["split"].value_counts().iter_rows())
     say(f"fitted on {splits.get('train', 0):,} training and {splits.get('tuning', 0):,} tuning subjects")
     for name, count in model.fitted_.events.items():

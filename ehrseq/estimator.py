@@ -64,6 +64,7 @@ class ProgressionModel(Explaining):
     def fit(
         self, timelines: Any, task: Task | str | Path | None = None, *,
         report: Callable[[int, float], None] | None = None, checkpoint: str | Path | None = None,
+        workers: int | None = None,
     ) -> ProgressionModel:  # fmt: skip
         """Fit on the `train` split, stopping early on `tuning`; `held_out` subjects are not looked at.
 
@@ -71,7 +72,9 @@ class ProgressionModel(Explaining):
         else a seeded hash of the subject. `report(epoch, tuning_loss)` is called after each epoch. `checkpoint`
         is a folder for the state of training after each epoch: an interrupted fit of the same data, task and
         configuration goes on from it, and gives the same model. Without a task the networks learn to read histories
-        alone (pretraining), for `adapt`, from up to 256 codes whatever `auxiliary_codes` says. Returns self.
+        alone (pretraining), for `adapt`, from up to 256 codes whatever `auxiliary_codes` says. `workers` is how many
+        processes fit the networks at most, each with the timelines in its memory; by default one a core, and one alone
+        where there is little to do, a GPU, or 100,000 subjects. It changes nothing in the model. Returns self.
         """
         # lightning takes seconds to import, and forecasts do without it
         from ehrseq.model.fitting import fit_model
@@ -84,13 +87,13 @@ class ProgressionModel(Explaining):
             if not self.config.has_networks:
                 raise UserError("a task, or a model with networks", f"'{self.config.model}' without", "give a task")
             self.__dict__.pop("task_", None)
-            self.fitted_ = pretrain(timelines, splits, self.config, report, checkpoint)
+            self.fitted_ = pretrain(timelines, splits, self.config, report, checkpoint, workers)
             self.trained_on_ = _trained_on(splits, self.fitted_.data_hash)
             return self
         # descendants are settled now: an export scored later need not bring the hierarchy along
         self.task_ = with_dataset_descendants(timelines, task if isinstance(task, Task) else Task.from_toml(task))
         self.times_withheld_ = False
-        self.fitted_ = fit_model(timelines, self.task_, splits, self.config, report, checkpoint)
+        self.fitted_ = fit_model(timelines, self.task_, splits, self.config, report, checkpoint, workers=workers)
         self.trained_on_ = _trained_on(splits, self.fitted_.data_hash)
         return self
 

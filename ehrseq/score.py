@@ -43,19 +43,21 @@ def fit_model(
     config: ModelConfig | None = None,
     start: ProgressionModel | str | Path | None = None,
     report: Callable[[int, float], None] | None = None,
+    workers: int | None = None,
 ) -> ProgressionModel:
     """Fit a progression model and save it to the folder `out`; without a task, its networks alone (pretraining).
 
     With `start`, a model or its folder, that model is adapted to the task (`ProgressionModel.adapt`).
-    `report(epoch, tuning_loss)` is called after each epoch. Interrupted, the same call goes on from the last epoch,
-    which is kept beside `out` until the model is written. Raises UserError, before fitting, where `out` is taken.
+    `report(epoch, tuning_loss)` is called after each epoch; `workers` is as in `ProgressionModel.fit`, and one with
+    `start`. Interrupted, the same call goes on from the last epoch, which is kept beside `out` until the model is
+    written. Raises UserError, before fitting, where `out` is taken.
     """
     from ehrseq.estimator import ProgressionModel
 
     check_target(out, "model")
     training = Path(out).with_name(f".{Path(out).name}.training")
     if start is None:
-        model = ProgressionModel(config).fit(timelines, task, report=report, checkpoint=training)
+        model = ProgressionModel(config).fit(timelines, task, report=report, checkpoint=training, workers=workers)
     elif task is None:
         raise UserError("a task to adapt the model to", "none", "give the task file")
     else:

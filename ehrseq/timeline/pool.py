@@ -12,7 +12,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,17 +38,21 @@ class Pool:
     """Runs jobs in `workers` processes, this one among them; in this one alone where there is little to do."""
 
     def __init__(
-        self, workers: int | None, held: int | None = None, do: Do = worker.do, module: str = "ehrseq.timeline.worker"
-    ) -> None:
+        self, workers: int | None, held: int | None = None, do: Do = worker.do, module: str = "ehrseq.timeline.worker",
+        *, frugal: bool = True,
+    ) -> None:  # fmt: skip
         """`workers` is as in `processes`. `held` is an open file that the processes share: a lock on it lasts until the
         last of them has ended.
 
-        A job is done by `do` here, and by `module` in the other processes, which is to do the same.
+        A job is done by `do` here, and by `module` in the other processes, which is to do the same; where they are
+        `frugal` they give memory back sooner, which slows down what takes as much again at once.
         """
         workers = processes(workers)
         self.workers = workers if sys.executable else 1  # an embedded interpreter cannot be started again
         self._held = () if held is None else (held,)
-        self._do, self._module = do, module
+        self._do, self._module, self._frugal = do, module, frugal
+        self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._heard: list[dict[str, Any]] = []  # answers that `listen` came across
         self._started: list[subprocess.Popen[str]] = []
         self.loaded: dict[str, Any] = {}
 
@@ -70,29 +74,37 @@ class Pool:
                         pipe.close()
         self._started = []
 
-    def run(self, jobs: list[Job], advance: Progress | None, small: bool = False) -> Iterator[Any]:
-        """The results of jobs, in no order. `advance` gets what they report on the way."""
+    def run(
+        self, jobs: list[Job], advance: Progress | None, small: bool = False,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Iterator[Any]:  # fmt: skip
+        """The results of jobs, in no order. `advance` gets what they report on the way, `meanwhile` is done here before
+        this process takes jobs itself."""
         if self.workers == 1 or small or len(jobs) < 2:
             for job in jobs:
                 yield self._do(job, self.loaded, advance)
+            if meanwhile is not None:
+                meanwhile()
             return
         waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
         for job in jobs:
             waiting.put(job)
-        answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._answers, self._heard = queue.SimpleQueue(), []
         # this process is one of the workers: it need not import first
-        while len(self._started) < min(self.workers, len(jobs)) - 1:
-            self._started.append(_start(self._module, self.workers, self._held))
+        while len(self._started) < min(self.workers - 1, len(jobs) - (meanwhile is None)):
+            self._started.append(_start(self._module, self.workers, self._held, self._frugal))
         for process in self._started:
-            threading.Thread(target=_feed, args=(process, waiting, answers), daemon=True).start()
+            threading.Thread(target=_feed, args=(process, waiting, self._answers), daemon=True).start()
+        if meanwhile is not None:
+            meanwhile()
         done = 0
         while done < len(jobs):
-            if answers.empty() and (own := _next(waiting)) is not None:
+            if not self._heard and self._answers.empty() and (own := _next(waiting)) is not None:
                 result = self._do(own, self.loaded, advance)
                 done += 1
                 yield result
                 continue
-            answer = answers.get()
+            answer = self._heard.pop(0) if self._heard else self._answers.get()
             if "advance" in answer:
                 if advance is not None:
                     advance(answer["advance"])
@@ -108,6 +120,18 @@ class Pool:
                     answer.get("error", "one that ended early"),
                     "run again with fewer workers: what is done is kept",
                 )
+
+    def listen(self) -> list[Any]:
+        """What the other processes have reported by now: for a job of this one that takes long."""
+        reports = []
+        with suppress(queue.Empty):
+            while True:
+                answer = self._answers.get_nowait()
+                if "advance" in answer:
+                    reports.append(answer["advance"])
+                else:
+                    self._heard.append(answer)
+        return reports
 
 
 def processes(workers: int | None) -> int:
@@ -130,23 +154,23 @@ def _next(waiting: queue.SimpleQueue[Job]) -> Job | None:
         return None
 
 
-def environment(threads: int) -> dict[str, str]:
-    """That of a worker process: this one's modules, memory that goes back, and so many threads of polars.
+def environment(threads: int, frugal: bool = True) -> dict[str, str]:
+    """That of a worker process: this one's modules, so many threads of polars, and if `frugal` memory that goes back.
 
     The current folder is left out, as by `-P`: it may hold what somebody else wrote.
     """
     package = str(Path(errors.__file__).parents[1])
     modules = os.pathsep.join([*(path for path in sys.path if path), package])
-    return _FRUGAL | os.environ | {"PYTHONPATH": modules, "POLARS_MAX_THREADS": str(threads)}
+    return (_FRUGAL if frugal else {}) | os.environ | {"PYTHONPATH": modules, "POLARS_MAX_THREADS": str(threads)}
 
 
-def _start(module: str, workers: int, held: tuple[int, ...]) -> subprocess.Popen[str]:
+def _start(module: str, workers: int, held: tuple[int, ...], frugal: bool) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-P", "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=environment(max(1, (os.cpu_count() or 1) // workers)),
+        env=environment(max(1, (os.cpu_count() or 1) // workers), frugal),
         pass_fds=held,
     )
 

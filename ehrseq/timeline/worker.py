@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -36,14 +37,18 @@ def end_with(parent: int) -> None:
 def main(do: Do = do) -> None:
     """Answer jobs until there are no more, each by `do`."""
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who interrupts at a terminal means the process that ends this one
     loaded: dict[str, Any] = {}
     answers = sys.stdout
     sys.stdout = sys.stderr  # whatever prints does not answer
     for line in sys.stdin:
         unsaid = 0
 
-        def advance(size: int) -> None:
+        def advance(size: Any) -> None:
             nonlocal unsaid
+            if not isinstance(size, int):  # nothing to add up
+                say({"advance": size})
+                return
             unsaid += size
             if unsaid >= REPORT_BYTES:
                 say({"advance": unsaid})
@@ -63,7 +68,8 @@ def main(do: Do = do) -> None:
             # its text could hold what stands in a record
             say({"error": f"one that stopped with {type(error).__name__}"})
             continue
-        say({"advance": unsaid})
+        if unsaid:
+            say({"advance": unsaid})
         say({"done": result})
 
 

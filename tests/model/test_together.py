@@ -1,0 +1,160 @@
+"""Networks that several processes fit are those that one fits; nothing of the patients is left on the way."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from ehrseq.errors import TrainingError, WorkerError
+from ehrseq.estimator import ProgressionModel
+from ehrseq.model import members, together
+from ehrseq.model.plan import Plan
+from ehrseq.timeline.hierarchy import with_code_parents
+from ehrseq.timeline.pool import Pool
+from tests.toy import CONFIG, TASK, cohort
+
+HYBRID = replace(CONFIG, training=replace(CONFIG.training, members=2))
+NETWORKS = replace(HYBRID, model="transformer")
+
+
+@pytest.fixture(autouse=True)
+def worth_it(monkeypatch):
+    """However small a fit, several processes share it; as little as there can be of what comes after."""
+    monkeypatch.setattr(together, "MUCH", 0)
+    monkeypatch.setattr("ehrseq.model.path_fitting.QUERIES", 200)
+
+
+@pytest.fixture(scope="module")
+def timelines():
+    """With ancestors, which the other processes must know of too."""
+    parents = {"code": ["ICD10CM//y", "ICD10CM//z"], "parent": ["ICD10CM//x", "ICD10CM//x"]}
+    return with_code_parents(cohort(90), parents)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The seeds of the networks that this process trained for at least an epoch."""
+    seeds = []
+
+    def train(module, training, tuning, report=None, start=None, keep=None):
+        if start is None:
+            seeds.append(training.rng.bit_generator.seed_seq.entropy)
+        return real(module, training, tuning, report, start, keep)
+
+    real = members.train
+    monkeypatch.setattr(members, "train", train)
+    return seeds
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("task", [TASK, None])
+def test_several_processes_give_the_model_of_one_and_leave_no_patient_in_a_file(
+    timelines, trained, tmp_path, monkeypatch, task
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    said, seen = {1: [], 2: []}, set()
+    for workers in said:
+
+        def report(epoch, loss, to=said[workers]):
+            to.append((epoch, loss))
+            seen.update(path.name for path in tmp_path.glob("ehrseq-*/**/*") if path.is_file())
+
+        model = ProgressionModel(HYBRID if task is not None else NETWORKS)
+        model.fit(timelines, task, report=report, workers=workers).save(tmp_path / str(workers))
+    assert sorted(trained) in ([0, 0, 1000], [0, 1000, 1000])  # both, and then one of the two
+    assert files(tmp_path / "1") == files(tmp_path / "2")
+    assert sorted(said[1]) == sorted(said[2])
+    assert "manifest.json" in seen
+    assert seen <= {"manifest.json", *(f"member-{m}.{end}" for m in range(2) for end in ("safetensors", "new"))}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_an_interrupted_fit_ends_the_processes_and_goes_on_with_one(timelines, tmp_path, monkeypatch):
+    started = []
+
+    class Watched(Pool):
+        def stop(self):
+            started.extend(self._started)
+            super().stop()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(together, "Pool", Watched)
+    whole = ProgressionModel(NETWORKS).fit(timelines, TASK, workers=1)
+    with pytest.raises(KeyboardInterrupt):
+        ProgressionModel(NETWORKS).fit(timelines, TASK, report=interrupt, checkpoint=tmp_path, workers=2)
+    assert [process.poll() for process in started] == [-signal.SIGKILL]
+    again = ProgressionModel(NETWORKS).fit(timelines, TASK, checkpoint=tmp_path, workers=1)
+    assert again.fitted_.history == whole.fitted_.history
+
+
+def test_what_goes_wrong_elsewhere_is_told_as_here(timelines, monkeypatch):
+    def broken(self, *_):
+        raise TrainingError("the loss is not finite")
+
+    monkeypatch.setattr(Plan, "fit_member", broken)
+    with pytest.raises(TrainingError, match="not finite"):
+        ProgressionModel(NETWORKS).fit(timelines, TASK, workers=2)
+
+
+def test_a_process_that_ends_early_is_told(timelines, monkeypatch):
+    class Ending(Pool):
+        def run(self, *args, **kwargs):
+            for result in super().run(*args, **kwargs):
+                for process in self._started:
+                    process.kill()
+                yield result
+
+    started = time.monotonic()
+    monkeypatch.setattr(together, "Pool", Ending)
+    with pytest.raises(WorkerError, match="worker processes that finish"):
+        ProgressionModel(replace(NETWORKS, training=replace(NETWORKS.training, members=3))).fit(
+            timelines, TASK, workers=2
+        )
+    assert time.monotonic() - started < 60
+
+
+def test_an_interrupt_at_the_terminal_reaches_the_process_that_was_started_alone(tmp_path):
+    (tmp_path / "slow.py").write_text(
+        "import os, signal, time\n"
+        "from ehrseq.timeline.worker import main\n"
+        "def do(job, loaded, advance):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return 'still here'\n"
+        "main(do)\n"
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(str(tmp_path))
+        with Pool(2, do=lambda *_: time.sleep(0.2), module="slow") as pool:
+            assert sorted(map(str, pool.run([{}, {}], None))) == ["None", "still here"]
+
+
+@pytest.mark.parametrize("why", ["little", "gpu", "many", "adapting", "wide"])
+def test_one_process_fits_where_several_would_not_pay(timelines, monkeypatch, why):
+    def refused(*_, **__):
+        raise AssertionError("another process was started")
+
+    monkeypatch.setattr(together, "_fit_together", refused)
+    config, model = NETWORKS, ProgressionModel(NETWORKS)
+    if why == "adapting":
+        model.fit(timelines, None, workers=1)
+        assert len(model.adapt(timelines, TASK).fitted_.networks) == 2
+        return
+    if why == "little":
+        monkeypatch.setattr(together, "MUCH", 1 << 40)
+    if why == "gpu":
+        monkeypatch.setattr(together, "torch", SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: True)))
+    if why == "many":
+        monkeypatch.setattr(together, "MANY", len(timelines))
+    if why == "wide":
+        monkeypatch.setattr(together, "NARROW", config.network.width)
+    assert len(model.fit(timelines, TASK, workers=2).fitted_.networks) == 2
