@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -614,7 +615,7 @@ def test_synthea(data_folder: Path, folder: str) -> None:
     expected: Counter[str] = Counter()
     for path in (data_folder / folder).glob("*.json*"):
         raw = path.read_bytes()
-        bundle = json.loads(gzip.decompress(raw) if path.suffix == ".gz" else raw)
+        bundle = msgspec.json.decode(gzip.decompress(raw) if path.suffix == ".gz" else raw)
         expected[bundle["resourceType"]] += 1
         entries = [entry["resource"] for entry in bundle.get("entry", ())]
         expected.update(resource["resourceType"] for resource in entries)

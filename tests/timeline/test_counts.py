@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from ehrseq.fhir.contained import PARTS
@@ -35,12 +36,12 @@ def resources(folder: Path) -> Iterator[str]:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         documents = data.splitlines() if "ndjson" in path.name else [data]
         for document in documents:
-            parsed = json.loads(document.decode("utf-8-sig"))
+            parsed = msgspec.json.decode(document.removeprefix(codecs.BOM_UTF8))
             if "resourceType" in parsed:
                 yield from inside(parsed)
 
 
-@pytest.mark.parametrize("folder", ["genomics_r4", "hl7_r4_examples", "mimic_iv_fhir_demo", "version_pair/stu3"])
+@pytest.mark.parametrize("folder", ["genomics_r4", "hl7_r4_examples", "mimic_iv_fhir_demo"])
 def test_every_record_is_in_the_ledger_once(data_folder: Path, folder: str) -> None:
     ledger = read_fhir(data_folder / folder).ledger
     assert ledger is not None
