@@ -111,4 +111,4 @@ def medication_codes(
         found = [c for r in references for c in codes(resolve(r), depth - 1)]
         return list(dict.fromkeys(ingredients + found))
 
-    return {target: codes(target, 4) for target in medications}
+    return {target: codes(target, 4) if code is None else [code] for target, (code, _, _) in medications.items()}

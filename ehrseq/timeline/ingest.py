@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from datetime import date, datetime
@@ -25,7 +26,7 @@ from ehrseq.fhir import reader
 from ehrseq.fhir.chunk import Chunk
 from ehrseq.fhir.codes import CodingPreference
 from ehrseq.fhir.ledger import Reason
-from ehrseq.fhir.reader import Refused
+from ehrseq.fhir.reader import Refused, uncollected
 from ehrseq.fhir.source import STANDARD_INPUT, is_line_file, size_on_disk, state_on_disk
 from ehrseq.storage import ResumableFolder, discard
 from ehrseq.timeline.build import (
@@ -44,6 +45,7 @@ from ehrseq.timeline.survey import Survey, survey
 
 TASK_BYTES = 1 << 26
 EXPANSION = 10  # how much longer compressed files are taken to be than they look
+LAST = 4  # a task holds at most this part of what is left of its folder
 TASKS = "tasks"  # the folder of what was read
 SMALL = 1 << 24  # bytes of a source that no second process is started for
 
@@ -96,10 +98,11 @@ def ingest(
         with Pool(workers, scratch.lock) as pool:
             chunks = kept + _read(source, scratch, coding, kept, pool, strict, progress)
             chunks.sort(key=lambda c: (c.files, c.generation, c.piece, c.part))
-            known = survey(chunks, microseconds(cut))
-            check_patients(known, chunks)
-            known.save(scratch.folder / "survey")
-            known = Survey.load(scratch.folder / "survey")  # on disk, it is no memory
+            with uncollected():
+                known = survey(chunks, microseconds(cut))
+                check_patients(known, chunks)
+                known.save(scratch.folder / "survey")
+                known = Survey.load(scratch.folder / "survey")  # on disk, it is no memory
             result = write_dataset(chunks, known, cut, scratch.folder, pool, out)
         keep_chunks(chunks, coding, dataset / KEPT)
         scratch.publish(dataset)
@@ -176,24 +179,48 @@ def _plan(found: list[tuple[Path, bool]], kept: list[Chunk]) -> Iterator[dict[st
             "piece": 0,
         } | more
 
-    for path, asked_for in found:
-        size = size_on_disk(path)
-        plain = path.name.lower().endswith((".json", ".ndjson", ".jsonl"))
-        if held and (path.parent != held[-1][0].parent or weight >= TASK_BYTES):
+    weights = [_weight(path) for path, _ in found]
+    # of each folder what is in no task yet: another folder beside it is another export's, and changes nothing in it
+    left = Counter[Path]()
+    for (path, _), size in zip(found, weights, strict=True):
+        left[path.parent] += size
+    small = {folder for folder, size in left.items() if size <= SMALL}
+
+    def limit(folder: Path) -> int:
+        """How large the next task may be: the last ones are small, so that processes end at about the same time."""
+        return TASK_BYTES if folder in small else min(TASK_BYTES, max(left[folder] // LAST, TASK_BYTES // 8))
+
+    for (path, asked_for), size in zip(found, weights, strict=True):
+        if held and (path.parent != held[-1][0].parent or weight >= limit(path.parent)):
             yield task(held)
+            left[held[-1][0].parent] -= weight
             held, weight = [], 0
-        if is_line_file(path) and plain and size > TASK_BYTES:
+        if is_line_file(path) and _is_plain(path) and size > limit(path.parent):
             if held:
                 yield task(held)
+                left[path.parent] -= weight
                 held, weight = [], 0
-            for piece, start in enumerate(range(0, size, TASK_BYTES)):
-                stop = min(start + TASK_BYTES, size)
+            start = piece = 0
+            while start < size:
+                stop = min(start + limit(path.parent), size)
                 yield task([(path, asked_for)], span=(start, stop), piece=piece, bytes=stop - start)
+                left[path.parent] -= stop - start
+                start, piece = stop, piece + 1
             continue
         held.append((path, asked_for))
-        weight += size if plain else size * EXPANSION
+        weight += size
     if held:
         yield task(held)
+
+
+def _is_plain(path: Path) -> bool:
+    return path.name.lower().endswith((".json", ".ndjson", ".jsonl"))
+
+
+def _weight(path: Path) -> int:
+    """The bytes of a file; of a compressed one, about as many as it stands for."""
+    size = size_on_disk(path)
+    return size if _is_plain(path) else size * EXPANSION
 
 
 def tasks_of(found: list[tuple[Path, bool]]) -> list[dict[str, Any]]:

@@ -309,15 +309,20 @@ def _patients(chunks: Sequence[Chunk], dropped: Dropped) -> tuple[pl.DataFrame, 
     return table[order], np.searchsorted(shard[order], np.arange(SHARDS + 1)).tolist()
 
 
+_NO_CODE = pl.col("code").is_null()
+
+
 def _codes(
     chunks: Sequence[Chunk], dropped: Dropped, resolve: Resolver
 ) -> tuple[list[str | None], list[Ints], dict[str, list[int]]]:
     """All codes, in order; their numbers by chunk; and those of each Medication."""
-    facts = {
-        target: (code, ingredients, references)
-        for chunk, gone in zip(chunks, dropped, strict=True)
-        for _, target, code, ingredients, references in _kept(chunk, "medications", gone).rows()
-    }
+    facts: dict[str, tuple[str | None, list[str], list[str]]] = {}
+    for chunk, gone in zip(chunks, dropped, strict=True):
+        table = _kept(chunk, "medications", gone)
+        coded = zip(table["target"].to_list(), table["code"].to_list(), strict=True)
+        facts.update((target, (code, [], [])) for target, code in coded)
+        # only of one without a code is asked what it is made of
+        facts.update((target, (code, *made_of)) for _, target, code, *made_of in table.filter(_NO_CODE).rows())
     medications = medication_codes(facts, resolve)
     listed = [chunk.tables["codes"]["code"].to_list() for chunk in chunks]
     everything = {code for codes in listed for code in codes}.union(*medications.values()) - {None}

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 import pytest
@@ -21,7 +21,7 @@ from ehrseq.errors import SourceError, TimelineError, UserError
 from ehrseq.fhir import reader
 from ehrseq.timeline import ingest as stages
 from ehrseq.timeline import shards
-from ehrseq.timeline.build import read_fhir, subject_number
+from ehrseq.timeline.build import paths_of, read_fhir, subject_number
 from ehrseq.timeline.ingest import ingest
 from ehrseq.timeline.store import Timelines
 
@@ -128,6 +128,26 @@ def test_cutting_changes_nothing(export: Path, tmp_path: Path, request: pytest.F
     quarantine = Timelines.load(tmp_path / "cut").quarantine
     assert quarantine is not None
     assert quarantine["line"].to_list() == [1201]
+
+
+def test_the_last_tasks_of_a_folder_are_small_and_what_lies_beside_it_changes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "TASK_BYTES", 80_000)
+    monkeypatch.setattr(stages, "SMALL", 100_000)
+    for number, size in enumerate((300_000, 30_000, 5_000, 400_000)):
+        write(tmp_path / "a" / f"{number}.ndjson", {"resourceType": "Basic", "id": "x" * size})
+    alone = stages.tasks_of(cast(Any, paths_of(tmp_path)))
+    write(tmp_path / "b" / "0.ndjson", *({"resourceType": "Basic", "id": "y" * 10_000} for _ in range(7)))
+    beside = stages.tasks_of(cast(Any, paths_of(tmp_path)))
+    assert beside[: len(alone)] == alone
+    assert [task["bytes"] for task in beside[len(alone) :]] == [(tmp_path / "b" / "0.ndjson").stat().st_size]
+    sizes = [task["bytes"] for task in alone]
+    assert sum(sizes) == sum(path.stat().st_size for path in (tmp_path / "a").iterdir())
+    assert max(sizes) == 80_000
+    assert all(size <= max(sum(sizes[at:]) // 4, 10_000) for at, size in enumerate(sizes))
+    spans = [task["span"] for task in alone if task["files"][0][0].endswith("3.ndjson")]
+    assert [start for start, _ in spans] == [0, *(stop for _, stop in spans[:-1])]
 
 
 @pytest.mark.usefixtures("small_tasks")
