@@ -76,7 +76,7 @@ def precision(folder: Path, subjects: int, config: es.SimulationConfig, people: 
     timelines, task = simulated(folder, subjects, config)
     start = time.process_time()
     if not (folder / "model").exists():
-        es.ProgressionModel(SMALL).fit(timelines, task).save(folder / "model")
+        es.ProgressionModel(SMALL).fit(timelines, task, workers=1).save(folder / "model")
     fitted = time.process_time() - start
     model = es.load_model(folder / "model")
     coded = pl.concat_str("code", "text_value", separator="=", ignore_nulls=True)

@@ -112,7 +112,7 @@ def compare(folder: Path, subjects: int, seed: int, people: int, traps: str, mem
     if members is not None:
         fitting = replace(fitting, training=replace(fitting.training, members=members))
     export, task = folder / "fit" / "export", folder / "fit" / "task.toml"
-    model = es.ProgressionModel(fitting, seed=seed).fit(es.read_fhir(export), task)
+    model = es.ProgressionModel(fitting, seed=seed).fit(es.read_fhir(export), task, workers=1)
     seconds = time.process_time() - began
     simulation = simulate(people, seed=seed + OTHERS, config=config)
     table = oracle(simulation, simulation.truth, config, particles=1000, seed=seed).rename({"probability": "truth"})

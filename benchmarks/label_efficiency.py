@@ -37,7 +37,7 @@ def main() -> None:
         task = es.Task.from_toml(folder / "fit" / "task.toml")
         truth = pl.read_parquet(folder / "others" / "truth.parquet").rename({"probability": "truth"})
     began = time.process_time()
-    pretrained = es.ProgressionModel(seed=options.seed).fit(timelines)
+    pretrained = es.ProgressionModel(seed=options.seed).fit(timelines, workers=1)
     print(f"pretraining: {time.process_time() - began:.0f} CPU seconds", flush=True)
     found = []
     for labels in options.labels:
@@ -47,7 +47,7 @@ def main() -> None:
             model = (
                 pretrained.adapt(few, task)
                 if start == "pretrained"
-                else es.ProgressionModel(seed=options.seed).fit(few, task)
+                else es.ProgressionModel(seed=options.seed).fit(few, task, workers=1)
             )
             seconds = time.process_time() - began
             for branch in model.fitted_.branches:

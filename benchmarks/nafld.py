@@ -84,7 +84,7 @@ def differences(losses: pl.DataFrame) -> Iterator[str]:
 def out_of_fold(timelines: es.Timelines, task: es.Task, fold: int, config: es.ModelConfig) -> dict[str, pl.DataFrame]:
     """Fit on one fold, forecast its test subjects at the task's landmarks, and their losses."""
     splits = fold_splits(buckets(timelines.subjects), fold)
-    model = es.ProgressionModel(config).fit(timelines.with_splits(splits), task)
+    model = es.ProgressionModel(config).fit(timelines.with_splits(splits), task, workers=1)
     test = timelines.select(splits.filter(pl.col("split") == "held_out")["subject_id"])
     cohort = es.build_cohort(test, task).rows.filter("at_risk")
     asked = cohort.select("subject_id", "prediction_time", "outcome", "landmark")
