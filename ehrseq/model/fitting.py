@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,10 @@ def fit_model(
     """
     with one_thread(config.has_networks and config.network.width < NARROW and len(timelines) < MANY):
         plan = Plan.of(timelines, task, splits, config, start, happened)
-        beside: dict[str, Any] = {}
+        beside: dict[str, Any] = {"boosted": [], "cox": [], "labs": None}
         networks, history = fit_networks(
             plan, timelines, splits, report, checkpoint, 1 if happened is not None else workers,
-            meanwhile=lambda: beside.update(_fit_beside(plan, timelines, splits)),
+            meanwhile=_fit_beside(plan, timelines, splits, beside),
         )  # fmt: skip
         hazards, outcomes = plan.labeller.hazards, plan.outcomes
         train = plan.parts["train"]
@@ -76,25 +76,25 @@ def fit_model(
         return replace(fitted, vocabulary=plan.vocabulary.without_rare(timelines.events["code"]))
 
 
-def _fit_beside(plan: Plan, timelines: Timelines, splits: pl.DataFrame) -> dict[str, Any]:
-    """What is fitted without the networks: boosted or linear hazards, and labs."""
+def _fit_beside(plan: Plan, timelines: Timelines, splits: pl.DataFrame, found: dict[str, Any]) -> Iterator[None]:
+    """Put what is fitted without the networks into `found`, step by step: boosted or linear hazards, and labs."""
     parts, config = plan.parts, plan.config
-    asked = (parts, plan.labeller, plan.vocabulary, plan.edges, plan.outcomes, config)
-    found: dict[str, Any] = {"boosted": [], "cox": [], "labs": None}
     if config.model in ("boosted", "hybrid"):
-        found["boosted"] = _fit_boosted(*asked)
+        for hazard in _fit_boosted(parts, plan.labeller, plan.vocabulary, plan.edges, plan.outcomes, config):
+            found["boosted"].append(hazard)
+            yield
     if config.model == "cox":
         found["cox"] = _fit_cox(parts["train"], plan.vocabulary, plan.edges, plan.outcomes)
     if plan.task is not None and plan.task.labs:
         frames = {name: timelines.select(members(splits, name)).events for name in parts}
         found["labs"] = fit_labs(parts, frames, plan.vocabulary, plan.edges, plan.task, config)
-    return found
+    yield
 
 
 def _fit_boosted(
     parts: dict[str, Part], labeller: Labeller, vocabulary: Vocabulary, edges: Float, sample: Sample,
     config: ModelConfig,
-) -> list[BoostedHazard]:  # fmt: skip
+) -> Iterator[BoostedHazard]:  # fmt: skip
     """One boosted hazard for each of the task's."""
     settings = config.boosted
     rng = np.random.default_rng([config.seed, 3])
@@ -109,7 +109,6 @@ def _fit_boosted(
     cuts = Cuts.fit(
         np.column_stack([rows[0], (np.arange(len(rows[0])) % settings.periods).astype(np.float32)]), settings.bins
     )
-    out = []
     for h in range(len(labeller.hazards)):
         sets: list[PersonPeriods] = []
         for drawn, features in zip((sample, tuning), rows, strict=True):
@@ -121,8 +120,7 @@ def _fit_boosted(
                 linear = CoxHazard.fit(age_and_times(features), exposure, interval, weight, base)
             start = linear.log_hazard(age_and_times(features))
             sets.append(person_periods(features, exposure, interval, weight, start, period, keep[len(sets)]))
-        out.append(BoostedHazard.fit(sets[0], sets[1], cuts, linear, period, settings, config.seed))
-    return out
+        yield BoostedHazard.fit(sets[0], sets[1], cuts, linear, period, settings, config.seed)
 
 
 def _fit_cox(part: Part, vocabulary: Vocabulary, edges: Float, sample: Sample) -> list[CoxHazard]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
@@ -39,12 +39,12 @@ MANY = 100_000  # subjects from which one process has several threads, since mor
 
 def fit_networks(
     plan: Plan, timelines: Timelines, splits: pl.DataFrame, report: Report | None, checkpoint: str | Path | None,
-    workers: int | None, meanwhile: Callable[[], None] | None = None,
+    workers: int | None, meanwhile: Iterable[None] = (),
 ) -> tuple[list[ProgressionNetwork], list[list[float]]]:  # fmt: skip
     """The networks of a plan, and the tuning loss of each by epoch; none where its model has none.
 
     At most `workers` processes fit them (None: one a core), this one among them; one alone where there is little to
-    do, where there is a GPU, and where several would take much memory. `meanwhile` is done here beside that.
+    do, where there is a GPU, and where several would take much memory. Beside that, the steps of `meanwhile` are done.
     """
     members = range(plan.config.training.members if plan.config.has_networks else 0)
     several = min(processes(workers), len(members)) > 1 and _is_worth_it(plan, timelines)
@@ -52,10 +52,10 @@ def fit_networks(
         kept = None if folder is None or not members else plan.checkpoint(folder)
         if several and folder is not None:
             _fit_together(plan, timelines, splits, report, folder, workers, meanwhile)
-            report, meanwhile = None, None  # what is left is to read what is there
+            report, meanwhile = None, ()  # what is left is to read what is there
         found = [plan.fit_member(member, report, kept) for member in members]
-        if meanwhile is not None:
-            meanwhile()
+        for _ in meanwhile:
+            pass
     return [network for network, _ in found], [losses for _, losses in found]
 
 
@@ -66,7 +66,7 @@ def _is_worth_it(plan: Plan, timelines: Timelines) -> bool:
 
 def _fit_together(
     plan: Plan, timelines: Timelines, splits: pl.DataFrame, report: Report | None, checkpoint: str | Path,
-    workers: int | None, meanwhile: Callable[[], None] | None,
+    workers: int | None, meanwhile: Iterable[None],
 ) -> None:  # fmt: skip
     """Leave every network in the checkpoint."""
     tables = (timelines.events, timelines.subjects, timelines.codes(), splits)

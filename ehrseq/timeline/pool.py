@@ -12,7 +12,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -78,15 +78,15 @@ class Pool:
 
     def run(
         self, jobs: list[Job], advance: Progress | None, small: bool = False,
-        meanwhile: Callable[[], None] | None = None,
+        meanwhile: Iterable[None] | None = None,
     ) -> Iterator[Any]:  # fmt: skip
-        """The results of jobs, in no order. `advance` gets what they report on the way, `meanwhile` is done here before
-        this process takes jobs itself."""
+        """The results of jobs, in no order. `advance` gets what they report on the way; the steps of `meanwhile` are
+        done here before this process takes jobs itself."""
         if self.workers == 1 or small or len(jobs) < 2:
             for job in jobs:
                 yield self._do(job, self.loaded, advance)
-            if meanwhile is not None:
-                meanwhile()
+            for _ in meanwhile or ():
+                pass
             return
         waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
         for job in jobs:
@@ -97,8 +97,11 @@ class Pool:
             self._started.append(_start(self._module, self.workers, self._held, self._frugal))
         for process in self._started:
             threading.Thread(target=_feed, args=(process, waiting, self._answers), daemon=True).start()
-        if meanwhile is not None:
-            meanwhile()
+        for _ in meanwhile or ():
+            reports = self.listen()
+            if advance is not None:
+                for said in reports:
+                    advance(said)
         done = 0
         while done < len(jobs):
             if not self._heard and self._answers.empty() and (own := _next(waiting)) is not None:
