@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from operator import index
 from typing import Any, TypeVar
 
 from ehrseq.errors import UserError, nearest
@@ -140,6 +141,7 @@ class ModelConfig:
     labs: LabConfig = LabConfig()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", index(self.seed))  # one of numpy's is no JSON
         if self.model not in MODELS:
             raise UserError(f"a model: {', '.join(MODELS)}", f"'{self.model}'", nearest(self.model, MODELS))
 

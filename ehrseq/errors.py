@@ -67,7 +67,7 @@ class EvaluationError(UserError):
 
 
 class WorkerError(UserError):
-    """A process that worked for this one ended early: what is done is kept, and the same call goes on from it."""
+    """A process that worked for this one ended early; the same call into the same folder goes on from what is done."""
 
 
 class TrainingError(EhrseqError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ehrseq.model.lab_fitting import fit_labs
 from ehrseq.model.landmarks import Targets
 from ehrseq.model.members import NARROW
 from ehrseq.model.path_fitting import fit_paths
-from ehrseq.model.plan import Plan, data_hash, members
+from ehrseq.model.plan import Plan, Report, data_hash, members
 from ehrseq.model.profile import Profile
 from ehrseq.model.sample import Labeller, Part, Sample, history_of
 from ehrseq.model.threads import one_thread
@@ -34,7 +34,6 @@ from ehrseq.timeline.store import Timelines
 from ehrseq.tokens.vocabulary import Vocabulary
 
 Float = NDArray[np.float64]
-Report = Callable[[int, float], None]
 LEVEL_LANDMARKS = {"train": 3, "tuning": 8}
 
 

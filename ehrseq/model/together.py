@@ -10,13 +10,14 @@ Run as a module, this is one of the processes (see `ehrseq.timeline.pool`).
 from __future__ import annotations
 
 import io
+import json
 import mmap
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
-from typing import Any
+from typing import IO, Any
 
 import polars as pl
 import torch
@@ -29,12 +30,13 @@ from ehrseq.model.network import ProgressionNetwork
 from ehrseq.model.plan import Plan, Report
 from ehrseq.task.definition import Task
 from ehrseq.timeline.pool import Pool, processes
+from ehrseq.timeline.schema import CODE_SCHEMA, conform
 from ehrseq.timeline.store import Timelines
 
-MUCH = (
-    1 << 20
-)  # tokens a network reads while it is fitted: half a minute's work, of which starting a process is a fifth
-MANY = 100_000  # subjects from which one process has several threads, since more processes would need much memory
+MUCH = 1 << 20  # tokens that a network reads while it is fitted: some 30 seconds, a fifth of which starting takes
+# from which one process fits alone, since more would need much memory; of many subjects, with several threads
+MANY = 100_000  # subjects
+MANY_EVENTS = 10_000_000
 
 
 def fit_networks(
@@ -44,15 +46,24 @@ def fit_networks(
     """The networks of a plan, and the tuning loss of each by epoch; none where its model has none.
 
     At most `workers` processes fit them (None: one a core), this one among them; one alone where there is little to
-    do, where there is a GPU, and where several would take much memory. Beside that, the steps of `meanwhile` are done.
+    do, where there is a GPU, where several would take much memory, and where there is no temporary folder to hand the
+    timelines over in. Beside that, the steps of `meanwhile` are done.
     """
     members = range(plan.config.training.members if plan.config.has_networks else 0)
     several = min(processes(workers), len(members)) > 1 and _is_worth_it(plan, timelines)
-    with TemporaryDirectory(prefix="ehrseq-") if several and checkpoint is None else nullcontext(checkpoint) as folder:
+    with ExitStack() as stack:
+        folder, job = checkpoint, None
+        if several:
+            with suppress(OSError, pl.exceptions.PolarsError, TypeError):  # no room, or settings that are no JSON
+                job = _job(plan, timelines, splits, stack.enter_context(TemporaryFile(prefix="ehrseq-")))
+                if folder is None:
+                    folder = stack.enter_context(TemporaryDirectory(prefix="ehrseq-"))
         kept = None if folder is None or not members else plan.checkpoint(folder)
-        if several and folder is not None:
-            _fit_together(plan, timelines, splits, report, folder, workers, meanwhile)
-            report, meanwhile = None, ()  # what is left is to read what is there
+        if job is not None and kept is not None:
+            jobs = [{**job, "checkpoint": str(kept.folder), "key": kept.key, "member": member} for member in members]
+            _fit_together(plan, jobs, report, workers, meanwhile)
+            meanwhile = ()
+        # what others have fitted is only read
         found = [plan.fit_member(member, report, kept) for member in members]
         for _ in meanwhile:
             pass
@@ -60,26 +71,35 @@ def fit_networks(
 
 
 def _is_worth_it(plan: Plan, timelines: Timelines) -> bool:
-    alone = plan.origin or torch.cuda.is_available() or world_size() > 1 or plan.config.network.width >= NARROW
-    return not alone and plan.tokens >= MUCH and len(timelines) < MANY
+    if torch.cuda.is_available() or world_size() > 1 or torch.get_default_dtype() != torch.float32:
+        return False
+    alone = plan.origin or plan.config.network.width >= NARROW
+    is_much = len(timelines) >= MANY or timelines.events.height >= MANY_EVENTS
+    return not alone and not is_much and plan.tokens >= MUCH
+
+
+def _job(plan: Plan, timelines: Timelines, splits: pl.DataFrame, file: IO[bytes]) -> dict[str, Any]:
+    """What the other processes settle the plan by; the timelines go into the file.
+
+    OSError where there is no room for it, TypeError for settings that are no JSON.
+    """
+    settings = {"task": None if plan.task is None else plan.task.to_dict(), "config": plan.config.to_dict()}
+    json.dumps(settings)
+    taught = timelines.select(splits.filter(pl.col("split").is_in(["train", "tuning"]))["subject_id"])
+    codes = conform(timelines.metadata.get("codes", pl.DataFrame()), CODE_SCHEMA, "code")
+    bounds = [0]
+    for table in (taught.events, taught.subjects, codes, splits):
+        table.write_ipc_stream(file)
+        bounds.append(file.tell())
+    file.flush()
+    return {"file": file.fileno(), "bounds": bounds, **settings}
 
 
 def _fit_together(
-    plan: Plan, timelines: Timelines, splits: pl.DataFrame, report: Report | None, checkpoint: str | Path,
-    workers: int | None, meanwhile: Iterable[None],
-) -> None:  # fmt: skip
+    plan: Plan, jobs: list[dict[str, Any]], report: Report | None, workers: int | None, meanwhile: Iterable[None]
+) -> None:
     """Leave every network in the checkpoint."""
-    tables = (timelines.events, timelines.subjects, timelines.codes(), splits)
-    with TemporaryFile() as file, Pool(workers, file.fileno(), do, __name__, frugal=False) as pool:
-        bounds = [0]
-        for table in tables:
-            table.write_ipc_stream(file)
-            bounds.append(file.tell())
-        file.flush()
-        job = {
-            "file": file.fileno(), "bounds": bounds, "task": None if plan.task is None else plan.task.to_dict(),
-            "config": plan.config.to_dict(), "checkpoint": str(checkpoint),
-        }  # fmt: skip
+    with Pool(workers, jobs[0]["file"], do, __name__, frugal=False) as pool:
         pool.loaded["plan"] = plan
 
         def tell(said: Any) -> None:
@@ -88,7 +108,6 @@ def _fit_together(
                 if report is not None:
                     report(epoch, loss)
 
-        jobs = [{**job, "member": member} for member in range(plan.config.training.members)]
         for failed in pool.run(jobs, tell, meanwhile=meanwhile):
             if failed is not None:
                 raise TrainingError(failed)
@@ -104,8 +123,11 @@ def do(job: dict[str, Any], loaded: dict[str, Any], advance: Callable[[Any], Non
         if advance is not None:
             advance([epoch, loss])
 
+    kept = plan.checkpoint(job["checkpoint"])
+    if kept.key != job["key"]:
+        raise RuntimeError("another plan: the network would be fitted for nothing")
     try:
-        plan.fit_member(job["member"], report, plan.checkpoint(job["checkpoint"]))
+        plan.fit_member(job["member"], report, kept)
     except TrainingError as error:
         return str(error)
     return None

@@ -45,7 +45,7 @@ from ehrseq.timeline.survey import Survey, survey
 
 TASK_BYTES = 1 << 26
 EXPANSION = 10  # how much longer compressed files are taken to be than they look
-LAST = 4  # a task holds at most this part of what is left of its folder
+LAST = 4  # the last tasks of a folder hold this part of what is left of it, or an eighth of TASK_BYTES
 TASKS = "tasks"  # the folder of what was read
 SMALL = 1 << 24  # bytes of a source that no second process is started for
 

@@ -54,7 +54,7 @@ class Pool:
         self._held = () if held is None else (held,)
         self._do, self._module, self._frugal = do, module, frugal
         self._answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self._heard: list[dict[str, Any]] = []  # answers that `listen` came across
+        self._heard: list[Any] = []  # results that `listen` came across
         self._started: list[subprocess.Popen[str]] = []
         self.loaded: dict[str, Any] = {}
 
@@ -81,62 +81,71 @@ class Pool:
         meanwhile: Iterable[None] | None = None,
     ) -> Iterator[Any]:  # fmt: skip
         """The results of jobs, in no order. `advance` gets what they report on the way; the steps of `meanwhile` are
-        done here before this process takes jobs itself."""
+        done here, before this process takes jobs itself where there are others. TypeError for jobs that are no JSON."""
         if self.workers == 1 or small or len(jobs) < 2:
             for job in jobs:
                 yield self._do(job, self.loaded, advance)
             for _ in meanwhile or ():
                 pass
             return
-        waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        for job in jobs:
-            waiting.put(job)
-        self._answers, self._heard = queue.SimpleQueue(), []
-        # this process is one of the workers: it need not import first
-        while len(self._started) < min(self.workers - 1, len(jobs) - (meanwhile is None)):
-            self._started.append(_start(self._module, self.workers, self._held, self._frugal))
-        for process in self._started:
-            threading.Thread(target=_feed, args=(process, waiting, self._answers), daemon=True).start()
+        waiting = self._begin(jobs, min(self.workers - 1, len(jobs) - (meanwhile is None)))
         for _ in meanwhile or ():
-            reports = self.listen()
-            if advance is not None:
-                for said in reports:
+            for said in self.listen():
+                if advance is not None:
                     advance(said)
         done = 0
         while done < len(jobs):
-            if not self._heard and self._answers.empty() and (own := _next(waiting)) is not None:
-                result = self._do(own, self.loaded, advance)
-                done += 1
-                yield result
-                continue
-            answer = self._heard.pop(0) if self._heard else self._answers.get()
-            if "advance" in answer:
+            if self._heard:
+                yield self._heard.pop(0)
+            elif self._answers.empty() and (own := _next(waiting)) is not None:
+                yield self._do(own, self.loaded, advance)
+            elif "done" not in (answer := _checked(self._answers.get())):
                 if advance is not None:
                     advance(answer["advance"])
-            elif "done" in answer:
-                done += 1
-                yield answer["done"]
-            elif "refused" in answer:
-                kind, *told = answer["refused"]
-                raise getattr(errors, kind)(*told)
+                continue
             else:
-                raise WorkerError(
-                    "worker processes that finish",
-                    answer.get("error", "one that ended early"),
-                    "run again with fewer workers: what is done is kept",
-                )
+                yield answer["done"]
+            done += 1
+
+    def _begin(self, jobs: list[Job], others: int) -> queue.SimpleQueue[Job]:
+        """Have so many other processes take jobs from a queue, which this one may take from as well."""
+        lines = [json.dumps(job) for job in jobs]  # before anything has begun
+        waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        for line in lines:
+            waiting.put(json.loads(line))
+        self._answers, self._heard = queue.SimpleQueue(), []
+        # this process is one of the workers: it need not import first
+        while len(self._started) < others:
+            self._started.append(_start(self._module, self.workers, self._held, self._frugal))
+        for process in self._started:
+            threading.Thread(target=_feed, args=(process, waiting, self._answers), daemon=True).start()
+        return waiting
 
     def listen(self) -> list[Any]:
-        """What the other processes have reported by now: for a job of this one that takes long."""
+        """What the other processes have reported by now: for a job of this one that takes long. Raises as `run`."""
         reports = []
         with suppress(queue.Empty):
             while True:
-                answer = self._answers.get_nowait()
-                if "advance" in answer:
-                    reports.append(answer["advance"])
+                answer = _checked(self._answers.get_nowait())
+                if "done" in answer:
+                    self._heard.append(answer["done"])
                 else:
-                    self._heard.append(answer)
+                    reports.append(answer["advance"])
         return reports
+
+
+def _checked(answer: dict[str, Any]) -> dict[str, Any]:
+    """A report or a result; the error, where it is one."""
+    if "refused" in answer:
+        kind, *told = answer["refused"]
+        raise getattr(errors, kind)(*told)
+    if "advance" not in answer and "done" not in answer:
+        raise WorkerError(
+            "worker processes that finish",
+            answer.get("error", "one that ended early"),
+            "run again with fewer workers: into the same folder, what is done is kept",
+        )
+    return answer
 
 
 def processes(workers: int | None) -> int:
@@ -145,8 +154,8 @@ def processes(workers: int | None) -> int:
     >>> processes(3)
     3
     """
-    if workers is None:
-        return os.cpu_count() or 1
+    if workers is None:  # of the cores, those that this process may use
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers < 1:
         raise UserError("at least one worker", str(workers), "leave it out for one a core")
     return workers
@@ -166,7 +175,7 @@ def environment(threads: int, frugal: bool = True) -> dict[str, str]:
     """
     package = str(Path(errors.__file__).parents[1])
     modules = os.pathsep.join([*(path for path in sys.path if path), package])
-    ours = {"PYTHONPATH": modules, "POLARS_MAX_THREADS": str(threads)}
+    ours = {"PYTHONPATH": modules, "POLARS_MAX_THREADS": str(threads), worker.PARENT: str(os.getpid())}
     return _ONE_THREAD | (_FRUGAL if frugal else {}) | os.environ | ours
 
 
@@ -178,6 +187,7 @@ def _start(module: str, workers: int, held: tuple[int, ...], frugal: bool) -> su
         text=True,
         env=environment(max(1, (os.cpu_count() or 1) // workers), frugal),
         pass_fds=held,
+        process_group=0,  # whoever interrupts at a terminal means this process, which ends the others
     )
 
 
@@ -202,5 +212,5 @@ def _feed(
                 return
     except queue.Empty:
         return
-    except (OSError, ValueError):
+    except Exception:  # whatever it is, somebody waits for an answer
         answers.put({"ended": True})

@@ -310,6 +310,7 @@ def _patients(chunks: Sequence[Chunk], dropped: Dropped) -> tuple[pl.DataFrame, 
 
 
 _NO_CODE = pl.col("code").is_null()
+_NOTHING: tuple[list[str], list[str]] = ([], [])
 
 
 def _codes(
@@ -319,10 +320,11 @@ def _codes(
     facts: dict[str, tuple[str | None, list[str], list[str]]] = {}
     for chunk, gone in zip(chunks, dropped, strict=True):
         table = _kept(chunk, "medications", gone)
-        coded = zip(table["target"].to_list(), table["code"].to_list(), strict=True)
-        facts.update((target, (code, [], [])) for target, code in coded)
         # only of one without a code is asked what it is made of
-        facts.update((target, (code, *made_of)) for _, target, code, *made_of in table.filter(_NO_CODE).rows())
+        bare = table.with_row_index("at").filter(_NO_CODE).select("at", "ingredient_codes", "ingredient_references")
+        made_of = {at: (codes, references) for at, codes, references in bare.rows()}
+        for at, (target, code) in enumerate(zip(table["target"].to_list(), table["code"].to_list(), strict=True)):
+            facts[target] = (code, *made_of.get(at, _NOTHING))
     medications = medication_codes(facts, resolve)
     listed = [chunk.tables["codes"]["code"].to_list() for chunk in chunks]
     everything = {code for codes in listed for code in codes}.union(*medications.values()) - {None}

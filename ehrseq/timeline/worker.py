@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import threading
 import time
@@ -16,6 +15,7 @@ from ehrseq.fhir.source import Progress
 
 Do = Callable[[dict[str, Any], dict[str, Any], Progress | None], Any]
 REPORT_BYTES = 1 << 22
+PARENT = "EHRSEQ_PARENT"  # of the environment: the process that started this one
 
 
 def do(job: dict[str, Any], loaded: dict[str, Any], advance: Progress | None) -> Any:
@@ -29,15 +29,25 @@ def do(job: dict[str, Any], loaded: dict[str, Any], advance: Progress | None) ->
 
 def end_with(parent: int) -> None:
     """End this process once the one that started it is gone, whatever it is doing."""
-    while os.getppid() == parent:
+    started = int(os.environ.get(PARENT, parent))  # it may be gone before its child asks for the first time
+    while os.getppid() == parent and _lives(started):
         time.sleep(0.2)
     os._exit(1)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's by now, or not to be asked
+        pass
+    return True
 
 
 def main(do: Do = do) -> None:
     """Answer jobs until there are no more, each by `do`."""
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who interrupts at a terminal means the process that ends this one
     loaded: dict[str, Any] = {}
     answers = sys.stdout
     sys.stdout = sys.stderr  # whatever prints does not answer

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import tempfile
 import time
 from dataclasses import replace
+from datetime import date
 from types import SimpleNamespace
 
+import numpy as np
+import polars as pl
 import pytest
+import torch
 
 from ehrseq.errors import TrainingError, WorkerError
 from ehrseq.estimator import ProgressionModel
 from ehrseq.model import members, together
-from ehrseq.model.plan import Plan
 from ehrseq.timeline.hierarchy import with_code_parents
 from ehrseq.timeline.pool import Pool
 from tests.toy import CONFIG, TASK, cohort
@@ -77,33 +81,69 @@ def test_several_processes_give_the_model_of_one_and_leave_no_patient_in_a_file(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
 
 
-def test_an_interrupted_fit_ends_the_processes_and_goes_on_with_one(timelines, tmp_path, monkeypatch):
+def test_an_interrupted_fit_ends_the_processes_and_goes_on_with_one(timelines, trained, tmp_path, monkeypatch):
     started = []
 
     class Watched(Pool):
+        def listen(self):
+            return []  # this process's own epochs alone
+
         def stop(self):
             started.extend(self._started)
             super().stop()
 
-    def interrupt(*_):
-        raise KeyboardInterrupt
+    def interrupt(epoch, _):
+        if epoch == 2:
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(together, "Pool", Watched)
-    whole = ProgressionModel(NETWORKS).fit(timelines, TASK, workers=1)
     with pytest.raises(KeyboardInterrupt):
         ProgressionModel(NETWORKS).fit(timelines, TASK, report=interrupt, checkpoint=tmp_path, workers=2)
     assert [process.poll() for process in started] == [-signal.SIGKILL]
+    (own,) = trained
     again = ProgressionModel(NETWORKS).fit(timelines, TASK, checkpoint=tmp_path, workers=1)
+    assert own not in trained[1:]  # it went on from the first epoch
+    whole = ProgressionModel(NETWORKS).fit(timelines, TASK, workers=1)
     assert again.fitted_.history == whole.fitted_.history
 
 
-def test_what_goes_wrong_elsewhere_is_told_as_here(timelines, monkeypatch):
-    def broken(self, *_):
-        raise TrainingError("the loss is not finite")
+def test_what_goes_wrong_in_another_process_is_told_as_here(timelines, monkeypatch):
+    monkeypatch.setattr(together, "do", lambda *_: None)  # in this one nothing does
+    wild = replace(NETWORKS, training=replace(NETWORKS.training, learning_rate=1e30))
+    with pytest.raises(TrainingError, match="the loss is not finite"):
+        ProgressionModel(wild).fit(timelines, TASK, workers=2)
 
-    monkeypatch.setattr(Plan, "fit_member", broken)
-    with pytest.raises(TrainingError, match="not finite"):
+
+def test_another_plan_in_another_process_is_an_error(timelines, monkeypatch):
+    real = together._job
+
+    def job(plan, timelines, splits, file):
+        return real(plan, timelines, splits.with_columns(pl.col("split").reverse()), file)
+
+    monkeypatch.setattr(together, "_job", job)
+    with pytest.raises(WorkerError, match="worker processes that finish"):
         ProgressionModel(NETWORKS).fit(timelines, TASK, workers=2)
+
+
+def test_a_table_of_codes_with_a_row_for_each_parent_and_a_seed_of_numpy_are_the_same_elsewhere(trained, tmp_path):
+    pairs = pl.DataFrame({"code": ["ICD10CM//y"] * 2, "parent_codes": [["ICD10CM//x"], ["ICD10CM//z"]]})
+    timelines = cohort(90)
+    timelines = replace(timelines, metadata={**timelines.metadata, "codes": pairs})
+    ProgressionModel(NETWORKS, seed=np.int64(3)).fit(timelines, TASK, workers=2).save(tmp_path / "model")
+    assert len(trained) == 1
+
+
+@pytest.mark.parametrize("why", ["no room", "no JSON"])
+def test_what_cannot_be_handed_over_is_fitted_here(timelines, trained, tmp_path, monkeypatch, why):
+    task = TASK
+    if why == "no room":
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    else:
+        times = replace(TASK.prediction_times, rule="table", after_start=(), times=(("p1", date(2012, 1, 1)),))
+        task = replace(TASK, prediction_times=times)
+    model = ProgressionModel(NETWORKS).fit(timelines, task, workers=2)
+    assert sorted(trained) == [0, 1000]
+    assert len(model.fitted_.networks) == 2
 
 
 def test_a_process_that_ends_early_is_told(timelines, monkeypatch):
@@ -123,22 +163,26 @@ def test_a_process_that_ends_early_is_told(timelines, monkeypatch):
     assert time.monotonic() - started < 60
 
 
-def test_an_interrupt_at_the_terminal_reaches_the_process_that_was_started_alone(tmp_path):
-    (tmp_path / "slow.py").write_text(
-        "import os, signal, time\n"
-        "from ehrseq.timeline.worker import main\n"
-        "def do(job, loaded, advance):\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "    return 'still here'\n"
-        "main(do)\n"
+def test_an_interrupt_at_the_terminal_is_not_for_the_others(tmp_path):
+    (tmp_path / "grouped.py").write_text(
+        "import os\nfrom ehrseq.timeline.worker import main\nmain(lambda *_: [os.getpgrp(), os.getppid()])\n"
     )
     with pytest.MonkeyPatch.context() as patched:
         patched.syspath_prepend(str(tmp_path))
-        with Pool(2, do=lambda *_: time.sleep(0.2), module="slow") as pool:
-            assert sorted(map(str, pool.run([{}, {}], None))) == ["None", "still here"]
+        with Pool(2, do=lambda *_: time.sleep(0.2), module="grouped") as pool:
+            found = [told for told in pool.run([{}, {}], None) if told is not None]
+            (process,) = pool._started
+    assert found == [[process.pid, os.getpid()]]
 
 
-@pytest.mark.parametrize("why", ["little", "gpu", "many", "adapting", "wide"])
+def test_a_job_that_is_no_json_is_told_before_anything_begins():
+    with Pool(2, do=lambda *_: None) as pool:
+        with pytest.raises(TypeError):
+            list(pool.run([{"date": date(2020, 1, 1)}, {}], None))
+        assert not pool._started
+
+
+@pytest.mark.parametrize("why", ["little", "gpu", "many", "long", "double", "adapting", "wide"])
 def test_one_process_fits_where_several_would_not_pay(timelines, monkeypatch, why):
     def refused(*_, **__):
         raise AssertionError("another process was started")
@@ -155,6 +199,10 @@ def test_one_process_fits_where_several_would_not_pay(timelines, monkeypatch, wh
         monkeypatch.setattr(together, "torch", SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: True)))
     if why == "many":
         monkeypatch.setattr(together, "MANY", len(timelines))
+    if why == "long":
+        monkeypatch.setattr(together, "MANY_EVENTS", timelines.events.height)
+    if why == "double":
+        monkeypatch.setattr(together.torch, "get_default_dtype", lambda: torch.float64)
     if why == "wide":
         monkeypatch.setattr(together, "NARROW", config.network.width)
     assert len(model.fit(timelines, TASK, workers=2).fitted_.networks) == 2
