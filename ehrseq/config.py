@@ -141,7 +141,10 @@ class ModelConfig:
     labs: LabConfig = LabConfig()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seed", index(self.seed))  # one of numpy's is no JSON
+        try:
+            object.__setattr__(self, "seed", index(self.seed))  # one of numpy's is no JSON
+        except TypeError:
+            raise UserError("a whole number as seed", type(self.seed).__name__, "pass seed=0 or another") from None
         if self.model not in MODELS:
             raise UserError(f"a model: {', '.join(MODELS)}", f"'{self.model}'", nearest(self.model, MODELS))
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ehrseq.errors import ArtifactError, EvaluationError, ForecastError, TaskError, TimelineError
+from ehrseq.errors import ArtifactError, EvaluationError, ForecastError, TaskError, TimelineError, UserError
 from ehrseq.estimator import ProgressionModel, load_model
 from ehrseq.model.ensemble import Ensemble
 from ehrseq.model.inference import predict_log_hazards
@@ -191,6 +191,12 @@ def test_the_same_seed_gives_the_same_forecast_and_another_does_not(model, timel
     assert again.equals(reference)
     other = ProgressionModel(CONFIG, seed=1).fit(timelines, TASK).forecast(timelines, AT).risk
     assert not other["probability"].equals(reference["probability"])
+
+
+@pytest.mark.parametrize("seed", ["3", 3.0])
+def test_a_seed_that_is_no_whole_number_is_told(seed):
+    with pytest.raises(UserError, match="expected a whole number as seed; found (str|float)"):
+        ProgressionModel(seed=seed)
 
 
 def test_ensemble_range_holds_the_members(timelines):
