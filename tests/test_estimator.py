@@ -195,7 +195,7 @@ def test_the_same_seed_gives_the_same_forecast_and_another_does_not(model, timel
 
 @pytest.mark.parametrize("seed", ["3", 3.0])
 def test_a_seed_that_is_no_whole_number_is_told(seed):
-    with pytest.raises(UserError, match="expected a whole number as seed; found (str|float)"):
+    with pytest.raises(UserError, match=r"expected a whole number as seed; found (str|float)"):
         ProgressionModel(seed=seed)
 
 

@@ -23,7 +23,6 @@ import polars as pl
 import torch
 
 from ehrseq.config import ModelConfig
-from ehrseq.errors import TrainingError
 from ehrseq.model.members import NARROW
 from ehrseq.model.module import world_size
 from ehrseq.model.network import ProgressionNetwork
@@ -54,9 +53,9 @@ def fit_networks(
     with ExitStack() as stack:
         folder, job = checkpoint, None
         if several:
-            with suppress(OSError, pl.exceptions.PolarsError, TypeError):  # no room, or settings that are no JSON
+            with suppress(OSError):  # no room
                 job = _job(plan, timelines, splits, stack.enter_context(TemporaryFile(prefix="ehrseq-")))
-                if folder is None:
+                if folder is None and job is not None:
                     folder = stack.enter_context(TemporaryDirectory(prefix="ehrseq-"))
         kept = None if folder is None or not members else plan.checkpoint(folder)
         if job is not None and kept is not None:
@@ -78,20 +77,28 @@ def _is_worth_it(plan: Plan, timelines: Timelines) -> bool:
     return not alone and not is_much and plan.tokens >= MUCH
 
 
-def _job(plan: Plan, timelines: Timelines, splits: pl.DataFrame, file: IO[bytes]) -> dict[str, Any]:
-    """What the other processes settle the plan by; the timelines go into the file.
+def _job(plan: Plan, timelines: Timelines, splits: pl.DataFrame, file: IO[bytes]) -> dict[str, Any] | None:
+    """What the other processes settle the plan by, None where its settings are no JSON; the timelines go into the file.
 
-    OSError where there is no room for it, TypeError for settings that are no JSON.
+    OSError where there is no room for them; then they take none.
     """
     settings = {"task": None if plan.task is None else plan.task.to_dict(), "config": plan.config.to_dict()}
-    json.dumps(settings)
+    try:
+        json.dumps(settings)
+    except TypeError:
+        return None
     taught = timelines.select(splits.filter(pl.col("split").is_in(["train", "tuning"]))["subject_id"])
     codes = conform(timelines.metadata.get("codes", pl.DataFrame()), CODE_SCHEMA, "code")
     bounds = [0]
-    for table in (taught.events, taught.subjects, codes, splits):
-        table.write_ipc_stream(file)
-        bounds.append(file.tell())
-    file.flush()
+    try:
+        for table in (taught.events, taught.subjects, codes, splits):
+            table.write_ipc_stream(file)
+            bounds.append(file.tell())
+        file.flush()
+    except OSError:
+        with suppress(OSError):  # what could not be written is tried again on closing
+            file.close()
+        raise
     return {"file": file.fileno(), "bounds": bounds, **settings}
 
 
@@ -108,13 +115,12 @@ def _fit_together(
                 if report is not None:
                     report(epoch, loss)
 
-        for failed in pool.run(jobs, tell, meanwhile=meanwhile):
-            if failed is not None:
-                raise TrainingError(failed)
+        for _ in pool.run(jobs, tell, meanwhile=meanwhile):
+            pass
 
 
-def do(job: dict[str, Any], loaded: dict[str, Any], advance: Callable[[Any], None] | None) -> str | None:
-    """Fit one network and leave it in the checkpoint, or say what went wrong; `loaded` keeps the plan between calls."""
+def do(job: dict[str, Any], loaded: dict[str, Any], advance: Callable[[Any], None] | None) -> None:
+    """Fit one network and leave it in the checkpoint; `loaded` keeps the plan between calls."""
     if "plan" not in loaded:
         loaded["plan"] = _plan(job)
     plan: Plan = loaded["plan"]
@@ -126,11 +132,7 @@ def do(job: dict[str, Any], loaded: dict[str, Any], advance: Callable[[Any], Non
     kept = plan.checkpoint(job["checkpoint"])
     if kept.key != job["key"]:
         raise RuntimeError("another plan: the network would be fitted for nothing")
-    try:
-        plan.fit_member(job["member"], report, kept)
-    except TrainingError as error:
-        return str(error)
-    return None
+    plan.fit_member(job["member"], report, kept)
 
 
 def _plan(job: dict[str, Any]) -> Plan:

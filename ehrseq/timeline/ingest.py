@@ -162,7 +162,7 @@ def _check_strict(folders: Iterable[Path]) -> None:
 
 
 def _plan(found: list[tuple[Path, bool]], kept: list[Chunk]) -> Iterator[dict[str, Any]]:
-    """Tasks of about equal size: some files of one folder, or a piece of a large file."""
+    """Tasks of at most some TASK_BYTES, the last ones less: some files of one folder, or a piece of a large file."""
     read_before: dict[str, int] = {}
     for chunk in kept:
         for name in chunk.files:

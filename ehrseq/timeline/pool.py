@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ehrseq import errors
-from ehrseq.errors import UserError, WorkerError
+from ehrseq.errors import TrainingError, UserError, WorkerError
 from ehrseq.fhir.source import Progress
 from ehrseq.timeline import worker
 from ehrseq.timeline.worker import Do
@@ -81,7 +81,8 @@ class Pool:
         meanwhile: Iterable[None] | None = None,
     ) -> Iterator[Any]:  # fmt: skip
         """The results of jobs, in no order. `advance` gets what they report on the way; the steps of `meanwhile` are
-        done here, before this process takes jobs itself where there are others. TypeError for jobs that are no JSON."""
+        done here, before this process takes jobs itself where there are others. TypeError for jobs that are no JSON and
+        are to go elsewhere."""
         if self.workers == 1 or small or len(jobs) < 2:
             for job in jobs:
                 yield self._do(job, self.loaded, advance)
@@ -139,6 +140,8 @@ def _checked(answer: dict[str, Any]) -> dict[str, Any]:
     if "refused" in answer:
         kind, *told = answer["refused"]
         raise getattr(errors, kind)(*told)
+    if "failed" in answer:
+        raise TrainingError(answer["failed"])
     if "advance" not in answer and "done" not in answer:
         raise WorkerError(
             "worker processes that finish",
@@ -185,7 +188,7 @@ def _start(module: str, workers: int, held: tuple[int, ...], frugal: bool) -> su
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=environment(max(1, (os.cpu_count() or 1) // workers), frugal),
+        env=environment(max(1, processes(None) // workers), frugal),
         pass_fds=held,
         process_group=0,  # whoever interrupts at a terminal means this process, which ends the others
     )

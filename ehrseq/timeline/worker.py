@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ehrseq.errors import UserError
+from ehrseq.errors import TrainingError, UserError
 from ehrseq.fhir.source import Progress
 
 Do = Callable[[dict[str, Any], dict[str, Any], Progress | None], Any]
@@ -73,6 +73,9 @@ def main(do: Do = do) -> None:
         except UserError as error:
             known = next(kind for kind in type(error).__mro__ if kind.__module__ == UserError.__module__)
             say({"refused": [known.__name__, *error.told]})  # messages hold nothing of a record's content
+            continue
+        except TrainingError as error:
+            say({"failed": str(error)})
             continue
         except Exception as error:
             # its text could hold what stands in a record

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -19,7 +23,8 @@ from ehrseq.errors import TrainingError, WorkerError
 from ehrseq.estimator import ProgressionModel
 from ehrseq.model import members, together
 from ehrseq.timeline.hierarchy import with_code_parents
-from ehrseq.timeline.pool import Pool
+from ehrseq.timeline.pool import Pool, processes
+from ehrseq.timeline.worker import PARENT
 from tests.toy import CONFIG, TASK, cohort
 
 HYBRID = replace(CONFIG, training=replace(CONFIG.training, members=2))
@@ -107,11 +112,12 @@ def test_an_interrupted_fit_ends_the_processes_and_goes_on_with_one(timelines, t
     assert again.fitted_.history == whole.fitted_.history
 
 
-def test_what_goes_wrong_in_another_process_is_told_as_here(timelines, monkeypatch):
+def test_what_goes_wrong_in_another_process_is_told_as_here(timelines, trained, monkeypatch):
     monkeypatch.setattr(together, "do", lambda *_: None)  # in this one nothing does
     wild = replace(NETWORKS, training=replace(NETWORKS.training, learning_rate=1e30))
     with pytest.raises(TrainingError, match="the loss is not finite"):
         ProgressionModel(wild).fit(timelines, TASK, workers=2)
+    assert trained == []  # and is not tried again
 
 
 def test_another_plan_in_another_process_is_an_error(timelines, monkeypatch):
@@ -133,17 +139,27 @@ def test_a_table_of_codes_with_a_row_for_each_parent_and_a_seed_of_numpy_are_the
     assert len(trained) == 1
 
 
-@pytest.mark.parametrize("why", ["no room", "no JSON"])
+@pytest.mark.parametrize("why", ["no room", "little room", "no JSON"])
 def test_what_cannot_be_handed_over_is_fitted_here(timelines, trained, tmp_path, monkeypatch, why):
     task = TASK
     if why == "no room":
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    elif why == "little room":
+        files = []
+
+        class Full(io.BytesIO):
+            def write(self, content):
+                files.append(self)
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(together, "TemporaryFile", lambda **_: Full())
     else:
         times = replace(TASK.prediction_times, rule="table", after_start=(), times=(("p1", date(2012, 1, 1)),))
         task = replace(TASK, prediction_times=times)
     model = ProgressionModel(NETWORKS).fit(timelines, task, workers=2)
     assert sorted(trained) == [0, 1000]
     assert len(model.fitted_.networks) == 2
+    assert why != "little room" or files[0].closed
 
 
 def test_a_process_that_ends_early_is_told(timelines, monkeypatch):
@@ -173,6 +189,43 @@ def test_an_interrupt_at_the_terminal_is_not_for_the_others(tmp_path):
             found = [told for told in pool.run([{}, {}], None) if told is not None]
             (process,) = pool._started
     assert found == [[process.pid, os.getpid()]]
+
+
+@pytest.mark.parametrize(("what", "told"), [("TrainingError('x')", TrainingError), ("OSError('x')", WorkerError)])
+def test_an_error_elsewhere_is_told_during_a_long_job_here(tmp_path, what, told):
+    (tmp_path / "failing.py").write_text(
+        "from ehrseq.errors import TrainingError\nfrom ehrseq.timeline.worker import main\n"
+        f"def do(*_): raise {what}\nmain(do)\n"
+    )
+
+    def long(*_):
+        last = time.monotonic() + 60
+        while time.monotonic() < last:
+            pool.listen()
+            time.sleep(0.05)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(str(tmp_path))
+        with Pool(2, do=long, module="failing") as pool, pytest.raises(told):
+            list(pool.run([{}, {}], None))
+
+
+def test_a_process_ends_where_the_one_that_started_it_is_gone():
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    environment = os.environ | {PARENT: gone.stdout.decode().strip()}
+    command = [sys.executable, "-m", "ehrseq.timeline.worker"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as process:
+        assert process.wait(30) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system knows no affinity")
+def test_the_cores_are_those_that_may_be_used():
+    cores = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        assert processes(None) == 1
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def test_a_job_that_is_no_json_is_told_before_anything_begins():
