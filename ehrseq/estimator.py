@@ -74,7 +74,7 @@ class ProgressionModel(Explaining):
         configuration goes on from it, and gives the same model. Without a task the networks learn to read histories
         alone (pretraining), for `adapt`, from up to 256 codes whatever `auxiliary_codes` says. `workers` is how many
         processes fit the networks at most, each with the timelines in its memory; by default one a core, and one alone
-        where there is little to do, a GPU, or 100,000 subjects. It changes nothing in the model. Returns self.
+        where there is little to do, a GPU, or much data. It changes nothing in the model. Returns self.
         """
         # lightning takes seconds to import, and forecasts do without it
         from ehrseq.model.fitting import fit_model

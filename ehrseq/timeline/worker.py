@@ -37,11 +37,9 @@ def end_with(parent: int) -> None:
 
 def _lives(process: int) -> bool:
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's by now, or not to be asked
-        pass
+        os.kill(process, 0)  # asks only
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
     return True
 
 
