@@ -25,7 +25,7 @@ from ehrseq.fhir.references import subject_number as subject_number
 from ehrseq.fhir.rows import TYPES, Rows
 from ehrseq.fhir.source import Progress, find_files, size_on_disk
 from ehrseq.frames import at_once, places
-from ehrseq.timeline.follow_up import contacts, follow_up_steps
+from ehrseq.timeline.follow_up import follow_up_steps, reach
 from ehrseq.timeline.link import Linked, link, source_names
 from ehrseq.timeline.meds import SHARDS, shard_of, shards_of
 from ehrseq.timeline.schema import DEATH_CODE, EVENT_SCHEMA, SUBJECT_SCHEMA, TIME, as_instant, sort_events
@@ -129,6 +129,7 @@ class Assembled:
     units: pl.DataFrame
     counts: Counts  # records that are read by file number, type and reason
     left_out: Counter[str]  # events of records that kept others, by reason
+    codes: Ints  # how many events have each code, by its number in the survey
 
 
 def assemble(
@@ -149,16 +150,19 @@ def assembled(linked: Linked, known: Survey, by_shard: bool = False) -> Assemble
         known.code_order[linked.events.code],
     )
     events = event_frame(linked, known, start, known_time)
+    contacts = _contacts(events, linked, known)
+    codes = np.bincount(linked.events.code, minlength=len(known.codes))
     del linked, start, known_time
     events, units = normalise_units(events)
     events = sort_events(events, keys)
     return Assembled(
         events=events,
         patients=patients,
-        contacts=contacts(events),
+        contacts=contacts,
         units=units,
         counts=counts,
         left_out=left_out,
+        codes=codes,
     )
 
 
@@ -217,6 +221,21 @@ def event_frame(linked: Linked, known: Survey, time: Ints, known_time: Ints) -> 
     return pl.DataFrame([columns[name].cast(kind).alias(name) for name, kind in EVENT_SCHEMA.items()])
 
 
+def _contacts(events: pl.DataFrame, linked: Linked, known: Survey) -> pl.DataFrame:
+    """As `follow_up.contacts` of the events: looking at numbers takes half the time of looking at their codes."""
+    e, (is_life, is_death) = linked.events, known.life_codes
+    is_date = (e.precision > 0) & (e.precision <= PRECISIONS.index("day"))
+    return reach(
+        events.lazy().select(
+            "subject_id",
+            "time",
+            "known_time",
+            is_contact=pl.lit(pl.Series(~is_life[e.code])) & pl.col("time").is_not_null(),
+            by_day=pl.lit(pl.Series(is_death[e.code] & is_date)),
+        )
+    )
+
+
 def _names(names: list[str | None] | list[str], numbers: Ints, kind: Any = pl.Categorical) -> pl.Series:
     return pl.Series(names, dtype=kind)[places(numbers)]
 
@@ -253,8 +272,8 @@ def subject_frame(patients: pl.DataFrame, contacts: pl.DataFrame, known: Survey)
 def _record_counts(linked: Linked) -> Counts:
     counts = Counts()
     keys = (linked.file.astype(np.int64) << 16) + (linked.kind.astype(np.int64) << 8) + linked.reason
-    for key, count in zip(*np.unique(keys, return_counts=True), strict=True):
-        counts[int(key) >> 16, TYPES[int(key) >> 8 & 255], int(key) & 255] += int(count)
+    for key, count in pl.Series(keys).value_counts().iter_rows():
+        counts[key >> 16, TYPES[key >> 8 & 255], key & 255] += count
     return counts
 
 

@@ -151,13 +151,21 @@ def contacts(events: pl.DataFrame) -> pl.DataFrame:
     `by_day` as in `deaths_by_day`.
     """
     by_day = is_day() if "time_precision" in events.columns else pl.lit(False)
+    died = pl.col("code").str.starts_with(DEATH_CODE)
+    return reach(
+        events.lazy().select("subject_id", "time", "known_time", is_contact=is_contact(), by_day=died & by_day)
+    )
+
+
+def reach(events: pl.LazyFrame) -> pl.DataFrame:
+    """The same of events with `subject_id`, `time`, `known_time`, `is_contact` and (of deaths) `by_day`."""
+    shown = pl.when("is_contact")
     return at_once(
-        events.lazy()
-        .select(
+        events.select(
             "subject_id",
-            known=pl.when(is_contact()).then(pl.max_horizontal("known_time", "time")),
-            time=pl.when(is_contact()).then("time"),
-            by_day=pl.col("code").str.starts_with(DEATH_CODE) & by_day,
+            "by_day",
+            known=shown.then(pl.max_horizontal("known_time", "time")),
+            time=shown.then("time"),
         )
         .group_by("subject_id")
         .agg(

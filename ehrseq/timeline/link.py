@@ -31,7 +31,7 @@ from ehrseq.fhir.rows import (
 from ehrseq.frames import at_once, places
 from ehrseq.timeline.duplicates import SEED
 from ehrseq.timeline.meds import SHARDS
-from ehrseq.timeline.parts import Part, nothing, parts_of, texts_of, together
+from ehrseq.timeline.parts import Part, nothing, parts_of, resolve_medications, texts_of, together
 from ehrseq.timeline.survey import OPEN, Survey
 
 Ints = npt.NDArray[Any]
@@ -75,7 +75,7 @@ def link_parts(parts: list[Part], survey: Survey, first: int, last: int) -> Link
     patients = survey.patients_of(first, last)
     parts = parts or [nothing()]
     texts = texts_of(parts)
-    events = EventColumns.of(together(parts, "events"))
+    events = EventColumns.of(resolve_medications(parts, survey))
     kind, file, reason, why_none, subject = (
         together(parts, name) for name in ("kind", "file", "reason", "why_none", "subject")
     )

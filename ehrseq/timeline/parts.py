@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 
 from ehrseq.fhir.chunk import Chunk
-from ehrseq.fhir.columns import EVENT, Columns, copied, joined, series, stretch, strings, take
+from ehrseq.fhir.columns import EVENT, Columns, copied, joined, series, stretch, strings, take, whole
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.references import A_PATIENT, UNKNOWN, points_at, subject_number
 from ehrseq.timeline.meds import SHARDS, shards_of
@@ -34,7 +34,8 @@ class Part:
     stay: Ints  # index into the next two
     stays: pa.LargeStringArray  # `Encounter/id`, or the name of a result that its report dates
     points_at: npt.NDArray[np.uint8]
-    events: npt.NDArray[np.void]
+    events: npt.NDArray[np.void]  # codes as the survey numbers them; below 0: -1 - an index into the next
+    medications: pa.LargeStringArray  # `Medication/id`
     texts: pa.LargeStringArray
 
 
@@ -94,7 +95,7 @@ def _part(
     why_none = np.where((aims == UNKNOWN) | (aims == A_PATIENT), Reason.UNKNOWN_SUBJECT, Reason.NOT_A_PATIENT)
     why_none[records["subject"] == 0] = Reason.NO_SUBJECT
     stays, stay = _used(records["encounter"], len(subject))
-    events = _resolve_medications(events, columns, number, survey)
+    medications = _named_medications(events, columns, number, survey)
     used = np.zeros(len(columns.texts), bool)
     used[0] = True
     for name in _TEXTS:
@@ -113,6 +114,7 @@ def _part(
         stays=_names(stays, columns, resolved),
         points_at=points[stays],
         events=events,
+        medications=medications,
         texts=take(columns.texts, np.flatnonzero(used)),
     )
 
@@ -136,38 +138,46 @@ def _names(numbers: Ints, columns: Columns, resolved: dict[int, str]) -> pa.Larg
     return strings([resolved.get(n, name) for n, name in zip(numbers.tolist(), names.to_pylist(), strict=True)])
 
 
-def _resolve_medications(
+def _named_medications(
     events: npt.NDArray[np.void], columns: Columns, number: int, survey: Survey
-) -> npt.NDArray[np.void]:
-    """Codes as the survey numbers them; a reference to a Medication gives none (0), one, or several events."""
+) -> pa.LargeStringArray:
+    """Number the codes of events as the survey does; the names of the Medications that some refer to in their place."""
     written = events["code"]
     pending = np.flatnonzero(written < 0)
     code = survey.code_numbers[number][np.maximum(written, 0)]
-    if not len(pending):
-        events["code"] = code
-        return events
     used, which = _used(-1 - written[pending], len(columns.names))
-    names = _names(used, columns, survey.resolved[number]).to_pylist()
-    found = [survey.medications.get(name) or [0] for name in names]
-    if all(len(f) == 1 for f in found):
-        code[pending] = np.array([f[0] for f in found])[which]
+    code[pending] = -1 - which
+    events["code"] = code
+    return _names(used, columns, survey.resolved[number])
+
+
+def resolve_medications(parts: list[Part], survey: Survey) -> npt.NDArray[np.void]:
+    """The events of all parts, with codes alone: a reference to a Medication gives none (0), one, or several events."""
+    before = np.cumsum([0] + [len(part.medications) for part in parts])
+    shift = np.repeat(before[:-1], [len(part.events) for part in parts])
+    size, begin, codes = survey.find_medications(series([part.medications for part in parts]))
+    events = together(parts, "events")
+    code = events["code"].copy()
+    pending = np.flatnonzero(code < 0)
+    which = shift[pending] - 1 - code[pending]
+    if (size == 1).all():
+        code[pending] = codes[begin[which]]
         events["code"] = code
         return events
-    sizes = np.array([len(f) for f in found])
     repeats = np.ones(len(code), np.int64)
-    repeats[pending] = sizes[which]
-    is_reference = np.repeat(written < 0, repeats)
-    events = np.repeat(events, repeats)
+    repeats[pending] = size[which]
+    is_reference = np.repeat(code < 0, repeats)
+    events = np.repeat(whole(events), repeats).view(EVENT)
     events["code"] = np.repeat(code, repeats)
     # the dose of a mixture is nobody's dose
     mixed = is_reference & (np.repeat(repeats, repeats) > 1)
     events["number"][mixed] = np.nan
     for name in _TEXTS:
         events[name][mixed] = 0
-    # the codes of all that was found lie one after the other: of each event the place of its own
-    begin, many = (np.cumsum(sizes) - sizes)[which], sizes[which]
+    # the codes of one Medication lie one after the other: of each event the place of its own
+    begin, many = begin[which], size[which]
     place = np.arange(many.sum()) + np.repeat(begin - (np.cumsum(many) - many), many)
-    events["code"][is_reference] = np.array([c for f in found for c in f])[place]
+    events["code"][is_reference] = codes[place]
     return events
 
 
@@ -196,4 +206,4 @@ def together(parts: list[Part], name: str) -> npt.NDArray[Any]:
 def nothing() -> Part:
     """The part that holds no records."""
     none, byte, text = np.zeros(0, np.int64), np.zeros(0, np.uint8), strings([])
-    return Part(text, byte, none, byte, none, byte, none, text, byte, np.zeros(0, EVENT), strings([""]))
+    return Part(text, byte, none, byte, none, byte, none, text, byte, np.zeros(0, EVENT), text, strings([""]))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from ehrseq.fhir.chunk import Chunk
@@ -64,18 +65,19 @@ def write_dataset(
         }
         for first, last in _batches(chunks, 2 * ROWS_AT_ONCE // (pool.workers + 1))
     ]
-    counts, left_out, codes = settled_counts(chunks, known), Counter[str](), Counter[str]()
+    counts, left_out, code_counts = settled_counts(chunks, known), Counter[str](), np.zeros(len(known.codes), np.int64)
     parts: dict[int, dict[str, pl.DataFrame]] = {}
     for part in pool.run(jobs, None, small=len(jobs) < 2):
         # while the others are busy: what is added up at the end they would have to wait for
         counts.update({(file, kind, reason): n for file, kind, reason, n in part["counts"]})
         left_out.update(part["left_out"])
-        codes.update(part["codes"])
+        code_counts[part["codes"][0]] += part["codes"][1]
         first = part["first"]
         parts[first] = {name: pl.read_ipc_stream(scratch / f"{name}-{first}.arrow") for name in _PART_TABLES}
     pool.stop()  # what is left to do needs their memory more than them
     read = [parts[first] for first in sorted(parts)]
     contacts = pl.concat([tables["contacts"] for tables in read])
+    codes = _by_name(code_counts, known)
     subjects = subject_frame(pl.concat([tables["patients"] for tables in read]), contacts, known)
     code_table = conform(pl.DataFrame({"code": sorted(codes)}, {"code": pl.String}), CODE_SCHEMA, "code")
     tables = {
@@ -124,6 +126,14 @@ def _batches(chunks: list[Chunk], rows: int) -> Iterator[tuple[int, int]]:
     yield first, meds.SHARDS
 
 
+def _by_name(counts: npt.NDArray[np.int64], known: Survey) -> Counter[str]:
+    """How many events have each code, from the counts by number: some numbers differ only in the other codes."""
+    names, codes = known.split_codes[0].to_list(), Counter[str]()
+    for number in np.flatnonzero(counts).tolist():
+        codes[names[number]] += int(counts[number])
+    return codes
+
+
 def write_shards(job: dict[str, Any], loaded: dict[str, Any]) -> dict[str, Any]:
     """Link and write some shards; `loaded` keeps the survey between calls."""
     scratch, first, last = Path(job["scratch"]), job["first"], job["last"]
@@ -138,5 +148,5 @@ def write_shards(job: dict[str, Any], loaded: dict[str, Any]) -> dict[str, Any]:
         "first": first,
         "counts": [(file, kind, reason, n) for (file, kind, reason), n in part.counts.items()],
         "left_out": dict(part.left_out),
-        "codes": dict(part.events["code"].value_counts().iter_rows()),
+        "codes": [(there := np.flatnonzero(part.codes)).tolist(), part.codes[there].tolist()],
     }

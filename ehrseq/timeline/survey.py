@@ -35,6 +35,7 @@ from ehrseq.fhir.references import (
 from ehrseq.frames import at_once, places
 from ehrseq.timeline.duplicates import SEED, Dropped, settle_duplicates
 from ehrseq.timeline.meds import SHARDS, shard_of
+from ehrseq.timeline.schema import BIRTH_CODE, DEATH_CODE
 
 Ints = npt.NDArray[Any]
 OPEN = int(np.iinfo(np.int64).max)  # the end of an encounter that has none
@@ -76,6 +77,32 @@ class Survey:
         place = {code: n for n, code in enumerate(sorted({code for code in codes if code is not None}), 1)}
         # as narrow as can be: short numbers are sorted much faster
         return np.array([place.get(code, 0) for code in codes], np.min_scalar_type(len(place)))
+
+    @cached_property
+    def life_codes(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """By number: whether the code is of birth or death, whether of death."""
+        death = np.array([(code or "").startswith(DEATH_CODE) for code in self.codes])
+        return death | np.array([(code or "").startswith(BIRTH_CODE) for code in self.codes]), death
+
+    @cached_property
+    def _medications(self) -> tuple[npt.NDArray[np.uint64], Ints, Ints, Ints]:
+        """Hashes of `Medication/id`, sorted; how many codes each has and where they begin among all; all."""
+        sizes = np.array([len(codes) for codes in self.medications.values()], np.int64)
+        keys = pl.Series(list(self.medications), dtype=pl.String).hash(SEED).to_numpy()
+        order = np.argsort(keys)
+        codes = np.array([code for codes in self.medications.values() for code in codes], np.int32)
+        return keys[order], sizes[order], (np.cumsum(sizes) - sizes)[order], codes
+
+    def find_medications(self, targets: pl.Series) -> tuple[Ints, Ints, Ints]:
+        """Of each `Medication/id`: how many codes it has and where they begin in all codes, which come third. Where
+        it is unknown, or has none, that is one code: 0, none."""
+        keys, sizes, begin, codes = self._medications
+        if not len(keys):
+            return np.ones(len(targets), np.int64), np.zeros(len(targets), np.int64), np.zeros(1, np.int32)
+        wanted = targets.hash(SEED).to_numpy()
+        at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        has = (keys[at] == wanted) & (sizes[at] > 0)
+        return np.where(has, sizes[at], 1), np.where(has, begin[at], len(codes)), np.append(codes, np.int32(0))
 
     def find_subject(self, subject: Ints) -> Ints:
         """Of each subject id: the one that replaced it, else itself."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -208,14 +207,12 @@ def normalise_units(events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     recorded = groups["unit"].to_list()
     said = [_said(key, unit) for key, unit in zip(groups["_key"], recorded, strict=True)]
     is_changed = [new != unit and factor is not None for unit, (_, new, factor, _) in zip(recorded, said, strict=True)]
+    table = groups.hstack(pl.DataFrame(said, _SAID, orient="row"))
     if any(is_changed):
-        table = groups.hstack(pl.DataFrame(said, _SAID, orient="row"))
         events = _apply(events, table.filter(pl.Series(is_changed)))
-    counts = Counter[tuple[Any, ...]]()  # codes of one analyte may be found by different other codes
-    for code, unit, (analyte, *rest), count in zip(groups["code"], recorded, said, groups["events"], strict=True):
-        counts[code, analyte, unit, *rest] += count
-    rows = sorted(((*key, n) for key, n in counts.items()), key=lambda row: [(v is not None, v) for v in row])
-    return events, pl.DataFrame(rows, UNIT_SCHEMA, orient="row")
+    counts = table.select("code", "analyte", "unit", "new", "factor", "offset", "events")
+    counts.columns = list(UNIT_SCHEMA)
+    return events, merge_units([counts.cast(UNIT_SCHEMA)])  # codes of one analyte may be found by other codes
 
 
 def merge_units(tables: Sequence[pl.DataFrame | pl.LazyFrame]) -> pl.DataFrame:

@@ -1,0 +1,103 @@
+"""What lies in several chunks is linked as if it lay in one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from ehrseq.timeline.build import Assembled, ChunkMaker, assemble
+from ehrseq.timeline.follow_up import contacts
+from ehrseq.timeline.survey import Survey, survey
+
+PATIENTS: list[dict[str, Any]] = [
+    {"resourceType": "Patient", "id": "p", "gender": "female", "birthDate": "1950-06", "deceasedDateTime": "2021"},
+    {"resourceType": "Patient", "id": "q", "birthDate": "1960", "deceasedDateTime": "2020-05-01T10:00:00Z"},
+    {"resourceType": "Patient", "id": "r", "gender": "male"},
+    {"resourceType": "Patient", "id": "s", "birthDate": "1970-01-01"},
+]
+
+
+def concept(code: str) -> dict[str, Any]:
+    return {"coding": [{"system": "http://snomed.info/sct", "code": code}]}
+
+
+def given(number: int, medication: dict[str, Any]) -> dict[str, Any]:
+    """A dose of something, to one patient after the other."""
+    return {
+        "resourceType": "MedicationAdministration",
+        "id": f"a{number}",
+        "subject": {"reference": f"Patient/{'pqr'[number % 3]}"},
+        "effectiveDateTime": f"2019-01-{number + 1:02d}",
+        "dosage": {"dose": {"value": number, "unit": "mg"}},
+    } | medication
+
+
+def named(name: str) -> dict[str, Any]:
+    return {"medicationReference": {"reference": f"Medication/{name}"}}
+
+
+MEDICATIONS: list[dict[str, Any]] = [
+    {"resourceType": "Medication", "id": "one", "code": concept("A")},
+    {"resourceType": "Medication", "id": "mixture", "ingredient": [{"itemCodeableConcept": concept(c)} for c in "BC"]},
+    {"resourceType": "Medication", "id": "nothing", "code": {"text": "something"}},
+]
+DOSES = [
+    given(0, named("mixture")),
+    given(1, {"medicationCodeableConcept": concept("D")}),
+    given(2, named("one")),
+    given(3, named("nobody-knows")),
+    given(4, named("nothing")),
+    given(5, named("mixture")),
+    given(6, named("one")),
+    given(7, {"medicationCodeableConcept": concept("A")}),
+]
+EXPECTED = {"a0": "BC", "a1": "D", "a2": "A", "a5": "BC", "a6": "A", "a7": "A"}
+
+
+def linked(records: list[dict[str, Any]], full: int) -> tuple[Assembled, Survey]:
+    """Records read into chunks of `full` records."""
+    maker = ChunkMaker(["(in memory)"], full=full)
+    for record in records:
+        maker.reader.read_objects([record])
+        maker.reader.flush()
+    chunks = maker.finish()
+    known = survey(chunks)
+    return assemble(chunks, known), known
+
+
+@pytest.mark.parametrize("full", [1, 3, 1000])
+@pytest.mark.parametrize("medications", [MEDICATIONS, MEDICATIONS[:1], []])
+def test_medications_in_other_chunks(full: int, medications: list[dict[str, Any]]) -> None:
+    part, _ = linked(DOSES[:4] + PATIENTS + medications + DOSES[4:], full)
+    ids = {m["id"] for m in medications}
+    expected = {
+        name: codes
+        for name, codes in EXPECTED.items()
+        if (refers := DOSES[int(name[1:])].get("medicationReference")) is None or refers["reference"][11:] in ids
+    }
+    doses = part.events.filter(pl.col("resource_type") == "MedicationAdministration")
+    found = {
+        name: "".join(sorted(code[-1] for code in codes))
+        for name, codes in doses.group_by("resource_id").agg("code").iter_rows()
+    }
+    assert found == expected
+    values = doses.filter(pl.col("resource_id").is_in(["a0", "a5"]))["numeric_value"]
+    assert values.null_count() == len(values)  # the dose of a mixture is nobody's dose
+    alone = doses.filter(~pl.col("resource_id").is_in(["a0", "a5"]))
+    assert alone["numeric_value"].to_list() == [float(name[1:]) for name in alone["resource_id"]]
+
+
+@pytest.mark.parametrize("full", [1, 1000])
+def test_what_is_said_of_the_events_is_what_they_say(full: int) -> None:
+    part, known = linked(PATIENTS + MEDICATIONS + DOSES, full)
+    assert_frame_equal(part.contacts.sort("subject_id"), contacts(part.events).sort("subject_id"))
+    assert part.contacts["by_day"].sum() == 1
+    assert part.contacts["first_contact"].null_count() == 1
+    counts = Counter[str]()
+    for code, count in zip(known.split_codes[0], part.codes.tolist(), strict=True):
+        counts[code] += count
+    assert +counts == Counter(part.events["code"].to_list())
