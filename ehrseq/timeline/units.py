@@ -210,9 +210,9 @@ def normalise_units(events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     table = groups.hstack(pl.DataFrame(said, _SAID, orient="row"))
     if any(is_changed):
         events = _apply(events, table.filter(pl.Series(is_changed)))
-    counts = table.select("code", "analyte", "unit", "new", "factor", "offset", "events")
+    counts = table.select("code", "analyte", "unit", "new", "factor", "offset", pl.col("events").cast(pl.Int64))
     counts.columns = list(UNIT_SCHEMA)
-    return events, merge_units([counts.cast(UNIT_SCHEMA)])  # codes of one analyte may be found by other codes
+    return events, merge_units([counts])  # codes of one analyte may be found by other codes
 
 
 def merge_units(tables: Sequence[pl.DataFrame | pl.LazyFrame]) -> pl.DataFrame:
