@@ -58,7 +58,7 @@ STAGES = {
     "units": (build, "normalise_units"),
     "sort": (build, "sort_events"),
     "subjects and follow-up": (shards, "subject_frame"),
-    "contacts": (build, "_contacts"),
+    "contacts": (build, "reach"),
     "Parquet": (meds, "write_table"),
     "hashing the files": (meds, "write_manifest"),
 }
