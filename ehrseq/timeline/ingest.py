@@ -87,7 +87,7 @@ def ingest(
     """
     out = Path(out)
     cut = None if data_cut is None else as_instant(data_cut)
-    with uncollected(), ResumableFolder(out, "timelines", "ingest") as scratch:
+    with ResumableFolder(out, "timelines", "ingest") as scratch:
         (scratch.folder / TASKS).mkdir(exist_ok=True)
         dataset = scratch.folder / "dataset"
         shutil.rmtree(dataset, ignore_errors=True)
@@ -98,10 +98,11 @@ def ingest(
         with Pool(workers, scratch.lock) as pool:
             chunks = kept + _read(source, scratch, coding, kept, pool, strict, progress)
             chunks.sort(key=lambda c: (c.files, c.generation, c.piece, c.part))
-            known = survey(chunks, microseconds(cut))
-            check_patients(known, chunks)
-            known.save(scratch.folder / "survey")
-            known = Survey.load(scratch.folder / "survey")  # on disk, it is no memory
+            with uncollected():
+                known = survey(chunks, microseconds(cut))
+                check_patients(known, chunks)
+                known.save(scratch.folder / "survey")
+                known = Survey.load(scratch.folder / "survey")  # on disk, it is no memory
             result = write_dataset(chunks, known, cut, scratch.folder, pool, out)
         keep_chunks(chunks, coding, dataset / KEPT)
         scratch.publish(dataset)
