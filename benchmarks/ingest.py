@@ -56,7 +56,7 @@ STAGES = {
     "link": (build, "link"),
     "frame": (build, "event_frame"),
     "units": (build, "normalise_units"),
-    "sort": (build, "sort_events"),
+    "sort": (build, "_sorted"),
     "subjects and follow-up": (shards, "subject_frame"),
     "contacts": (build, "reach"),
     "Parquet": (meds, "write_table"),

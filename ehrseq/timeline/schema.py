@@ -187,8 +187,13 @@ def as_instant(moment: str | date | datetime) -> datetime:
     return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
 
 
-def sort_events(events: pl.DataFrame, keys: Sequence[npt.NDArray[Any]] | None = None) -> pl.DataFrame:
-    """Events in the one canonical order, which does not depend on the order of the input.
+def sort_events(events: pl.DataFrame) -> pl.DataFrame:
+    """Events in the one canonical order, which does not depend on the order of the input."""
+    return events[event_order(events)]
+
+
+def event_order(events: pl.DataFrame, keys: Sequence[npt.NDArray[Any]] | None = None) -> npt.NDArray[Any]:
+    """The rows in the order of `sort_events`.
 
     `keys` are numbers in the order of subject, time, known time and code, where they are at hand. (Subjects may stand
     in another order than by their ids.)
@@ -203,7 +208,7 @@ def sort_events(events: pl.DataFrame, keys: Sequence[npt.NDArray[Any]] | None = 
     rest = [name for name in events.columns if name not in (*REQUIRED_EVENT_COLUMNS, "known_time", *_TELLING)]
     for columns in (_TELLING, rest):
         again = _untie(events, order, again, columns)
-    return events[order]
+    return order
 
 
 _TELLING = ("numeric_value", "text_value", "resource_type", "resource_id")
