@@ -55,6 +55,7 @@ def write_dataset(
     for name in ("data", "metadata"):
         (folder / name).mkdir(parents=True)
     pool.loaded |= {"survey": known, "chunks": chunks}
+    batches = _batches(chunks, 2 * ROWS_AT_ONCE // (pool.workers + 1))
     jobs = [
         {
             "do": "shards",
@@ -63,7 +64,7 @@ def write_dataset(
             "first": first,
             "last": last,
         }
-        for first, last in _batches(chunks, 2 * ROWS_AT_ONCE // (pool.workers + 1))
+        for first, last in sorted(batches, key=lambda each: each[0] - each[1])  # no process waits long for the last
     ]
     counts, left_out, code_counts = settled_counts(chunks, known), Counter[str](), np.zeros(len(known.codes), np.int64)
     parts: dict[int, dict[str, pl.DataFrame]] = {}

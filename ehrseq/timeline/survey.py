@@ -353,13 +353,15 @@ def _codes(
         for at, (target, code) in enumerate(zip(table["target"].to_list(), table["code"].to_list(), strict=True)):
             facts[target] = (code, *made_of.get(at, _NOTHING))
     medications = medication_codes(facts, resolve)
-    listed = [chunk.tables["codes"]["code"].to_list() for chunk in chunks]
-    everything = {code for codes in listed for code in codes}.union(*medications.values()) - {None}
-    codes: list[str | None] = [None, *sorted(everything)]
+    listed = [chunk.tables["codes"]["code"] for chunk in chunks]
+    made = pl.Series([code for found in medications.values() for code in found], dtype=pl.String)
+    everything = pl.concat([*listed, made]).unique().drop_nulls().sort()
+    codes: list[str | None] = [None, *everything]
     number = {code: n for n, code in enumerate(codes)}
+    order = pl.Enum(everything)
     return (
         codes,
-        [np.array([number[code] for code in codes], np.int32) for codes in listed],
+        [(each.cast(order).to_physical().cast(pl.Int32) + 1).fill_null(0).to_numpy() for each in listed],
         {target: [number[code] for code in found] for target, found in medications.items()},
     )
 
