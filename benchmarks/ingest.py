@@ -58,7 +58,7 @@ STAGES = {
     "units": (build, "normalise_units"),
     "sort": (build, "_sorted"),
     "subjects and follow-up": (shards, "subject_frame"),
-    "contacts": (build, "reach"),
+    "contacts": (build, "contacts_of"),
     "Parquet": (meds, "write_table"),
     "hashing the files": (meds, "write_manifest"),
 }

@@ -25,7 +25,7 @@ from ehrseq.fhir.references import subject_number as subject_number
 from ehrseq.fhir.rows import TYPES, Rows
 from ehrseq.fhir.source import Progress, find_files, size_on_disk
 from ehrseq.frames import at_once, places
-from ehrseq.timeline.follow_up import follow_up_steps, reach
+from ehrseq.timeline.follow_up import contacts_of, follow_up_steps
 from ehrseq.timeline.link import Linked, link, source_names
 from ehrseq.timeline.meds import SHARDS, shard_of, shards_of
 from ehrseq.timeline.schema import DEATH_CODE, EVENT_SCHEMA, SUBJECT_SCHEMA, TIME, as_instant, event_order
@@ -153,7 +153,7 @@ def assembled(linked: Linked, known: Survey, by_shard: bool = False) -> Assemble
     flags = _flags(linked, known)
     codes = np.bincount(linked.events.code, minlength=len(known.codes))
     del linked, start, known_time
-    contacts = reach(events.lazy().select("subject_id", "time", "known_time").with_columns(flags))
+    contacts = contacts_of(events.lazy().select("subject_id", "time", "known_time").with_columns(flags))
     events, units = normalise_units(events)
     events = _sorted(events, keys)
     return Assembled(
@@ -223,7 +223,7 @@ def event_frame(linked: Linked, known: Survey, time: Ints, known_time: Ints) -> 
 
 
 def _flags(linked: Linked, known: Survey) -> list[pl.Series]:
-    """Of each event what `reach` asks, as `follow_up.contacts` tells it by the codes' names: numbers tell it sooner."""
+    """The columns `is_contact` and `by_day` of `contacts_of`, from the numbers of codes instead of their names."""
     e, (is_life, is_death) = linked.events, known.life_codes
     is_date = (e.precision > 0) & (e.precision <= PRECISIONS.index("day"))
     return [

@@ -152,13 +152,16 @@ def contacts(events: pl.DataFrame) -> pl.DataFrame:
     """
     by_day = is_day() if "time_precision" in events.columns else pl.lit(False)
     died = pl.col("code").str.starts_with(DEATH_CODE)
-    return reach(
+    return contacts_of(
         events.lazy().select("subject_id", "time", "known_time", is_contact=is_contact(), by_day=died & by_day)
     )
 
 
-def reach(events: pl.LazyFrame) -> pl.DataFrame:
-    """The same of events with `subject_id`, `time`, `known_time`, `is_contact` and (of deaths) `by_day`."""
+def contacts_of(events: pl.LazyFrame) -> pl.DataFrame:
+    """What `contacts` returns, from `subject_id`, `time`, `known_time`, `is_contact` and `by_day` of each event.
+
+    `is_contact` is as the function of that name says, `by_day` whether the event is a death with a date alone.
+    """
     shown = pl.when("is_contact")
     return at_once(
         events.select(

@@ -34,7 +34,9 @@ class Part:
     stay: Ints  # index into the next two
     stays: pa.LargeStringArray  # `Encounter/id`, or the name of a result that its report dates
     points_at: npt.NDArray[np.uint8]
-    events: npt.NDArray[np.void]  # codes as the survey numbers them; below 0: -1 - an index into the next
+    # codes as the survey numbers them; one below 0 is no longer -1 - the number of a reference, but -1 - an index into
+    # `medications`
+    events: npt.NDArray[np.void]
     medications: pa.LargeStringArray  # `Medication/id`
     texts: pa.LargeStringArray
 
@@ -145,6 +147,9 @@ def _named_medications(
     written = events["code"]
     pending = np.flatnonzero(written < 0)
     code = survey.code_numbers[number][np.maximum(written, 0)]
+    if not len(pending):
+        events["code"] = code
+        return strings([])
     used, which = _used(-1 - written[pending], len(columns.names))
     code[pending] = -1 - which
     events["code"] = code
@@ -155,13 +160,14 @@ def resolve_medications(parts: list[Part], survey: Survey) -> npt.NDArray[np.voi
     """The events of all parts, with codes alone: a reference to a Medication gives none (0), one, or several events."""
     before = np.cumsum([0] + [len(part.medications) for part in parts])
     shift = np.repeat(before[:-1], [len(part.events) for part in parts])
-    size, begin, codes = survey.find_medications(series([part.medications for part in parts]))
+    index = survey.medication_index
+    size, begin = index.find(series([part.medications for part in parts]))
     events = together(parts, "events")
     code = events["code"].copy()
     pending = np.flatnonzero(code < 0)
     which = shift[pending] - 1 - code[pending]
     if (size == 1).all():
-        code[pending] = codes[begin[which]]
+        code[pending] = index.codes[begin[which]]
         events["code"] = code
         return events
     repeats = np.ones(len(code), np.int64)
@@ -177,7 +183,7 @@ def resolve_medications(parts: list[Part], survey: Survey) -> npt.NDArray[np.voi
     # the codes of one Medication lie one after the other: of each event the place of its own
     begin, many = begin[which], size[which]
     place = np.arange(many.sum()) + np.repeat(begin - (np.cumsum(many) - many), many)
-    events["code"][is_reference] = codes[place]
+    events["code"][is_reference] = index.codes[place]
     return events
 
 

@@ -55,7 +55,8 @@ def write_dataset(
     for name in ("data", "metadata"):
         (folder / name).mkdir(parents=True)
     pool.loaded |= {"survey": known, "chunks": chunks}
-    batches = _batches(chunks, 2 * ROWS_AT_ONCE // (pool.workers + 1))
+    # the largest first, so that no process waits long for the last
+    batches = sorted(_batches(chunks, 2 * ROWS_AT_ONCE // (pool.workers + 1)), reverse=True)
     jobs = [
         {
             "do": "shards",
@@ -64,7 +65,7 @@ def write_dataset(
             "first": first,
             "last": last,
         }
-        for first, last in sorted(batches, key=lambda each: each[0] - each[1])  # no process waits long for the last
+        for _, first, last in batches
     ]
     counts, left_out, code_counts = settled_counts(chunks, known), Counter[str](), np.zeros(len(known.codes), np.int64)
     parts: dict[int, dict[str, pl.DataFrame]] = {}
@@ -72,7 +73,8 @@ def write_dataset(
         # while the others are busy: what is added up at the end they would have to wait for
         counts.update({(file, kind, reason): n for file, kind, reason, n in part["counts"]})
         left_out.update(part["left_out"])
-        code_counts[part["codes"][0]] += part["codes"][1]
+        numbers, times = np.array(part["codes"], np.int64)
+        code_counts[numbers] += times
         first = part["first"]
         parts[first] = {name: pl.read_ipc_stream(scratch / f"{name}-{first}.arrow") for name in _PART_TABLES}
     pool.stop()  # what is left to do needs their memory more than them
@@ -114,17 +116,17 @@ def write_dataset(
 _PART_TABLES = ("patients", "contacts", "units")
 
 
-def _batches(chunks: list[Chunk], rows: int) -> Iterator[tuple[int, int]]:
-    """Ranges of shards, each with about so many records and events: at most half a shard more."""
+def _batches(chunks: list[Chunk], rows: int) -> Iterator[tuple[int, int, int]]:
+    """Ranges of shards with about so many records and events, at most half a shard more: how many, first, last."""
     bounds = np.array([c.record_bounds for c in chunks]) + np.array([c.event_bounds for c in chunks])
     sizes = np.diff(bounds.sum(axis=0))[: meds.SHARDS].tolist()
     first = held = 0
     for shard, size in enumerate(sizes):
         if held and held + size // 2 > rows:
-            yield first, shard
+            yield held, first, shard
             first, held = shard, 0
         held += size
-    yield first, meds.SHARDS
+    yield held, first, meds.SHARDS
 
 
 def _by_name(counts: npt.NDArray[np.int64], known: Survey) -> Counter[str]:
@@ -145,9 +147,10 @@ def write_shards(job: dict[str, Any], loaded: dict[str, Any]) -> dict[str, Any]:
     meds.write_shards(part.events, scratch / "dataset" / "data", first, last)
     for name in _PART_TABLES:
         getattr(part, name).write_ipc_stream(scratch / f"{name}-{first}.arrow")
+    there = np.flatnonzero(part.codes)
     return {
         "first": first,
         "counts": [(file, kind, reason, n) for (file, kind, reason), n in part.counts.items()],
         "left_out": dict(part.left_out),
-        "codes": [(there := np.flatnonzero(part.codes)).tolist(), part.codes[there].tolist()],
+        "codes": [there.tolist(), part.codes[there].tolist()],
     }

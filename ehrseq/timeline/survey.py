@@ -34,6 +34,7 @@ from ehrseq.fhir.references import (
 )
 from ehrseq.frames import at_once, places
 from ehrseq.timeline.duplicates import SEED, Dropped, settle_duplicates
+from ehrseq.timeline.medications import MedicationIndex
 from ehrseq.timeline.meds import SHARDS, shard_of
 from ehrseq.timeline.schema import BIRTH_CODE, DEATH_CODE
 
@@ -85,24 +86,9 @@ class Survey:
         return death | np.array([(code or "").startswith(BIRTH_CODE) for code in self.codes]), death
 
     @cached_property
-    def _medications(self) -> tuple[npt.NDArray[np.uint64], Ints, Ints, Ints]:
-        """Hashes of `Medication/id`, sorted; how many codes each has and where they begin among all; all."""
-        sizes = np.array([len(codes) for codes in self.medications.values()], np.int64)
-        keys = pl.Series(list(self.medications), dtype=pl.String).hash(SEED).to_numpy()
-        order = np.argsort(keys)
-        codes = np.array([code for codes in self.medications.values() for code in codes], np.int32)
-        return keys[order], sizes[order], (np.cumsum(sizes) - sizes)[order], codes
-
-    def find_medications(self, targets: pl.Series) -> tuple[Ints, Ints, Ints]:
-        """Of each `Medication/id`: how many codes it has and where they begin in all codes, which come third. Where
-        it is unknown, or has none, that is one code: 0, none."""
-        keys, sizes, begin, codes = self._medications
-        if not len(keys):
-            return np.ones(len(targets), np.int64), np.zeros(len(targets), np.int64), np.zeros(1, np.int32)
-        wanted = targets.hash(SEED).to_numpy()
-        at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        has = (keys[at] == wanted) & (sizes[at] > 0)
-        return np.where(has, sizes[at], 1), np.where(has, begin[at], len(codes)), np.append(codes, np.int32(0))
+    def medication_index(self) -> MedicationIndex:
+        """The same codes of Medications, for looking many up."""
+        return MedicationIndex.of(self.medications)
 
     def find_subject(self, subject: Ints) -> Ints:
         """Of each subject id: the one that replaced it, else itself."""
@@ -358,7 +344,7 @@ def _codes(
     everything = pl.concat([*listed, made]).unique().drop_nulls().sort()
     codes: list[str | None] = [None, *everything]
     number = {code: n for n, code in enumerate(codes)}
-    order = pl.Enum(everything)
+    order = pl.Enum(everything)  # numbers a whole column as `number` does one code
     return (
         codes,
         [(each.cast(order).to_physical().cast(pl.Int32) + 1).fill_null(0).to_numpy() for each in listed],

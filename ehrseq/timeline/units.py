@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +29,8 @@ UNIT_SCHEMA: dict[str, Any] = {
     "offset": pl.Float64,
     "events": pl.Int64,
 }
+
+_UNIT_KEYS = [name for name in UNIT_SCHEMA if name != "events"]
 
 # HbA1c of the NGSP in % from that of the IFCC in mmol/mol: Hoelzel et al., Clin Chem 2004;50:166-74, as the joint
 # consensus statement has it (Diabetes Care 2007;30:2399-400)
@@ -207,21 +210,22 @@ def normalise_units(events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     recorded = groups["unit"].to_list()
     said = [_said(key, unit) for key, unit in zip(groups["_key"], recorded, strict=True)]
     is_changed = [new != unit and factor is not None for unit, (_, new, factor, _) in zip(recorded, said, strict=True)]
-    table = groups.hstack(pl.DataFrame(said, _SAID, orient="row"))
     if any(is_changed):
+        table = groups.hstack(pl.DataFrame(said, _SAID, orient="row"))
         events = _apply(events, table.filter(pl.Series(is_changed)))
-    counts = table.select("code", "analyte", "unit", "new", "factor", "offset", pl.col("events").cast(pl.Int64))
-    counts.columns = list(UNIT_SCHEMA)
-    return events, merge_units([counts])  # codes of one analyte may be found by other codes
+    counts = Counter[tuple[Any, ...]]()  # codes of one analyte may be found by different other codes
+    for code, unit, (analyte, *rest), count in zip(groups["code"], recorded, said, groups["events"], strict=True):
+        counts[code, analyte, unit, *rest] += count
+    rows = [(*key, n) for key, n in counts.items()]
+    return events, pl.DataFrame(rows, UNIT_SCHEMA, orient="row").sort(_UNIT_KEYS)
 
 
 def merge_units(tables: Sequence[pl.DataFrame | pl.LazyFrame]) -> pl.DataFrame:
     """Tables of units of several parts of a dataset as one, sorted."""
     if not tables:
         return pl.DataFrame(schema=UNIT_SCHEMA)
-    keys = [name for name in UNIT_SCHEMA if name != "events"]
-    merged = pl.concat([table.lazy() for table in tables]).group_by(keys).agg(pl.col("events").sum())
-    return at_once(merged.select(*UNIT_SCHEMA).sort(keys))
+    merged = pl.concat([table.lazy() for table in tables]).group_by(_UNIT_KEYS).agg(pl.col("events").sum())
+    return at_once(merged.select(*UNIT_SCHEMA).sort(_UNIT_KEYS))
 
 
 def analyte_code(events: pl.DataFrame) -> pl.Expr:

@@ -168,6 +168,21 @@ def test_a_source_in_memory_goes_to_a_folder_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+def test_shards_without_events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    monkeypatch.setattr(shards, "ROWS_AT_ONCE", 1)
+    monkeypatch.setattr(stages, "SMALL", 0)
+    export = tmp_path / "export"
+    write(export / "silent.ndjson", *({"resourceType": "Patient", "id": f"s{n}"} for n in range(20)))
+    silent = ingest(export, tmp_path / "silent", workers=workers)
+    assert (silent.subjects, silent.events) == (20, 0)
+    write(export / "one.ndjson", patient("p"), observation("o", "p", 3))
+    done = ingest(export, tmp_path / "out", workers=workers)
+    in_memory = read_fhir(export)
+    assert done.summary() == in_memory.summary()
+    assert_frame_equal(done.load().events, in_memory.events, categorical_as_str=True)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.usefixtures("small_tasks")
 def test_strict_stops_at_the_first_that_cannot_be_read(
     export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from ehrseq.fhir.ledger import Reason
 from ehrseq.timeline.build import Assembled, ChunkMaker, assemble
 from ehrseq.timeline.follow_up import contacts
 from ehrseq.timeline.survey import Survey, survey
@@ -17,8 +18,15 @@ PATIENTS: list[dict[str, Any]] = [
     {"resourceType": "Patient", "id": "p", "gender": "female", "birthDate": "1950-06", "deceasedDateTime": "2021"},
     {"resourceType": "Patient", "id": "q", "birthDate": "1960", "deceasedDateTime": "2020-05-01T10:00:00Z"},
     {"resourceType": "Patient", "id": "r", "gender": "male"},
-    {"resourceType": "Patient", "id": "s", "birthDate": "1970-01-01"},
+    {"resourceType": "Patient", "id": "s", "birthDate": "1970-01-01", "deceasedDateTime": "2020-02-03"},
 ]
+UNDATED = {
+    "resourceType": "Observation",
+    "id": "o",
+    "status": "final",
+    "code": {"coding": [{"system": "http://loinc.org", "code": "718-7"}]},
+    "subject": {"reference": "Patient/s"},
+}
 
 
 def concept(code: str) -> dict[str, Any]:
@@ -85,18 +93,24 @@ def test_medications_in_other_chunks(full: int, medications: list[dict[str, Any]
         for name, codes in doses.group_by("resource_id").agg("code").iter_rows()
     }
     assert found == expected
-    values = doses.filter(pl.col("resource_id").is_in(["a0", "a5"]))["numeric_value"]
-    assert values.null_count() == len(values)  # the dose of a mixture is nobody's dose
+    mixed = doses.filter(pl.col("resource_id").is_in(["a0", "a5"]))
+    assert mixed["numeric_value"].null_count() == mixed["unit"].null_count() == len(mixed)  # nobody's dose
     alone = doses.filter(~pl.col("resource_id").is_in(["a0", "a5"]))
     assert alone["numeric_value"].to_list() == [float(name[1:]) for name in alone["resource_id"]]
+    assert alone["unit"].to_list() == ["mg"] * len(alone)
+    fates = Counter[int]()
+    for (_, kind, reason), count in part.counts.items():
+        fates[reason] += count * (kind == "MedicationAdministration")
+    assert fates[Reason.EVENTS] == len(expected)
+    assert fates[Reason.UNKNOWN_MEDICATION] == len(DOSES) - len(expected)
 
 
 @pytest.mark.parametrize("full", [1, 1000])
 def test_what_is_said_of_the_events_is_what_they_say(full: int) -> None:
-    part, known = linked(PATIENTS + MEDICATIONS + DOSES, full)
+    part, known = linked([*PATIENTS, *MEDICATIONS, *DOSES, UNDATED], full)
     assert_frame_equal(part.contacts.sort("subject_id"), contacts(part.events).sort("subject_id"))
-    assert part.contacts["by_day"].sum() == 1
-    assert part.contacts["first_contact"].null_count() == 1
+    assert part.contacts["by_day"].sum() == 2  # not the one with a clock time
+    assert part.contacts["first_contact"].null_count() == 1  # an undated Observation is none
     counts = Counter[str]()
     for code, count in zip(known.split_codes[0], part.codes.tolist(), strict=True):
         counts[code] += count
