@@ -183,7 +183,7 @@ def _times(linked: Linked, known: Survey) -> tuple[Ints, Ints]:
     """When the events were, and since when that is known, in microseconds."""
     e = linked.events
     # a death of day precision is over at the end of that day: nothing of the day comes after it
-    is_death = np.array([code == DEATH_CODE for code in known.split_codes[0].to_list()])[e.code]
+    is_death = (known.split_codes[0] == DEATH_CODE).fill_null(False).to_numpy()[e.code]
     time = np.where(is_death, e.end, e.start)
     return time, np.where(e.start == NO_TIME, NO_TIME, np.maximum(e.known, time))
 

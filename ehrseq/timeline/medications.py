@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ehrseq.frames import places
 from ehrseq.timeline.duplicates import SEED
 
 Ints = npt.NDArray[Any]
@@ -16,9 +17,10 @@ Ints = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class MedicationIndex:
-    """Medications by the hash of `Medication/id`, as encounters are: 64 bits tell them apart."""
+    """Medications by the hash of `Medication/id`; what is found by it is found only where the name is the same."""
 
     keys: npt.NDArray[np.uint64]  # sorted
+    names: pl.Series
     sizes: Ints  # how many codes each has: one at least
     begin: Ints  # where they begin in `codes`
     codes: Ints  # the codes of one after the other; the last is 0, for what is unknown
@@ -28,10 +30,11 @@ class MedicationIndex:
         """Of the numbers of each one's codes. One without a code has the code 0, none."""
         listed = [codes or [0] for codes in medications.values()]
         sizes = np.array([len(codes) for codes in listed], np.int64)
-        keys = pl.Series(list(medications), dtype=pl.String).hash(SEED).to_numpy()
+        names = pl.Series(list(medications), dtype=pl.String)
+        keys = names.hash(SEED).to_numpy()
         order = np.argsort(keys)
         codes = np.array([code for codes in listed for code in codes] + [0], np.int32)
-        return cls(keys[order], sizes[order], (np.cumsum(sizes) - sizes)[order], codes)
+        return cls(keys[order], names[places(order)], sizes[order], (np.cumsum(sizes) - sizes)[order], codes)
 
     def find(self, targets: pl.Series) -> tuple[Ints, Ints]:
         """Of each `Medication/id`: how many codes it has, and where they begin in `codes`.
@@ -45,5 +48,5 @@ class MedicationIndex:
             return np.ones(len(targets), np.int64), np.zeros(len(targets), np.int64)
         wanted = targets.hash(SEED).to_numpy()
         at = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
-        known = self.keys[at] == wanted
+        known = (self.names[places(at)] == targets).to_numpy()
         return np.where(known, self.sizes[at], 1), np.where(known, self.begin[at], len(self.codes) - 1)

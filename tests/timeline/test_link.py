@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -12,6 +13,7 @@ from polars.testing import assert_frame_equal
 from ehrseq.fhir.ledger import Reason
 from ehrseq.timeline.build import Assembled, ChunkMaker, assemble
 from ehrseq.timeline.follow_up import contacts
+from ehrseq.timeline.medications import MedicationIndex
 from ehrseq.timeline.survey import Survey, survey
 
 PATIENTS: list[dict[str, Any]] = [
@@ -115,3 +117,13 @@ def test_what_is_said_of_the_events_is_what_they_say(full: int) -> None:
     for code, count in zip(known.split_codes[0], part.codes.tolist(), strict=True):
         counts[code] += count
     assert +counts == Counter(part.events["code"].to_list())
+
+
+def test_a_medication_of_another_name_is_not_taken_for_the_one_whose_hash_it_shares() -> None:
+    index = MedicationIndex.of({"Medication/a": [7], "Medication/b": [3, 4]})
+    targets = pl.Series(["Medication/b", "Medication/a"])
+    sizes, begin = index.find(targets)
+    assert (sizes.tolist(), index.codes[begin].tolist()) == ([2, 1], [3, 7])
+    shared = replace(index, names=pl.Series(["Medication/x", "Medication/y"]))  # the hashes of a and b
+    sizes, begin = shared.find(targets)
+    assert (sizes.tolist(), index.codes[begin].tolist()) == ([1, 1], [0, 0])
