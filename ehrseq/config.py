@@ -94,16 +94,18 @@ class TrainingConfig:
 class BoostedConfig:
     """The boosted hazards: how trees are grown.
 
-    `landmarks_per_subject` prediction times are drawn once; the time after them is seen in `periods` coarse steps. All
-    periods with an event are used, and those of about `event_free_rows` prediction times without, weighted up. A leaf's
-    value is drawn to 0 by `prior_events` expected events. The tuning likelihood chooses the number of trees.
+    The log hazards of `members` are averaged, each with `landmarks_per_subject` prediction times of its own; the time
+    after them is seen in `periods` coarse steps. All periods with an event are used, and those of about
+    `event_free_rows` prediction times without, weighted up. A leaf's value is drawn to 0 by `prior_events` expected
+    events. The tuning likelihood chooses the number of trees.
     """
 
+    members: int = 3
     landmarks_per_subject: int = 8
-    periods: int = 4
+    periods: int = 2
     event_free_rows: int = 25_000
-    max_trees: int = 200
-    learning_rate: float = 0.05
+    max_trees: int = 140
+    learning_rate: float = 0.07
     leaves: int = 12
     min_rows_per_leaf: int = 200
     prior_events: float = 20.0

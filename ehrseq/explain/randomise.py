@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ehrseq.model.boosted import Trees
 from ehrseq.model.cox import CoxHazard
 from ehrseq.model.fitted import Fitted
 from ehrseq.model.network import ProgressionNetwork
+from ehrseq.model.trees import Trees
 
 
 def randomised(fitted: Fitted, seed: int = 0) -> Fitted:

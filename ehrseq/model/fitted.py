@@ -15,7 +15,7 @@ from ehrseq.features.tabular import Tabulator
 from ehrseq.model.adjustment import Adjustment
 from ehrseq.model.artifact import Artifact, load_weights
 from ehrseq.model.baselines import HazardBaseline
-from ehrseq.model.boosted import BoostedHazard, BoostedHazards, Trees
+from ehrseq.model.boosted import BoostedHazard, BoostedHazards
 from ehrseq.model.cox import CoxHazard
 from ehrseq.model.ensemble import Ensemble
 from ehrseq.model.heads import HazardName
@@ -25,6 +25,7 @@ from ehrseq.model.network import ProgressionNetwork
 from ehrseq.model.path_model import PathModel
 from ehrseq.model.profile import Profile
 from ehrseq.model.sample import history_of
+from ehrseq.model.trees import Trees
 from ehrseq.tokens.encode import MICROSECONDS_PER_DAY, EncodedTimelines
 from ehrseq.tokens.vocabulary import Vocabulary
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,9 +79,9 @@ def _fit_beside(plan: Plan, timelines: Timelines, splits: pl.DataFrame, found: d
     """Put what is fitted without the networks into `found`, step by step: boosted or linear hazards, and labs."""
     parts, config = plan.parts, plan.config
     if config.model in ("boosted", "hybrid"):
-        for hazard in _fit_boosted(parts, plan.labeller, plan.vocabulary, plan.edges, plan.outcomes, config):
-            found["boosted"].append(hazard)
-            yield
+        found["boosted"] = yield from _fit_boosted(
+            parts, plan.labeller, plan.vocabulary, plan.edges, plan.outcomes, config
+        )
     if config.model == "cox":
         found["cox"] = _fit_cox(parts["train"], plan.vocabulary, plan.edges, plan.outcomes)
     if plan.task is not None and plan.task.labs:
@@ -93,33 +93,47 @@ def _fit_beside(plan: Plan, timelines: Timelines, splits: pl.DataFrame, found: d
 def _fit_boosted(
     parts: dict[str, Part], labeller: Labeller, vocabulary: Vocabulary, edges: Float, sample: Sample,
     config: ModelConfig,
-) -> Iterator[BoostedHazard]:  # fmt: skip
-    """One boosted hazard for each of the task's."""
+) -> Generator[None, None, list[BoostedHazard]]:  # fmt: skip
+    """The boosted hazard of each of the task's, the mean of several members, after a step for each member's.
+
+    Members differ in their prediction times, of training (the first has `sample`) and of tuning, and in the features
+    that each split may choose from; they share where features are cut, and the linear models.
+    """
     settings = config.boosted
-    rng = np.random.default_rng([config.seed, 3])
-    tuning = parts["tuning"].draw(rng, settings.landmarks_per_subject, labeller)
-    rows = [
-        Tabulator(history_of(part.encoded, vocabulary)).rows(drawn.row, drawn.time)
-        for part, drawn in ((parts["train"], sample), (parts["tuning"], tuning))
-    ]
     period = periods(len(edges) - 1, settings.periods)
-    share = min(1.0, settings.event_free_rows / len(sample.row))
-    keep = [(rng.random(len(sample.row)) < share) / share, np.ones(len(tuning.row))]
-    cuts = Cuts.fit(
-        np.column_stack([rows[0], (np.arange(len(rows[0])) % settings.periods).astype(np.float32)]), settings.bins
-    )
-    for h in range(len(labeller.hazards)):
-        sets: list[PersonPeriods] = []
-        for drawn, features in zip((sample, tuning), rows, strict=True):
-            exposure, interval = drawn.target.person_intervals(h, edges)
-            weight = drawn.target.weight / drawn.target.weight.mean() / settings.landmarks_per_subject
-            if not sets:
-                happened = interval >= 0
-                base = base_log_hazard(exposure, np.where(happened, interval, 0), happened, weight)
-                linear = CoxHazard.fit(age_and_times(features), exposure, interval, weight, base)
-            start = linear.log_hazard(age_and_times(features))
-            sets.append(person_periods(features, exposure, interval, weight, start, period, keep[len(sets)]))
-        yield BoostedHazard.fit(sets[0], sets[1], cuts, linear, period, settings, config.seed)
+    linear: list[CoxHazard] = []
+    found: list[list[BoostedHazard]] = [[] for _ in labeller.hazards]
+    cuts = None
+    for member in range(settings.members):
+        rng = np.random.default_rng([config.seed, 3, member])
+        if member:
+            sample = parts["train"].draw(rng, settings.landmarks_per_subject, labeller)
+        tuning = parts["tuning"].draw(rng, settings.landmarks_per_subject, labeller)
+        rows = [
+            Tabulator(history_of(part.encoded, vocabulary)).rows(drawn.row, drawn.time)
+            for part, drawn in ((parts["train"], sample), (parts["tuning"], tuning))
+        ]
+        share = min(1.0, settings.event_free_rows / len(sample.row))
+        keep = [(rng.random(len(sample.row)) < share) / share, np.ones(len(tuning.row))]
+        if cuts is None:
+            asked = (np.arange(len(rows[0])) % settings.periods).astype(np.float32)
+            cuts = Cuts.fit(np.column_stack([rows[0], asked]), settings.bins)
+        for h in range(len(labeller.hazards)):
+            sets: list[PersonPeriods] = []
+            for drawn, features, kept in zip((sample, tuning), rows, keep, strict=True):
+                exposure, interval = drawn.target.person_intervals(h, edges)
+                weight = drawn.target.weight / drawn.target.weight.mean() / settings.landmarks_per_subject
+                if len(linear) == h:
+                    happened = interval >= 0
+                    base = base_log_hazard(exposure, np.where(happened, interval, 0), happened, weight)
+                    linear.append(CoxHazard.fit(age_and_times(features), exposure, interval, weight, base))
+                start = linear[h].log_hazard(age_and_times(features))
+                sets.append(person_periods(features, exposure, interval, weight, start, period, kept))
+            seed = config.seed + 1000 * member
+            found[h].append(BoostedHazard.fit(sets[0], sets[1], cuts, linear[h], period, settings, seed))
+            yield
+        del rows, features, sets  # else those of two members would be held at once
+    return [BoostedHazard.mean(each) for each in found]
 
 
 def _fit_cox(part: Part, vocabulary: Vocabulary, edges: Float, sample: Sample) -> list[CoxHazard]:

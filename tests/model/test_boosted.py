@@ -9,10 +9,13 @@ import pytest
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from ehrseq.config import BoostedConfig
+from ehrseq.estimator import ProgressionModel
 from ehrseq.features.tabular import OVERALL
-from ehrseq.model.boosted import FEW_ROWS, BoostedHazard, BoostedHazards, Cuts, Trees, periods, person_periods
+from ehrseq.model.boosted import BoostedHazard, BoostedHazards, Cuts, periods, person_periods
 from ehrseq.model.cox import CoxHazard
 from ehrseq.model.heads import exposure_and_interval, interval_edges
+from ehrseq.model.trees import FEW_ROWS, Trees
+from tests.toy import CONFIG, TASK, cohort
 
 EDGES = interval_edges(1000.0, 6)
 
@@ -95,6 +98,45 @@ def test_hazards_together_are_each_alone_to_the_last_bit():
         assert not np.array_equal(each[:, 0], each[:, 2])
         with pytest.raises(IndexError):  # never a value of the next row
             together.log_hazard(fresh[:n, :-1])
+
+
+def test_the_mean_of_hazards_forecasts_the_mean_of_their_log_hazards():
+    x, rng = rows(3000), np.random.default_rng(7)
+    wide = np.column_stack([x, rng.integers(0, 3, 3000).astype(np.float32)])
+    cuts = Cuts.fit(wide, 64)
+    linear = CoxHazard(np.linspace(-7, -6, 6), np.zeros(8), np.ones(8), np.full(8, 0.1))
+    members = [BoostedHazard(linear, Trees.none(), periods(6, 3))]  # one that had no event to learn from
+    for seed, n_trees in ((0, 3), (1, 12)):
+        y = rng.poisson(np.exp(np.nan_to_num(x[:, 0]) + 0.5 * np.isnan(x[:, 1]) + 0.3 * wide[:, 7]))
+        model = HistGradientBoostingRegressor(
+            loss="poisson", max_iter=n_trees, max_features=0.5, early_stopping=False, random_state=seed
+        )
+        trees = cuts.uncoded(Trees.from_sklearn(model.fit(cuts.codes(wide), y.astype(float))))
+        members.append(replace(members[0], trees=trees))
+    mean = BoostedHazard.mean(members)
+    assert len(mean.trees.root) == 15
+    for n in (5, 500):
+        fresh = rows(n, seed=8)
+        each = [member.log_hazard(fresh) for member in members]
+        np.testing.assert_allclose(mean.log_hazard(fresh), np.mean(each, axis=0), atol=1e-12)
+        assert np.abs(each[1] - each[2]).max() > 0.01
+        assert np.abs(each[0] - each[2]).max() > 0.01
+
+
+def test_members_differ_and_the_first_is_that_of_a_model_with_one(monkeypatch):
+    made = []
+    mean = BoostedHazard.mean
+    monkeypatch.setattr(BoostedHazard, "mean", lambda several: made.append(several) or mean(several))
+    for n in (1, 3):
+        boosted = replace(CONFIG.boosted, members=n)
+        ProgressionModel(replace(CONFIG, model="boosted", boosted=boosted)).fit(cohort(400), TASK)
+    one, three = made[:3], made[3:]  # of each of the task's hazards
+    assert [len(members) for members in made] == [1] * 3 + [3] * 3
+    for alone, (first, second, third) in zip(one, three, strict=True):
+        assert np.array_equal(first.trees.value, alone[0].trees.value)
+        assert not np.array_equal(first.trees.value, second.trees.value)
+        assert not np.array_equal(second.trees.value, third.trees.value)
+        assert first.linear is second.linear is third.linear
 
 
 def test_boosted_hazards_come_near_the_hazards_that_made_the_data():
