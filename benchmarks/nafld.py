@@ -9,7 +9,7 @@ all hazards at eight landmarks drawn over each of these people's follow-up, of m
 differences) and RESULTS/timing.json. Fold f tests on hash buckets [20f, 20f + 20), tunes on the ten before, trains on
 the rest; the bucket is int(sha256(upstream id)[:8], 16) % 100. The default configuration was chosen
 on one split and nothing else: training on buckets 0-89 and tuning on 90-99 at first, training on 0-79, tuning on 80-89
-and judging by the likelihood on 90-99 later. Those buckets are test subjects of the last two folds.
+and judging by the likelihood on 90-99 later. Those buckets are test subjects of the last fold.
 """
 
 from __future__ import annotations

@@ -112,6 +112,10 @@ class BoostedConfig:
     features_per_split: float = 0.5
     bins: int = 127
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.members, int) or self.members < 1:
+            raise UserError("at least 1 boosted member", f"{self.members}", "for none, choose model='transformer'")
+
 
 @dataclass(frozen=True)
 class LabConfig:
@@ -189,6 +193,15 @@ class ModelConfig:
         labs = from_mapping(LabConfig, content.pop("labs", {}))
         sections = {"network": network, "training": training, "boosted": boosted, "labs": labs}
         return from_mapping(cls, {**content, **sections})
+
+
+def one_member(content: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a model folder; one written before boosted hazards had members was fitted with one.
+
+    >>> one_member({"boosted": {"periods": 4}}), one_member({"boosted": {"members": 3}})
+    ({'boosted': {'members': 1, 'periods': 4}}, {'boosted': {'members': 3}})
+    """
+    return content | ({"boosted": {"members": 1} | content["boosted"]} if "boosted" in content else {})
 
 
 def from_mapping(kind: type[T], content: dict[str, Any]) -> T:

@@ -12,11 +12,11 @@ import polars as pl
 import sklearn.ensemble  # noqa: F401  # only libraries that are loaded can be held to one thread
 from numpy.typing import NDArray
 
-from ehrseq.config import ModelConfig
+from ehrseq.config import BoostedConfig, ModelConfig
 from ehrseq.features.tabular import Tabulator
 from ehrseq.model.adjustment import Adjustment, Outcomes, blend_weight, fit_level, fit_slope
 from ehrseq.model.baselines import HazardBaseline
-from ehrseq.model.boosted import BoostedHazard, Cuts, PersonPeriods, age_and_times, periods, person_periods
+from ehrseq.model.boosted import BoostedHazard, Cuts, age_and_times, periods, person_periods
 from ehrseq.model.cox import CoxHazard
 from ehrseq.model.fitted import HYBRID, Fitted, linear_features
 from ehrseq.model.heads import HazardName, base_log_hazard
@@ -49,7 +49,8 @@ def fit_model(
     the subjects (a table like that of `occurrences`): audits learn it from timelines that do not show it. `workers` is
     as in `fit_networks`.
     """
-    with one_thread(config.has_networks and config.network.width < NARROW and len(timelines) < MANY):
+    wide = config.has_networks and config.network.width >= NARROW
+    with one_thread(not wide and len(timelines) < MANY):
         plan = Plan.of(timelines, task, splits, config, start, happened)
         beside: dict[str, Any] = {"boosted": [], "cox": [], "labs": None}
         networks, history = fit_networks(
@@ -94,59 +95,65 @@ def _fit_boosted(
     parts: dict[str, Part], labeller: Labeller, vocabulary: Vocabulary, edges: Float, sample: Sample,
     config: ModelConfig,
 ) -> Generator[None, None, list[BoostedHazard]]:  # fmt: skip
-    """The boosted hazard of each of the task's, the mean of several members, after a step for each member's.
+    """One boosted hazard for each of the task's, the mean of several members; yields whenever one of one is fitted.
 
     Members differ in their prediction times, of training (the first has `sample`) and of tuning, and in the features
     that each split may choose from; they share where features are cut, and the linear models.
     """
-    settings = config.boosted
+    settings, names = config.boosted, ("train", "tuning")
     period = periods(len(edges) - 1, settings.periods)
-    linear: list[CoxHazard] = []
+    tables = [Tabulator(history_of(parts[name].encoded, vocabulary)) for name in names]
     found: list[list[BoostedHazard]] = [[] for _ in labeller.hazards]
-    cuts = None
+    shared: tuple[Cuts, list[CoxHazard]] | None = None
     for member in range(settings.members):
         rng = np.random.default_rng([config.seed, 3, member])
         if member:
             sample = parts["train"].draw(rng, settings.landmarks_per_subject, labeller)
-        tuning = parts["tuning"].draw(rng, settings.landmarks_per_subject, labeller)
-        rows = [
-            Tabulator(history_of(part.encoded, vocabulary)).rows(drawn.row, drawn.time)
-            for part, drawn in ((parts["train"], sample), (parts["tuning"], tuning))
-        ]
+        drawn = [sample, parts["tuning"].draw(rng, settings.landmarks_per_subject, labeller)]
+        rows = [table.rows(one.row, one.time) for table, one in zip(tables, drawn, strict=True)]
+        times = [age_and_times(each) for each in rows]
         share = min(1.0, settings.event_free_rows / len(sample.row))
-        keep = [(rng.random(len(sample.row)) < share) / share, np.ones(len(tuning.row))]
-        if cuts is None:
-            asked = (np.arange(len(rows[0])) % settings.periods).astype(np.float32)
-            cuts = Cuts.fit(np.column_stack([rows[0], asked]), settings.bins)
-        for h in range(len(labeller.hazards)):
-            sets: list[PersonPeriods] = []
-            for drawn, features, kept in zip((sample, tuning), rows, keep, strict=True):
-                exposure, interval = drawn.target.person_intervals(h, edges)
-                weight = drawn.target.weight / drawn.target.weight.mean() / settings.landmarks_per_subject
-                if len(linear) == h:
-                    happened = interval >= 0
-                    base = base_log_hazard(exposure, np.where(happened, interval, 0), happened, weight)
-                    linear.append(CoxHazard.fit(age_and_times(features), exposure, interval, weight, base))
-                start = linear[h].log_hazard(age_and_times(features))
-                sets.append(person_periods(features, exposure, interval, weight, start, period, kept))
-            seed = config.seed + 1000 * member
-            found[h].append(BoostedHazard.fit(sets[0], sets[1], cuts, linear[h], period, settings, seed))
+        keep = [(rng.random(len(sample.row)) < share) / share, np.ones(len(drawn[1].row))]
+        weight = [o.target.weight / o.target.weight.mean() / settings.landmarks_per_subject for o in drawn]
+        shared = shared or (
+            _fit_cuts(rows[0], settings),
+            [_fit_linear(times[0], sample.target, h, edges, weight[0]) for h in range(len(found))],
+        )
+        cuts, linear = shared
+        for h, hazard in enumerate(linear):
+            sets = [
+                person_periods(
+                    rows[i], *drawn[i].target.person_intervals(h, edges), weight[i], hazard.log_hazard(times[i]),
+                    period, keep[i],
+                )
+                for i in range(len(names))
+            ]  # fmt: skip
+            seed = (config.seed + 1000 * member) % 2**32
+            found[h].append(BoostedHazard.fit(sets[0], sets[1], cuts, hazard, period, settings, seed))
             yield
-        del rows, features, sets  # else those of two members would be held at once
+        del rows, sets  # else those of two members would be held at once
     return [BoostedHazard.mean(each) for each in found]
+
+
+def _fit_cuts(rows: NDArray[np.float32], settings: BoostedConfig) -> Cuts:
+    """Where features (n, F), and the period after them, are cut."""
+    period = (np.arange(len(rows)) % settings.periods).astype(np.float32)
+    return Cuts.fit(np.column_stack([rows, period]), settings.bins)
+
+
+def _fit_linear(features: Float, target: Targets, hazard: int, edges: Float, weight: Float) -> CoxHazard:
+    """The linear model of one hazard."""
+    exposure, interval = target.person_intervals(hazard, edges)
+    happened = interval >= 0
+    base = base_log_hazard(exposure, np.where(happened, interval, 0), happened, weight)
+    return CoxHazard.fit(features, exposure, interval, weight, base)
 
 
 def _fit_cox(part: Part, vocabulary: Vocabulary, edges: Float, sample: Sample) -> list[CoxHazard]:
     """One linear hazard for each of the task's."""
     features = linear_features(part.encoded, vocabulary, sample.row, sample.time)
     weight = sample.target.weight / sample.target.weight.mean() * len(part.start) / len(sample.row)
-    out = []
-    for h in range(sample.target.days.shape[1]):
-        exposure, interval = sample.target.person_intervals(h, edges)
-        happened = interval >= 0
-        base = base_log_hazard(exposure, np.where(happened, interval, 0), happened, weight)
-        out.append(CoxHazard.fit(features, exposure, interval, weight, base))
-    return out
+    return [_fit_linear(features, sample.target, h, edges, weight) for h in range(sample.target.days.shape[1])]
 
 
 def _adjust(fitted: Fitted, parts: dict[str, Part], labeller: Labeller, config: ModelConfig) -> Fitted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,11 @@ from safetensors.torch import save_file
 
 from ehrseq.errors import ArtifactError, UserError
 from ehrseq.estimator import ProgressionModel, load_model
-from ehrseq.model.artifact import Artifact, hashed_ids, load_artifact, load_weights, save_artifact
+from ehrseq.model.artifact import FORMAT_VERSION, Artifact, hashed_ids, load_artifact, load_weights, save_artifact
 from ehrseq.model.card import model_card
 from ehrseq.storage import DIGEST, MANIFEST, read_json, write_json, write_manifest
 from tests.make_artifact import AT, timelines
-from tests.toy import TASK
+from tests.toy import CONFIG, TASK, cohort
 
 DATA = Path(__file__).parents[1] / "data"
 FOLDER = DATA / "model_version_1"
@@ -31,19 +32,19 @@ def folder(tmp_path):
     return Path(shutil.copytree(FOLDER, tmp_path / "model"))
 
 
-def signed_anew(folder):
+def signed_anew(folder, version=1):
     """Write the manifest again, so that what is wrong lies behind the hashes."""
     facts = read_json(folder / MANIFEST)
     facts = {k: v for k, v in facts.items() if k not in ("kind", "format_version", "files", DIGEST)}
     (folder / MANIFEST).unlink()
-    write_manifest(folder, "model", 1, **facts)
+    write_manifest(folder, "model", version, **facts)
 
 
-def rewrite(folder, name, change):
+def rewrite(folder, name, change, version=1):
     content = read_json(folder / f"{name}.json")
     change(content)
     write_json(folder / f"{name}.json", content)
-    signed_anew(folder)
+    signed_anew(folder, version)
 
 
 def golden():
@@ -132,6 +133,15 @@ def test_what_is_saved_is_loaded(tmp_path):
     # one may read the folder where one may read its neighbours
     modes = {f.stat().st_mode & 0o777 for f in (tmp_path / "again").iterdir()}
     assert len(modes) == 1
+
+
+def test_a_folder_from_before_boosted_hazards_had_members_was_fitted_with_one(tmp_path):
+    config = replace(CONFIG, model="boosted", boosted=replace(CONFIG.boosted, members=2))
+    model = ProgressionModel(config).fit(cohort(), TASK)
+    model.save(tmp_path / "model")
+    assert load_model(tmp_path / "model").config == config
+    rewrite(tmp_path / "model", "config", lambda content: content["boosted"].pop("members"), FORMAT_VERSION)
+    assert load_model(tmp_path / "model").config == replace(config, boosted=replace(config.boosted, members=1))
 
 
 def test_the_order_of_outcomes_is_kept():

@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from sklearn.ensemble import HistGradientBoostingRegressor
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from ehrseq.config import BoostedConfig
+from ehrseq.errors import UserError
 from ehrseq.estimator import ProgressionModel
 from ehrseq.features.tabular import OVERALL
 from ehrseq.model.boosted import BoostedHazard, BoostedHazards, Cuts, periods, person_periods
@@ -130,13 +132,32 @@ def test_members_differ_and_the_first_is_that_of_a_model_with_one(monkeypatch):
     for n in (1, 3):
         boosted = replace(CONFIG.boosted, members=n)
         ProgressionModel(replace(CONFIG, model="boosted", boosted=boosted)).fit(cohort(400), TASK)
-    one, three = made[:3], made[3:]  # of each of the task's hazards
-    assert [len(members) for members in made] == [1] * 3 + [3] * 3
+    n_hazards = 3  # illness, death before it, death
+    one, three = made[:n_hazards], made[n_hazards:]
+    assert [len(members) for members in made] == [1] * n_hazards + [3] * n_hazards
     for alone, (first, second, third) in zip(one, three, strict=True):
         assert np.array_equal(first.trees.value, alone[0].trees.value)
         assert not np.array_equal(first.trees.value, second.trees.value)
         assert not np.array_equal(second.trees.value, third.trees.value)
         assert first.linear is second.linear is third.linear
+
+
+@pytest.mark.parametrize("members", [0, -1, 1.5, "3", None])
+def test_members_that_cannot_be_are_refused(members):
+    with pytest.raises(UserError, match="at least 1 boosted member"):
+        BoostedConfig(members=members)
+
+
+@pytest.mark.parametrize("kind", ["boosted", "hybrid"])
+def test_fitting_takes_one_thread_where_people_are_few(kind, monkeypatch):
+    threads, fit = [], BoostedHazard.fit
+    monkeypatch.setattr(
+        BoostedHazard, "fit", lambda *a: threads.extend(i["num_threads"] for i in threadpool_info()) or fit(*a)
+    )
+    with threadpool_limits(2):
+        ProgressionModel(replace(CONFIG, model=kind)).fit(cohort(), TASK)
+        assert set(threads) == {1}
+        assert 2 in {i["num_threads"] for i in threadpool_info()}
 
 
 def test_boosted_hazards_come_near_the_hazards_that_made_the_data():
