@@ -48,14 +48,15 @@ def agreement(forecast: es.Forecast, paths: pl.DataFrame) -> pl.DataFrame:
 def rates(timelines: es.Timelines, paths: pl.DataFrame) -> pl.DataFrame:
     """Events a person-year of the codes that paths have, on them and in truth, and the mean values."""
     ends = paths.filter(pl.col("code").is_in(["PATH//end", "MEDS_DEATH"]))
-    lived = (ends["time"] - ends["prediction_time"]).dt.total_microseconds().sum() / YEAR
+    # microseconds of 292,000 years are more than an Int64 holds
+    lived = (ends["time"] - ends["prediction_time"]).dt.total_microseconds().cast(pl.Float64).sum() / YEAR
     queries = paths.group_by(KEY).agg(stop=pl.col("time").max())
     who = timelines.subjects.select("subject_id", "follow_up_end", "death_time")
     until = pl.min_horizontal("stop", "follow_up_end", "death_time")
     queries = (
         queries.join(who, on="subject_id").with_columns(until=until).filter(pl.col("until") > pl.col("prediction_time"))
     )
-    seen = (queries["until"] - queries["prediction_time"]).dt.total_microseconds().sum() / YEAR
+    seen = (queries["until"] - queries["prediction_time"]).dt.total_microseconds().cast(pl.Float64).sum() / YEAR
     known = pl.col("known_time").is_between("prediction_time", "until", closed="right")
     real = queries.join(timelines.events, on="subject_id").filter(known)
     # an event known twice at one moment is one, as a model reads it

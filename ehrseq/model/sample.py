@@ -16,7 +16,7 @@ from ehrseq.task.definition import Task
 from ehrseq.task.outcome import deaths
 from ehrseq.timeline.follow_up import within_follow_up
 from ehrseq.timeline.store import Timelines
-from ehrseq.tokens.encode import EncodedTimelines, encode
+from ehrseq.tokens.encode import MICROSECONDS_PER_DAY, EncodedTimelines, encode
 from ehrseq.tokens.vocabulary import Vocabulary, is_static_fact
 
 Index = NDArray[np.int64]
@@ -99,7 +99,9 @@ class Part:
     @property
     def years(self) -> float:
         """All follow-up together."""
-        return float((self.end - self.start).sum()) / (86_400_000_000 * 365.25)
+        # microseconds of 292,000 years are more than an int64 holds: days and the rest are added up apart
+        days, rest = np.divmod(self.end - self.start, MICROSECONDS_PER_DAY)
+        return float(int(days.sum()) * MICROSECONDS_PER_DAY + int(rest.sum())) / (MICROSECONDS_PER_DAY * 365.25)
 
     def draw(
         self, rng: np.random.Generator, per_subject: int, labeller: Labeller, *, auxiliary: bool = False

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import polars as pl
+import pytest
 
 from ehrseq.config import NetworkConfig
 from ehrseq.model.landmarks import next_known
+from ehrseq.model.sample import FOREVER, Part
 from ehrseq.tokens.encode import MICROSECONDS_PER_DAY, encode
 from ehrseq.tokens.vocabulary import Vocabulary
 from tests.toy import cohort
@@ -42,3 +45,13 @@ def test_a_code_that_a_split_does_not_have_is_never_next():
     found = next_known(encoded, np.array([999]), np.array([3]), np.array([0]), np.array([5 * MICROSECONDS_PER_DAY]))
     assert not found.event.any()
     assert found.days.tolist() == [[5.0]]
+
+
+@pytest.mark.parametrize("n", [1, 29_000, 60_000, 2_000_000])
+def test_the_follow_up_of_many_is_added_up_as_that_of_few(n):
+    """292,000 years are more microseconds than an int64 holds."""
+    encoded = encode(cohort(1).events, cohort(1).subjects, Vocabulary.fit(cohort(20).events, NetworkConfig()))
+    start = np.arange(n)
+    spent = round(10.25 * 365.25 * MICROSECONDS_PER_DAY)
+    part = Part(encoded, pl.DataFrame(), start, start + spent, np.full(n, FOREVER))
+    assert part.years == pytest.approx(10.25 * n, rel=1e-12)
