@@ -45,7 +45,7 @@ def run_demo(
     timelines = ingest(paths["simulation"] / "export", paths["timelines"]).load()
     say(f"    {len(timelines):,} people, {timelines.events.height:,} events")
     task = Task.from_toml(paths["simulation"] / "task.toml")
-    say(f"3/6 fitting the transformer to forecast {', '.join(o.name for o in task.outcomes)}")
+    say(f"3/6 fitting networks and boosted hazards to forecast {', '.join(o.name for o in task.outcomes)}")
 
     def report(epoch: int, loss: float) -> None:
         say(f"    epoch {epoch}: tuning loss {loss:.4f}")
