@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
@@ -229,11 +230,10 @@ def sha256_file(path: Path) -> str:
 
 def write_manifest(folder: Path, kind: str, version: int, **facts: Any) -> None:
     """Write `manifest.json`: the kind and format version, the facts given, and every other file's hash."""
-    files = {
-        p.relative_to(folder).as_posix(): sha256_file(p)
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name != MANIFEST
-    }
+    paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST]
+    with ThreadPoolExecutor() as threads:  # whoever writes a large folder has other processes wait for its hashes
+        hashes = threads.map(sha256_file, paths)
+        files = {p.relative_to(folder).as_posix(): digest for p, digest in zip(paths, hashes, strict=True)}
     content = {"kind": kind, "format_version": version, **facts, "files": files}
     write_json(folder / MANIFEST, {**content, DIGEST: manifest_digest(content)})
 

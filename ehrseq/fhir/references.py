@@ -93,22 +93,24 @@ class Resolver:
 
 
 def medication_codes(
-    medications: Mapping[str, tuple[str | None, list[str], list[str]]], resolve: Resolver
+    coded: Mapping[str, str | None], made_of: Mapping[str, tuple[list[str], list[str]]], resolve: Resolver
 ) -> dict[str, list[str]]:
-    """The codes of each Medication by `Medication/id`: its own, else its ingredients' (three steps deep).
+    """The codes of what each Medication without a code is made of (three steps deep), by `Medication/id`.
 
-    >>> made_of = {"Medication/m": (None, ["A//1"], ["Medication/n"]), "Medication/n": ("A//2", [], [])}
-    >>> medication_codes(made_of, Resolver({}, []))
-    {'Medication/m': ['A//1', 'A//2'], 'Medication/n': ['A//2']}
+    `coded` gives the code of every Medication, `made_of` the codes of ingredients and the references to others.
+
+    >>> made_of = {"Medication/m": (["A//1"], ["Medication/n"])}
+    >>> medication_codes({"Medication/m": None, "Medication/n": "A//2"}, made_of, Resolver({}, []))
+    {'Medication/m': ['A//1', 'A//2']}
     """
 
     def codes(target: str | None, depth: int) -> list[str]:
-        code, ingredients, references = medications.get(target or "", (None, [], []))
         if not depth:
             return []
-        if code is not None:
+        if (code := coded.get(target or "")) is not None:
             return [code]
+        ingredients, references = made_of.get(target or "", ([], []))
         found = [c for r in references for c in codes(resolve(r), depth - 1)]
         return list(dict.fromkeys(ingredients + found))
 
-    return {target: codes(target, 4) if code is None else [code] for target, (code, _, _) in medications.items()}
+    return {target: codes(target, 4) for target in made_of}

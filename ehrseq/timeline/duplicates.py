@@ -46,11 +46,9 @@ def repeated(chunks: Sequence[Chunk]) -> Iterator[Ints]:
             keys.append(key[row])
             rows.append(row.astype(np.int32))
         key = np.concatenate(keys)
-        if pl.Series(key).n_unique() == len(key):  # as nearly always; to sort takes three times as long
-            continue
-        ordered = np.sort(key)
+        ordered = pl.Series(key).sort().to_numpy()  # three times as fast as numpy
         found = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-        if len(found):
+        if len(found):  # hardly ever
             suspect = np.flatnonzero(np.isin(key, found))
             starts = np.cumsum([len(each) for each in keys[1:]])
             yield np.stack([np.searchsorted(starts, suspect, side="right"), np.concatenate(rows)[suspect]])

@@ -160,7 +160,7 @@ def resolve_medications(parts: list[Part], survey: Survey) -> npt.NDArray[np.voi
     """The events of all parts, with codes alone: a reference to a Medication gives none (0), one, or several events."""
     before = np.cumsum([0] + [len(part.medications) for part in parts])
     shift = np.repeat(before[:-1], [len(part.events) for part in parts])
-    index = survey.medication_index
+    index = survey.medications
     size, begin = index.find(series([part.medications for part in parts]))
     events = together(parts, "events")
     code = events["code"].copy()

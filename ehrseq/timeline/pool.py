@@ -31,8 +31,8 @@ _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
 # Memory that is no longer used goes back sooner than by default: what each process keeps for later would add up.
 _FRUGAL = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 22),
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 22),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 24),
 }
 
 

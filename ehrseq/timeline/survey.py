@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -61,7 +61,7 @@ class Survey:
     merged_into: npt.NDArray[np.int64]
     encounters: npt.NDArray[np.uint64]  # hashes of `Encounter/id`, sorted
     spans: dict[str, Ints]  # of each encounter: start, known, end, precision, offset
-    medications: dict[str, list[int]]  # `Medication/id` -> numbers of its codes
+    medications: MedicationIndex
     periods: pl.DataFrame  # subject_id, start, end (microseconds) of the observation periods in the data
     data_cut: int = NO_TIME
     counts: list[tuple[int, str, int, int]] = field(default_factory=list)
@@ -84,11 +84,6 @@ class Survey:
         """By number: whether the code is of birth or death, whether of death."""
         death = np.array([(code or "").startswith(DEATH_CODE) for code in self.codes])
         return death | np.array([(code or "").startswith(BIRTH_CODE) for code in self.codes]), death
-
-    @cached_property
-    def medication_index(self) -> MedicationIndex:
-        """The same codes of Medications, for looking many up."""
-        return MedicationIndex.of(self.medications)
 
     def find_subject(self, subject: Ints) -> Ints:
         """Of each subject id: the one that replaced it, else itself."""
@@ -133,8 +128,9 @@ class Survey:
         np.savez(folder / "short.npz", **arrays)
         table = open_table(self.patients) if isinstance(self.patients, Path) else self.patients
         table.write_ipc(folder / PATIENTS_FILE, compression="uncompressed")
+        self.medications.save(folder / MEDICATIONS_FILE)
         plain = (
-            "files", "file_numbers", "lines_before", "codes", "resolved", "medications", "data_cut", "patient_bounds",
+            "files", "file_numbers", "lines_before", "codes", "resolved", "data_cut", "patient_bounds",
         )  # fmt: skip
         (folder / "plain.json").write_text(json.dumps({name: getattr(self, name) for name in plain}))
 
@@ -156,12 +152,13 @@ class Survey:
                 spans={name: long(f"span_{name}") for name in SPAN},
                 periods=pl.DataFrame({name: arrays[f"period_{name}"] for name in ("subject_id", "start", "end")}),
                 patients=folder / PATIENTS_FILE,
+                medications=MedicationIndex.load(folder / MEDICATIONS_FILE),
                 **{name: long(name) for name in _LONG},
                 **facts,
             )
 
 
-PATIENTS_FILE = "patients.arrow"
+PATIENTS_FILE, MEDICATIONS_FILE = "patients.arrow", "medications.arrow"
 _LONG = ("subjects", "merged", "merged_into", "encounters")
 
 
@@ -322,34 +319,43 @@ def _patients(chunks: Sequence[Chunk], dropped: Dropped) -> tuple[pl.DataFrame, 
     return table[order], np.searchsorted(shard[order], np.arange(SHARDS + 1)).tolist()
 
 
-_NO_CODE = pl.col("code").is_null()
-_NOTHING: tuple[list[str], list[str]] = ([], [])
-
-
 def _codes(
     chunks: Sequence[Chunk], dropped: Dropped, resolve: Resolver
-) -> tuple[list[str | None], list[Ints], dict[str, list[int]]]:
+) -> tuple[list[str | None], list[Ints], MedicationIndex]:
     """All codes, in order; their numbers by chunk; and those of each Medication."""
-    facts: dict[str, tuple[str | None, list[str], list[str]]] = {}
-    for chunk, gone in zip(chunks, dropped, strict=True):
-        table = _kept(chunk, "medications", gone)
-        # only of one without a code is asked what it is made of
-        bare = table.with_row_index("at").filter(_NO_CODE).select("at", "ingredient_codes", "ingredient_references")
-        made_of = {at: (codes, references) for at, codes, references in bare.rows()}
-        for at, (target, code) in enumerate(zip(table["target"].to_list(), table["code"].to_list(), strict=True)):
-            facts[target] = (code, *made_of.get(at, _NOTHING))
-    medications = medication_codes(facts, resolve)
     listed = [chunk.tables["codes"]["code"] for chunk in chunks]
-    made = pl.Series([code for found in medications.values() for code in found], dtype=pl.String)
-    everything = pl.concat([*listed, made]).unique().drop_nulls().sort()
-    codes: list[str | None] = [None, *everything]
-    number = {code: n for n, code in enumerate(codes)}
-    order = pl.Enum(everything)  # numbers a whole column as `number` does one code
-    return (
-        codes,
-        [(each.cast(order).to_physical().cast(pl.Int32) + 1).fill_null(0).to_numpy() for each in listed],
-        {target: [number[code] for code in found] for target, found in medications.items()},
-    )
+    written = pl.concat(listed) if listed else pl.Series([], dtype=pl.String)
+    names = written.unique().drop_nulls().sort()
+    order = pl.Enum(names)
+
+    def numbers(codes: pl.Series) -> Ints:
+        return (codes.cast(order).to_physical().cast(pl.Int32) + 1).fill_null(0).to_numpy()
+
+    bounds = np.cumsum([len(each) for each in listed])[:-1]
+    medications = _medications(chunks, dropped, resolve, numbers)
+    return [None, *names], np.split(numbers(written), bounds), medications
+
+
+def _medications(
+    chunks: Sequence[Chunk], dropped: Dropped, resolve: Resolver, numbers: Callable[[pl.Series], Ints]
+) -> MedicationIndex:
+    """The codes of each Medication, as `numbers` has them: its own, else those of what it is made of."""
+    kept = [_kept(chunk, "medications", gone) for chunk, gone in zip(chunks, dropped, strict=True)]
+    tables = [table for table in kept if table.height]
+    if not tables:
+        return MedicationIndex.of(pl.Series([], dtype=pl.String), np.zeros(0, np.int32), {})
+    table = pl.concat(tables).unique("target", keep="last", maintain_order=True)
+    target, code = table["target"], table["code"]
+    bare = code.is_null().arg_true()
+    made_of: dict[int, list[int]] = {}
+    if len(bare):
+        ingredients = table[bare].select("target", "ingredient_codes", "ingredient_references").rows()
+        coded = dict(zip(target.to_list(), code.to_list(), strict=True))
+        found = medication_codes(coded, {t: (codes, references) for t, codes, references in ingredients}, resolve)
+        flat = numbers(pl.Series([c for codes in found.values() for c in codes], dtype=pl.String)).tolist()
+        ends = np.cumsum([len(codes) for codes in found.values()]).tolist()
+        made_of = {at: flat[low:high] for at, low, high in zip(bare.to_list(), [0, *ends[:-1]], ends, strict=True)}
+    return MedicationIndex.of(target, numbers(code), made_of)
 
 
 def _encounters(

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
@@ -120,7 +121,7 @@ def test_what_is_said_of_the_events_is_what_they_say(full: int) -> None:
 
 
 def test_a_medication_of_another_name_is_not_taken_for_the_one_whose_hash_it_shares() -> None:
-    index = MedicationIndex.of({"Medication/a": [7], "Medication/b": [3, 4]})
+    index = MedicationIndex.of(pl.Series(["Medication/a", "Medication/b"]), np.array([7, 0], np.int32), {1: [3, 4]})
     targets = pl.Series(["Medication/b", "Medication/a"])
     sizes, begin = index.find(targets)
     assert (sizes.tolist(), index.codes[begin].tolist()) == ([2, 1], [3, 7])
