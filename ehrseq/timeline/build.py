@@ -28,7 +28,7 @@ from ehrseq.frames import at_once, places
 from ehrseq.timeline.follow_up import contacts_of, follow_up_steps
 from ehrseq.timeline.link import Linked, link, source_names
 from ehrseq.timeline.meds import SHARDS, shard_of, shards_of
-from ehrseq.timeline.schema import DEATH_CODE, EVENT_SCHEMA, SUBJECT_SCHEMA, TIME, as_instant, event_order
+from ehrseq.timeline.schema import DEATH_CODE, EVENT_SCHEMA, SUBJECT_SCHEMA, TIME, as_instant, event_order, in_order
 from ehrseq.timeline.store import Timelines
 from ehrseq.timeline.survey import Survey, survey
 from ehrseq.timeline.units import normalise_units
@@ -155,7 +155,7 @@ def assembled(linked: Linked, known: Survey, by_shard: bool = False) -> Assemble
     del linked, start, known_time
     contacts = contacts_of(events.lazy().select("subject_id", "time", "known_time").with_columns(flags))
     events, units = normalise_units(events)
-    events = _sorted(events, keys)
+    events = in_order(events, event_order(events, keys))
     return Assembled(
         events=events,
         patients=patients,
@@ -230,12 +230,6 @@ def _flags(linked: Linked, known: Survey) -> list[pl.Series]:
         pl.Series("is_contact", ~is_life[e.code] & (e.start != NO_TIME)),
         pl.Series("by_day", is_death[e.code] & is_date),
     ]
-
-
-def _sorted(events: pl.DataFrame, keys: tuple[Ints, ...]) -> pl.DataFrame:
-    """As `sort_events`, a column after the other: `events` is used up, so that it is not held twice."""
-    order = places(event_order(events, keys))
-    return pl.DataFrame([events.drop_in_place(name)[order] for name in events.columns])
 
 
 def _names(names: list[str | None] | list[str], numbers: Ints, kind: Any = pl.Categorical) -> pl.Series:

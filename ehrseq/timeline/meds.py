@@ -33,8 +33,9 @@ from ehrseq.timeline.schema import (
     SPLIT_SCHEMA,
     SUBJECT_SCHEMA,
     conform,
+    event_order,
+    in_order,
     normalise_events,
-    sort_events,
 )
 
 KIND = "timelines"
@@ -106,16 +107,18 @@ def read_ours(folder: Path) -> Dataset:
     shards = [name for name in names if name.startswith("data/")]
     if len(shards) != SHARDS or not {SUBJECTS, CODES} <= set(names) or not isinstance(manifest.get("metadata"), dict):
         raise _damaged("manifest.json", "a list without some of the dataset's files")
-    # each shard is in canonical order: only the subjects need bringing together
     events = pl.concat(read_table(folder / name, EVENT_SCHEMA) for name in shards)
+    # each shard is in canonical order: only the subjects need bringing together
+    events = in_order(events, np.argsort(events["subject_id"].to_numpy(), kind="stable"))
     tables = {name: read_table(folder / name, TABLE_SCHEMAS.get(name)) for name in names if name not in shards}
-    return events.sort("subject_id", maintain_order=True), tables, manifest["metadata"]
+    return events, tables, manifest["metadata"]
 
 
 def read_foreign(folder: Path) -> Dataset:
     """Any other MEDS dataset: its events, its code and split tables (where there), its dataset facts."""
     files = sorted((folder / "data").rglob("*.parquet"))
-    events = sort_events(pl.concat(normalise_events(read_columns(file, EVENT_SCHEMA, None)) for file in files))
+    events = pl.concat(normalise_events(read_columns(file, EVENT_SCHEMA, None)) for file in files)
+    events = in_order(events, event_order(events))
     names = [name for name in (CODES, SPLITS_FILE) if (folder / name).is_file()]
     tables = {name: read_table(folder / name, TABLE_SCHEMAS[name]) for name in names}
     facts = read_json(folder / DATASET, TimelineError) if (folder / DATASET).is_file() else {}
