@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -155,8 +156,19 @@ def _converted(frame: Any) -> Any:
         return pl.DataFrame(frame)
     module = type(frame).__module__.split(".")[0]
     if module == "pandas":
+        if any(_days_and_times(column) for _, column in frame.items()):
+            raise TypeError("dates and times in one column")
         return pl.from_pandas(frame)
     return pl.from_arrow(frame) if module == "pyarrow" else None
+
+
+def _days_and_times(column: Any) -> bool:
+    """Whether a pandas column has dates and times: by the first of them, the others would be cut or fail."""
+    from pandas.api.types import infer_dtype
+
+    if column.dtype != object or infer_dtype(column, skipna=True) != "date":
+        return False
+    return any(isinstance(value, datetime) for value in column)
 
 
 def to_pandas(frame: pl.DataFrame) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from ehrseq.evaluate.groups import default_groups, read_groups
 from ehrseq.evaluate.lab_tables import judge_lab_tables
 from ehrseq.survival import kaplan_meier_censoring
 from ehrseq.task.definition import Task
+from ehrseq.task.describe import found_by
 from ehrseq.task.outcome import unmatched_of_task
 from ehrseq.timeline.store import Timelines
 
@@ -79,31 +80,18 @@ def outcome_definitions(task: Task) -> list[dict[str, Any]]:
     >>> task = Task.from_dict({"horizons": ["1y"], "outcomes": {"mi": {"codes": ["SNOMED//22298006"]}},
     ...                        "prediction_times": {"rule": "every_encounter"}})
     >>> outcome_definitions(task)[0]["found_by"]
-    'codes SNOMED//22298006'
+    'SNOMED//22298006'
     """
-    result = []
-    for name, definition in task.to_dict()["outcomes"].items():
-        parts = []
-        if definition["codes"]:
-            parts.append(f"codes {', '.join(definition['codes'])}")
-        if definition["descendants"]:
-            parts.append(f"and their {len(definition['descendant_codes'])} descendants")
-        if definition["measure"]:
-            bounds = [f"{w} {definition[w]:g}" for w in ("below", "above") if definition[w] is not None]
-            parts.append(" ".join([definition["measure"], *bounds]))
-        if definition["confirm"]:
-            confirm = definition["confirm"]
-            parts.append(f"found {confirm['times']} times, {confirm['apart']} apart")
-        result.append(
-            {
-                "outcome": name,
-                "found_by": " ".join(parts),
-                "competing": definition["competing"],
-                "incident": definition["incident"],
-                "event_time": definition["event_time"],
-            }
-        )
-    return result
+    return [
+        {
+            "outcome": outcome.name,
+            "found_by": found_by(outcome, task),
+            "competing": list(outcome.competing),
+            "incident": outcome.incident,
+            "event_time": outcome.event_time,
+        }
+        for outcome in task.outcomes
+    ]
 
 
 def cohort_flow(labels: pl.DataFrame, timelines: Timelines) -> list[dict[str, Any]]:

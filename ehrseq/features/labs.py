@@ -26,6 +26,8 @@ NAMES = (
 LEVEL, SEEN, LAST = NAMES.index("level"), NAMES.index("seen"), NAMES.index("last")
 PAIRS = 4_000_000  # of a query and an event held at once
 OUTLYING = 6  # interquartile ranges beyond the quartiles where values are held: impossible ones must not decide
+# values that so few people have in the middle of their own may be impossible: a share, and a number at least
+USUAL, FEWEST = 0.005, 3
 UNIT = "\n"  # between a code and a unit
 TINY = 1e-300  # so that a logarithm is finite
 ONE_VALUE = 1e-9  # a spread below it is that of a constant
@@ -35,7 +37,8 @@ ONE_VALUE = 1e-9  # a spread below it is that of a constant
 class LabScale:
     """How numbers of one code in one unit become values of mean 0 and spread 1.
 
-    `low` and `high` (of logarithms where `logged`) hold impossible values; `prior` is how many values of a subject the
+    `low` and `high` (of logarithms where `logged`) hold impossible values: such as lie far beyond the quartiles, and
+    beyond what all but a few people have in the middle of their own values; `prior` is how many values of a subject the
     population's mean counts for; `within` the spread of a subject's values about their mean.
     """
 
@@ -73,9 +76,14 @@ class LabScale:
         x = logarithm if logged else number
         lower, upper = np.quantile(x, [0.25, 0.75])
         room = OUTLYING * (upper - lower)
-        low, high = (lower - room, upper + room) if room else (x.min(), x.max())
-        x = np.clip(x, low, high)
         _, who, count = np.unique(subject, return_inverse=True, return_counts=True)
+        low, high = x.min(), x.max()
+        if room:
+            # beyond the quartiles of all lies what is impossible, but not what some people have all the time
+            usual = np.sort(_medians(who, x))
+            few = min(max(FEWEST, round(USUAL * len(usual))), len(usual)) - 1
+            low, high = min(lower - room, usual[few]), max(upper + room, usual[-1 - few])
+        x = np.clip(x, low, high)
         mean = np.bincount(who, x) / count
         spread = float((upper - lower) / 1.349) or float(x.std())
         if spread < ONE_VALUE * max(1.0, abs(float(x.mean()))):
@@ -87,6 +95,16 @@ class LabScale:
             code, unit, logged, float(mean.mean()), spread, float(low), float(high),
             float(np.clip(within / between, 0.05, 50)), float(np.sqrt(within)),
         )  # fmt: skip
+
+
+def _medians(who: Index, x: Float) -> Float:
+    """The middle one (the lower of two) of the values of each subject.
+
+    >>> _medians(np.array([1, 0, 1, 1, 0]), np.array([5.0, 2.0, 1.0, 3.0, 4.0])).tolist()
+    [2.0, 3.0]
+    """
+    order, count = np.lexsort((x, who)), np.bincount(who)
+    return np.asarray(x[order[np.cumsum(count) - count + (count - 1) // 2]])
 
 
 def _skewness(x: Float) -> float:

@@ -3,7 +3,7 @@
 A FHIR date may be partial: it stands for an interval, whose start gives an event's `time` and whose end gives the
 moment by which it was over. Written seconds (and fractions of them) count as exact; a leap second (`:60`) is the
 next minute's first. Times with a zone become UTC;
-a time or date without one is taken as UTC.
+a time or date without one is taken as UTC. Dates such as 9999-12-31 or 0001-01-01, which stand for none, are no times.
 """
 
 from __future__ import annotations
@@ -26,9 +26,20 @@ NO_OFFSET = np.int16(np.iinfo(np.int16).min)
 
 _PATTERN = (
     r"^(\d{4})(?:-(\d\d)(?:-(\d\d)(?:[Tt ]([01]\d|2[0-3]):([0-5]\d)(?::([0-5]\d|60)(?:[.,](\d+))?)?"
-    r"([Zz]|[+-]\d\d:?\d\d)?)?)?)?$"
+    r"([Zz]|[+-](?:(?:0\d|1[0-3]):?[0-5]\d|14:?00))?)?)?)?$"
 ).replace(r"\d", "[0-9]")  # by itself it stands for the digits of any script
+FIRST_YEAR, LAST_YEAR = 1800, 2499  # before and after these, dates stand for none; some exports move dates to 2200
 _PARTS = ("year", "month", "day", "hour", "minute", "second", "fraction", "zone")
+
+
+def stands_for_none(written: str | None) -> bool:
+    """Whether a date is what systems write where they have none.
+
+    >>> stands_for_none("9999-12-31"), stands_for_none("0001-01-01T00:00:00Z"), stands_for_none("2199-12-31")
+    (True, True, False)
+    """
+    year = (written or "")[:4]
+    return len(year) == 4 and year.isdecimal() and not FIRST_YEAR <= int(year) <= LAST_YEAR
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,13 @@ def parse_column(written: pa.LargeStringArray) -> Instants:
     at = np.flatnonzero(rest)
     if len(at):
         _put(found, at, _parse_any(series([take(written, at)]).alias("text")))
+    return _real(found)
+
+
+def _real(found: Instants) -> Instants:
+    """The same, in place, without dates that stand for none."""
+    none = np.flatnonzero((found.start < _FIRST) | (found.start >= _BEYOND))
+    _put(found, none, Instants(*(np.full(len(none), each) for each in _NONE)))
     return found
 
 
@@ -94,6 +112,8 @@ _LAYOUTS = (
     "9999-99-99",
 )
 _DAY = 86_400_000_000
+_FIRST, _BEYOND = np.array([f"{FIRST_YEAR}-01-01", f"{LAST_YEAR + 1}-01-01"], "M8[us]").astype(np.int64).tolist()
+_NONE = (NO_TIME, NO_TIME, np.uint8(0), NO_OFFSET)
 
 
 def _parse_layout(text: npt.NDArray[np.uint8], layout: str) -> tuple[Instants, npt.NDArray[np.bool_]]:
@@ -130,6 +150,7 @@ def _parse_layout(text: npt.NDArray[np.uint8], layout: str) -> tuple[Instants, n
     offset = np.zeros(size, np.int32)
     if not layout.endswith("Z"):
         offset = (number(zone + 1) * 60 + number(zone + 4)) * np.where(grid[zone] == ord("-"), -1, 1)
+        fits &= (np.abs(offset) <= 14 * 60) & (number(zone + 4) < 60)
     start += ((hour * 60 + minute - offset) * 60 + second).astype(np.int64) * 1_000_000
     if zone > 19:
         start += number(20, 3).astype(np.int64) * 1000

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from ehrseq.fhir import care, findings, supplies
+from ehrseq.fhir.clock import stands_for_none
 from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, Statuses, concept_code, refutation
 from ehrseq.fhir.datatypes import Period, Reference
 from ehrseq.fhir.dating import POLICY, Moment, dated
@@ -161,8 +162,10 @@ class Emitters:
             add(record, rows.codes[code], 0, 0, STATIC)
         if r.birth_date:
             add(record, self.birth, rows.times[r.birth_date], 0, BIRTH_DATE)
-        if r.deceased_date_time:
-            add(record, self.death, rows.times[r.deceased_date_time], 0, DECEASED)
+        # no death, where the date only stands for none
+        death = None if stands_for_none(r.deceased_date_time) else r.deceased_date_time
+        if death:
+            add(record, self.death, rows.times[death], 0, DECEASED)
         rows.patients.append(
             PatientFacts(
                 record=record,
@@ -171,12 +174,12 @@ class Emitters:
                 race=";".join(race) or None,
                 ethnicity=";".join(ethnicity) or None,
                 birth=r.birth_date,
-                death=r.deceased_date_time,
-                deceased=bool(r.deceased_boolean or r.deceased_date_time),
+                death=death,
+                deceased=bool(r.deceased_boolean or death),
                 identifiers=[f"{i.system or ''}|{i.value}" for i in r.identifier or () if i.value],
             )
         )
-        return EVENTS if static or r.birth_date or r.deceased_date_time else Reason.NO_FACTS
+        return EVENTS if static or r.birth_date or death else Reason.NO_FACTS
 
     def encounter(self, r: Encounter, record: int) -> int:
         """Admission and discharge, and one event for each type at the start."""
@@ -187,8 +190,9 @@ class Emitters:
         if r.modifier_extension:
             return Reason.MODIFIER_EXTENSION
         # one that was planned, cancelled or an error dates nothing else either: it is not kept
-        rows.encounters.append((record, r.id or "", period.start, period.end))
-        if not period.start and not period.end:
+        end = None if stands_for_none(period.end) else period.end
+        rows.encounters.append((record, r.id or "", period.start, end))
+        if not period.start and not end:
             return Reason.NO_TIME
         name = class_name(r.class_)
         if period.start:
@@ -197,8 +201,8 @@ class Emitters:
             for concept in r.type or ():
                 if code := concept_code(concept, self.encounter_types):
                     rows.add(record, code, start, 0, PERIOD)
-        if period.end:
-            rows.add(record, rows.codes[f"ENCOUNTER//{name}/discharge"], times[period.end], 0, PERIOD)
+        if end:
+            rows.add(record, rows.codes[f"ENCOUNTER//{name}/discharge"], times[end], 0, PERIOD)
         return EVENTS
 
     def condition(self, r: Condition, record: int) -> int:
@@ -351,9 +355,7 @@ class Emitters:
         person = r.individual or r.subject
         if person is None or person.reference is None:
             return Reason.NO_SUBJECT
-        period = r.period or Period()
-        self.rows.research_subjects.append((record, self.rows.references[person.reference], period.start, period.end))
-        return Reason.FOLLOW_UP
+        return self._observed(record, person.reference, r.period or Period())
 
     def period_of_follow_up(self, r: EpisodeOfCare | Coverage, record: int) -> int:
         """No event: when the subject was under care or insured, and so watched."""
@@ -364,8 +366,12 @@ class Emitters:
             return Reason.NO_SUBJECT
         if r.modifier_extension:
             return Reason.MODIFIER_EXTENSION
-        period = r.period or Period()
-        self.rows.research_subjects.append((record, self.rows.references[person.reference], period.start, period.end))
+        return self._observed(record, person.reference, r.period or Period())
+
+    def _observed(self, record: int, reference: str, period: Period) -> int:
+        """An observation period; an end such as 9999-12-31 is open."""
+        start, end = (None if stands_for_none(written) else written for written in (period.start, period.end))
+        self.rows.research_subjects.append((record, self.rows.references[reference], start, end))
         return Reason.FOLLOW_UP
 
     def _coded(self, r: Any, record: int, code: int, kind: str) -> int:

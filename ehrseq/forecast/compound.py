@@ -11,9 +11,10 @@ from ehrseq.errors import ForecastError
 from ehrseq.forecast.paths import END_CODE, KEY, PATH_SCHEMA, PathSource, visible_history
 from ehrseq.model.path_fitting import event_patterns
 from ehrseq.task.composite import resolve
-from ehrseq.task.definition import MICROSECONDS_A_DAY, Horizon, Outcome, Task
+from ehrseq.task.definition import Horizon, Outcome, Task
 from ehrseq.task.label import label
 from ehrseq.task.outcome import occurrences, unmatched_codes
+from ehrseq.task.span import in_days
 from ehrseq.timeline.schema import DEATH_CODE, EVENT_SCHEMA, conform
 from ehrseq.timeline.store import Timelines
 
@@ -107,7 +108,7 @@ def _where(paths: pl.DataFrame, predicate: pl.Expr) -> pl.DataFrame:
     return (
         marked.group_by(*PATH, "patient")
         .agg(first=first)
-        .with_columns(days=(pl.col("first") - pl.col("prediction_time")).dt.total_microseconds() / MICROSECONDS_A_DAY)
+        .with_columns(days=in_days(pl.col("first") - pl.col("prediction_time")))
         .drop("first")
     )
 

@@ -17,7 +17,7 @@ from ehrseq.task.label import known_at_risk
 from ehrseq.timeline.store import Timelines
 from ehrseq.tokens.vocabulary import is_model_event
 
-WHOLE_SUBJECT = ("no_birth_date", "before_birth", "dead", "no_history", "unknown_codes")
+WHOLE_SUBJECT = ("no_birth_date", "before_birth", "implausible_age", "dead", "no_history", "unknown_codes")
 _WHOLE = pl.col("reason").is_in(WHOLE_SUBJECT)
 _NOBODY = pl.DataFrame(schema=SKIPPED_SCHEMA)
 _UNTRAINED = pl.lit("no_training_events")

@@ -15,6 +15,7 @@ from ehrseq.tokens.encode import STATIC, EncodedTimelines
 Float = NDArray[np.float64]
 Index = NDArray[np.int64]
 YEAR = 365.25 * DAY
+PAIRS = 1 << 22  # of a query and an event held at once
 
 
 @dataclass
@@ -34,19 +35,29 @@ class CodeState:
         shape = (len(row), n)
         state = cls(np.zeros(shape), np.zeros(shape, np.int64), np.zeros(shape), np.zeros(shape), np.zeros(shape))
         length = encoded.offset[row + 1] - encoded.offset[row]
+        # some queries at a time: one subject may have more events than all others together, and most of the queries
+        run = np.cumsum(length) // PAIRS
+        for some in np.split(np.arange(len(row)), np.flatnonzero(np.diff(run)) + 1) if len(row) else ():
+            part = cls(*(getattr(state, f.name)[some[0] : some[-1] + 1] for f in fields(cls)))
+            part._fill(encoded, number, row[some], time[some], length[some])
+        return state
+
+    def _fill(self, encoded: EncodedTimelines, number: Index, row: Index, time: Index, length: Index) -> None:
+        """Set the state, which is that of nothing known, at queries whose subjects have so many events."""
+        n = self.count.shape[1]
         query = np.repeat(np.arange(len(row)), length)
         event = np.arange(len(query)) - np.repeat(np.cumsum(length) - length - encoded.offset[row], length)
         kept = visible(encoded.known_time[event], time[query]) & (number[event] >= 0)
         query, event = query[kept], event[kept]
-        key = query * n + number[event]
+        code = number[event]
         value = encoded.value[event].astype(np.float64)
         valued = ~np.isnan(value)
-        # the events of a query come in the order in which they became known: of equal keys the last one stays
-        state.last.ravel()[key] = encoded.known_time[event]
-        state.value.ravel()[key[valued]] = value[valued]
-        for array, weight in ((state.count, None), (state.valued, valued), (state.total, np.where(valued, value, 0))):
-            array.ravel()[:] = np.bincount(key, weights=weight, minlength=array.size)
-        return state
+        # the events of a query come in the order in which they became known: of equal places the last one stays
+        self.last[query, code] = encoded.known_time[event]
+        self.value[query[valued], code[valued]] = value[valued]
+        key = query * n + code
+        for array, weight in ((self.count, None), (self.valued, valued), (self.total, np.where(valued, value, 0))):
+            array[:] = np.bincount(key, weights=weight, minlength=array.size).reshape(array.shape)
 
     def add(self, where: NDArray[np.bool_], time: Index, value: Float) -> None:
         """Events of the codes `where` (..., N), known at `time` (...), with `value` (..., N), NaN for none."""

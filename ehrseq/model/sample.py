@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from ehrseq.features.tabular import History
 from ehrseq.model.heads import HazardName
 from ehrseq.model.landmarks import Targets, draw_landmarks, next_known, targets
 from ehrseq.task.definition import Task
+from ehrseq.task.label import OLDEST
 from ehrseq.task.outcome import deaths
 from ehrseq.timeline.follow_up import within_follow_up
 from ehrseq.timeline.store import Timelines
@@ -20,6 +22,7 @@ from ehrseq.tokens.encode import MICROSECONDS_PER_DAY, EncodedTimelines, encode
 from ehrseq.tokens.vocabulary import Vocabulary, is_static_fact
 
 Index = NDArray[np.int64]
+LONG = 40.0  # years that follow-up may last without a question
 FOREVER = np.iinfo(np.int64).max
 
 
@@ -71,9 +74,14 @@ class Part:
     @classmethod
     def prepare(cls, timelines: Timelines, vocabulary: Vocabulary, name: str) -> Part:
         """The usable subjects of the split `name`; TimelineError where there are none."""
-        usable = timelines.subjects.filter(
-            pl.col("birth_time").is_not_null() & (pl.col("follow_up_end") > pl.col("follow_up_start"))
-        ).sort("subject_id")
+        # nobody is asked about at an impossible age: landmarks there would teach what is never wanted
+        oldest, until = pl.col("birth_time") + pl.duration(days=int(OLDEST * 365.25)), pl.col("follow_up_end")
+        usable = (
+            timelines.subjects.filter(pl.col("birth_time").is_not_null())
+            .with_columns(follow_up_end=pl.when(until > oldest).then(oldest).otherwise(until))
+            .filter(until > pl.col("follow_up_start"))
+            .sort("subject_id")
+        )
         if not usable.height:
             raise TimelineError(
                 f"subjects with a birth date and follow-up in the split '{name}'", "none", "check `ehrseq cohort`"
@@ -84,6 +92,7 @@ class Part:
         died = usable.join(deaths(timelines), on="subject_id", how="left", maintain_order="left")
         time = within_follow_up(pl.col("time"), pl.col("follow_up_end"), pl.col("by_day"))
         death = died.select(time.dt.epoch("us").fill_null(FOREVER)).to_series().to_numpy()
+        _check_lengths((end - start) / (MICROSECONDS_PER_DAY * 365.25), name)
         return cls(encode(timelines.events, usable, vocabulary), usable, start, end, death)
 
     @property
@@ -117,6 +126,19 @@ class Part:
                 weight,
             )
         return Sample(row, time, found)
+
+
+def _check_lengths(years: NDArray[np.float64], name: str) -> None:
+    """Warn of follow-up that is so long that a wrong date is likelier: it counts in training by its length."""
+    limit = max(LONG, 10 * float(np.quantile(years, 0.95)))
+    if (too_long := years > limit).any():
+        share = years[too_long].sum() / years.sum()
+        warnings.warn(
+            f"expected follow-up of people's lifetimes, found {too_long.sum()} of {len(years):,} subjects of the split "
+            f"'{name}' followed for more than {limit:.0f} years, ten times as long as most, with {share:.0%} of all "
+            "follow-up: if their dates are wrong, forecasts are too low; check them, or give the data cut",
+            stacklevel=2,
+        )
 
 
 def history_of(encoded: EncodedTimelines, vocabulary: Vocabulary) -> History:

@@ -19,12 +19,8 @@ def describe(outcome: Outcome, task: Task) -> str:
     >>> describe(task.outcomes[0], task)
     'egfr_ckdepi2021 < 45 mL/min/{1.73_m2} (G3b), 2 times at least 90d apart; at risk until known'
     """
-    text = _content(outcome, task)
-    at_risk = ["at risk until known" if outcome.incident else "may happen again"]
-    if outcome.washout is not None:
-        at_risk.append(f"not at risk for {outcome.washout.label} after it")
-    if outcome.during is not None:
-        at_risk.append(f"at risk during {outcome.during}")
+    text = _content(outcome, task, MANY)
+    at_risk = ["at risk until known" if outcome.incident else "may happen again", *_limits(outcome)]
     if outcome.event_time == "occurred":
         at_risk.append("happens when it occurred")
     if outcome.competing:
@@ -32,17 +28,32 @@ def describe(outcome: Outcome, task: Task) -> str:
     return "; ".join([text, *at_risk])
 
 
-def _content(outcome: Outcome, task: Task) -> str:
+def found_by(outcome: Outcome, task: Task) -> str:
+    """How it is found: every code that it is made of, its bounds, and when nobody is at risk of it."""
+    return "; ".join([_content(outcome, task, None), *_limits(outcome)])
+
+
+def _limits(outcome: Outcome) -> list[str]:
+    found = []
+    if outcome.washout is not None:
+        found.append(f"not at risk for {outcome.washout.label} after it")
+    if outcome.during is not None:
+        found.append(f"at risk during {outcome.during}")
+    return found
+
+
+def _content(outcome: Outcome, task: Task, many: int | None) -> str:
+    """`many` is how many codes are named, at most."""
     if outcome.admission is not None or outcome.discharge is not None:
         word = "discharge from" if outcome.admission is None else "admission to"
         stay = task.stay(outcome.admission or outcome.discharge or "")
-        return f"{word} {stay.name} ({_listed(stay.classes or stay.admissions)})"
+        return f"{word} {stay.name} ({_listed(stay.classes or stay.admissions, many)})"
     if outcome.parts:
-        parts = [p if isinstance(p, str) else f"({_content(p, task)})" for p in outcome.parts]
+        parts = [p if isinstance(p, str) else f"({_content(p, task, many)})" for p in outcome.parts]
         if outcome.sequence:
             return ", then ".join(parts) + ("" if outcome.within is None else f" within {outcome.within.label}")
         return ("any of " if outcome.any_of else "all of ") + ", ".join(parts)
-    text = outcome.measure or _listed(outcome.codes)
+    text = outcome.measure or _listed(outcome.codes, many)
     if outcome.descendants:
         text += f" and {len(outcome.descendant_codes):,} descendants"
     text += _values(outcome.bounds, _unit(outcome.measure))
@@ -57,8 +68,9 @@ def _content(outcome: Outcome, task: Task) -> str:
     return text
 
 
-def _listed(codes: tuple[str, ...]) -> str:
-    return ", ".join(codes[:MANY]) + (f" and {len(codes) - MANY:,} more" if len(codes) > MANY else "")
+def _listed(codes: tuple[str, ...], many: int | None) -> str:
+    more = 0 if many is None else len(codes) - many
+    return ", ".join(codes[:many]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _values(bounds: Bounds, unit: str) -> str:

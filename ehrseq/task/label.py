@@ -12,15 +12,17 @@ import polars as pl
 from ehrseq.errors import TaskError
 from ehrseq.frames import at_once, places
 from ehrseq.task.composite import changes
-from ehrseq.task.definition import MICROSECONDS_A_DAY, Outcome, Task
+from ehrseq.task.definition import Outcome, Task
 from ehrseq.task.history import visible
 from ehrseq.task.outcome import all_occurrences, deaths
+from ehrseq.task.span import in_days
 from ehrseq.task.state import column, with_states
 from ehrseq.timeline.schema import BIRTH_CODE, DEATH_CODE, TIME, instants
 from ehrseq.timeline.store import Timelines
 
 REASONS = {
     "no_birth_date": "no birth date, so no age",
+    "implausible_age": "more than 130 years after birth at the prediction time",
     "no_follow_up": "no follow-up is known",
     "before_follow_up": "the prediction time is before follow-up starts",
     "dead": "died by the prediction time",
@@ -37,6 +39,7 @@ REASONS = {
 SCORING_REASONS = {
     "no_birth_date": "no birth date, so no age",
     "before_birth": "the prediction time is before birth",
+    "implausible_age": "more than 130 years after birth at the prediction time",
     "dead": "known to have died by the prediction time",
     "no_history": "not yet under observation, and no event but birth and static facts is known by the prediction time",
     "already_present": "an incident outcome known by the prediction time",
@@ -47,6 +50,7 @@ SCORING_REASONS = {
 }
 """Why `known_at_risk` refuses a forecast, in the order in which the reasons are tried."""
 
+OLDEST = 130  # years: who is older has a wrong date of birth, or is asked about at a wrong time
 _T = pl.col("prediction_time")
 
 
@@ -127,7 +131,7 @@ def _label_columns(outcome: Outcome, task: Task) -> dict[str, pl.Expr]:
     # `competing` is the end of follow-up where no competitor comes before it
     any_competing = reduce(or_, (column("next", name, task) == first for name in outcome.competing), pl.lit(False))
     cause = pl.when(event == first).then(1).when(any_competing).then(2).otherwise(0).cast(pl.Int8)
-    days = (first - _T).dt.total_microseconds() / MICROSECONDS_A_DAY
+    days = in_days(first - _T)
     return {
         "reason": _first_reason({**_known_reasons(outcome, task), "occurred_unknown": late}),
         "days": days,
@@ -177,11 +181,13 @@ def _named(tests: dict[str, pl.Expr]) -> list[pl.Expr]:
 
 
 _IN_HISTORY = pl.col("time").is_not_null() & ~pl.col("code").str.starts_with(BIRTH_CODE)
+_TOO_OLD = _T - pl.col("_birth_time") > pl.duration(days=round(OLDEST * 365.25))
 # whatever the outcome
 _NOT_LABELLED = pl.coalesce(
     _named(
         {
             "no_birth_date": pl.col("_birth_time").is_null(),
+            "implausible_age": _TOO_OLD,
             "no_follow_up": pl.col("_follow_up_start").is_null() | pl.col("_follow_up_end").is_null(),
             "before_follow_up": pl.col("_follow_up_start") > _T,
             "dead": pl.min_horizontal("_death_time", "_died") <= _T,
@@ -196,6 +202,7 @@ _NOT_SCORED = pl.coalesce(
         {
             "no_birth_date": pl.col("_birth_time").is_null(),
             "before_birth": pl.col("_birth_time") > _T,
+            "implausible_age": _TOO_OLD,
             "dead": visible(pl.col("_known_death"), _T),
             "no_history": ~visible(pl.min_horizontal("_first_event", "_observation_start"), _T).fill_null(False),
         }

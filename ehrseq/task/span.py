@@ -89,4 +89,16 @@ class Horizon:
 
     def days_after(self, expr: pl.Expr) -> pl.Expr:
         """The exact length in days counted from each datetime: 5y from 2005-01-01 is 1826."""
-        return (self.after(expr) - expr).dt.total_microseconds() / MICROSECONDS_A_DAY
+        return in_days(self.after(expr) - expr)
+
+
+def in_days(length: pl.Expr) -> pl.Expr:
+    """A duration in days, as numpy has it: equal lengths are equal days, to the last bit.
+
+    >>> hours = pl.Series([7 * 3_600_000_000]).cast(pl.Duration("us"))
+    >>> pl.select(in_days(pl.lit(hours))).item() == 7 / 24
+    True
+    """
+    microseconds = length.dt.total_microseconds()
+    # by a constant polars multiplies with its inverse, which is another number for a third of all hours
+    return microseconds / (microseconds * 0 + MICROSECONDS_A_DAY)

@@ -86,6 +86,36 @@ def follow_up_steps(
     )
 
 
+def since_birth(subjects: pl.DataFrame, contacts: pl.DataFrame) -> pl.DataFrame:
+    """A subject table in which nobody is followed before birth.
+
+    An observation period that starts before (as on 1900-01-01) does not say when it did: follow-up then starts with
+    the first contact, as where no period has a start.
+
+    >>> day = [datetime(year, 1, 1) for year in (1900, 1950, 1990, 2000)]
+    >>> table = pl.DataFrame({"subject_id": [1], "birth_time": day[1], "follow_up_start": day[0],
+    ...                       "follow_up_end": day[3], "observation_start": day[0]})
+    >>> since_birth(table, pl.DataFrame({"subject_id": [1], "first_contact": day[2]})).row(0)[2:]
+    (datetime.datetime(1990, 1, 1, 0, 0), datetime.datetime(2000, 1, 1, 0, 0), None)
+    """
+    early = (subjects["follow_up_start"] < subjects["birth_time"]) & (
+        subjects["birth_time"] < subjects["follow_up_end"]
+    )
+    if not early.any():
+        return subjects
+    first = pl.max_horizontal("first_contact", "birth_time")
+    known = pl.col("first_contact") <= pl.col("follow_up_end")
+    return (
+        subjects.with_columns(_early=early)
+        .join(contacts.select("subject_id", "first_contact"), on="subject_id", how="left", maintain_order="left")
+        .with_columns(
+            follow_up_start=pl.when(~pl.col("_early").fill_null(False)).then("follow_up_start").when(known).then(first),
+            observation_start=pl.when(~pl.col("_early").fill_null(False)).then("observation_start"),
+        )
+        .drop("_early", "first_contact")
+    )
+
+
 @cache
 def _measured() -> dict[str, pl.Expr]:
     """Start, end and rule, from the columns of `contacts` and `_envelopes`, the data `cut` and who `died` undated."""

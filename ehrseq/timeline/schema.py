@@ -139,8 +139,11 @@ def conform(frame: pl.DataFrame, schema: Mapping[str, Any], name: str) -> pl.Dat
         if column not in frame.columns:
             columns.append(pl.Series(column, [None], dtype=kind).new_from_index(0, frame.height))
             continue
+        given = frame[column]
+        if kind == TIME and given.dtype.is_numeric() and given.null_count() < len(given):  # years, seconds, days?
+            raise TimelineError(f"times in column {column} of the {name} table", "numbers", "convert it to datetimes")
         try:
-            columns.append(frame[column].cast(kind))
+            columns.append(given.cast(kind))
         except pl.exceptions.PolarsError:
             raise TimelineError(
                 f"values of type {kind} in column {column} of the {name} table",

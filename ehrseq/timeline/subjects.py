@@ -9,7 +9,7 @@ import polars as pl
 
 from ehrseq.errors import TimelineError
 from ehrseq.frames import to_polars
-from ehrseq.timeline.follow_up import follow_up
+from ehrseq.timeline.follow_up import contacts, follow_up, since_birth
 from ehrseq.timeline.schema import BIRTH_CODE, DEATH_CODE, SUBJECT_SCHEMA, conform, instants
 
 SEXES = {
@@ -57,7 +57,7 @@ def derive_subjects(
             pl.coalesce(f"{c}_given", c).alias(c) for c in SUBJECT_SCHEMA if c not in ("subject_id", *FOLLOW_UP)
         )
     table = table.join(follow_up(events, periods, data_cut), on="subject_id", how="left")
-    return normalise_subjects(table)
+    return since_birth(normalise_subjects(table), contacts(events))
 
 
 def normalise_subjects(frame: Any) -> pl.DataFrame:

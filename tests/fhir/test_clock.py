@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ehrseq.fhir.clock import NO_OFFSET, NO_TIME, PRECISIONS, _parse_any, moments, parse_times
+from ehrseq.fhir.clock import NO_OFFSET, NO_TIME, PRECISIONS, Instants, _parse_any, _real, moments, parse_times
 
 EPOCH = datetime(1970, 1, 1)
 
@@ -80,10 +80,22 @@ def test_nothing_to_parse() -> None:
     assert moments(np.array([], np.int64)).len() == 0
 
 
+@pytest.mark.parametrize(
+    ("written", "is_time"),
+    [("1799-12-31", False), ("1800-01-01", True), ("2499-12-31T23:59:59Z", True), ("2500-01-01", False),
+     ("9999-12-31T23:59:59-12:00", False), ("0001-01-01", False), ("0000-01-01", False), ("9999", False),
+     ("2020-01-01T00:00:00+14:00", True), ("2020-01-01T00:00:00+99:00", False), ("2020-01-01T00:00:00+13:60", False)],
+)  # fmt: skip
+def test_dates_that_stand_for_none_and_zones_that_are_none_are_no_times(written: str, is_time: bool) -> None:
+    parsed = parse_times([written])
+    assert (parsed.start[0] != NO_TIME, parsed.end[0] != NO_TIME, parsed.precision[0] > 0) == (is_time,) * 3
+
+
 WRITTEN = (
     "2148-09-12T08:13:00-04:00", "2020-02-29T23:59:60Z", "2020-02-30", "2019-02-28T24:00:00+14:00", "0000-01-01",
     "0001-01-01T00:00:00.123Z", "9999-12-31T23:59:59.999+00:00", "1900-02-29", "2020-13-01", "2020-1",
     "2020-10-10T10:10:10.5Z", "2020-10-10t10:10:10z", "2020-10-10T10:10:10-99:99", "2016-02-29",
+    "2020-10-10T10:10:10+14:00", "2020-10-10T10:10:10+14:01", "1800-01-01T00:00:00.123Z", "2499-12-31T23:59:59.999+00:00",
 )  # fmt: skip
 
 
@@ -95,7 +107,8 @@ def test_common_layouts_are_parsed_as_any_other() -> None:
         for _ in range(rng.choice([0, 0, 1, 2])):
             letters[rng.randrange(len(letters))] = rng.choice("0123456789-:+TZ.é ")
         texts.append("".join(letters))
-    quick, slow = parse_times(texts), _parse_any(pl.Series(texts))
-    for name in ("start", "end", "precision", "offset"):
+    names, quick, any_other = ("start", "end", "precision", "offset"), parse_times(texts), _parse_any(pl.Series(texts))
+    slow = _real(Instants(*(getattr(any_other, name).copy() for name in names)))
+    for name in names:
         np.testing.assert_array_equal(getattr(quick, name), getattr(slow, name))
     assert 5_000 < (quick.precision > 0).sum() < 19_000
