@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -380,6 +381,7 @@ def show(facts: dict[str, Any], indent: int = 0) -> None:
 def main() -> None:
     """Run a verb. Exit status: 0 done; 1 a user's error, in one line; 2 wrong usage; 130 interrupted."""
     debug = "--debug" in sys.argv[1:]
+    warnings.formatwarning = lambda message, *_, **__: f"ehrseq: {message}\n"  # a line, not a line of code
     try:
         app([argument for argument in sys.argv[1:] if argument != "--debug"], prog_name="ehrseq")
     except Exception as error:

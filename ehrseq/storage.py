@@ -231,11 +231,16 @@ def sha256_file(path: Path) -> str:
 def write_manifest(folder: Path, kind: str, version: int, **facts: Any) -> None:
     """Write `manifest.json`: the kind and format version, the facts given, and every other file's hash."""
     paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST]
-    with ThreadPoolExecutor() as threads:  # whoever writes a large folder has other processes wait for its hashes
+    with ThreadPoolExecutor(usable_cores()) as threads:  # hashing lets other threads run
         hashes = threads.map(sha256_file, paths)
         files = {p.relative_to(folder).as_posix(): digest for p, digest in zip(paths, hashes, strict=True)}
     content = {"kind": kind, "format_version": version, **facts, "files": files}
     write_json(folder / MANIFEST, {**content, DIGEST: manifest_digest(content)})
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def manifest_digest(content: dict[str, Any]) -> str:

@@ -60,3 +60,11 @@ def test_a_thread_of_polars_answers_and_raises_as_any_other():
         with pytest.raises(type(raised)) as caught:
             on_polars_thread(lambda raised=raised: (_ for _ in ()).throw(raised))
         assert caught.value is raised
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_dates_and_times_in_one_column_are_refused_whichever_comes_first(first):
+    values = [datetime.date(2014, 6, 30), datetime.datetime(2014, 6, 30, 12)]
+    with pytest.raises(UserError, match="columns of one type"):
+        to_polars(pd.DataFrame({"t": [values[first], values[1 - first], None]}))
+    assert to_polars(pd.DataFrame({"t": [values[0], None]}))["t"].to_list() == [values[0], None]

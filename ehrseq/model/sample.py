@@ -130,12 +130,12 @@ class Part:
 
 def _check_lengths(years: NDArray[np.float64], name: str) -> None:
     """Warn of follow-up that is so long that a wrong date is likelier: it counts in training by its length."""
-    limit = max(LONG, 10 * float(np.quantile(years, 0.95)))
+    limit = max(LONG, 5 * float(np.quantile(years, 0.95)))
     if (too_long := years > limit).any():
         share = years[too_long].sum() / years.sum()
         warnings.warn(
             f"expected follow-up of people's lifetimes, found {too_long.sum()} of {len(years):,} subjects of the split "
-            f"'{name}' followed for more than {limit:.0f} years, ten times as long as most, with {share:.0%} of all "
+            f"'{name}' followed for more than {limit:.0f} years, five times as long as most, with {share:.0%} of all "
             "follow-up: if their dates are wrong, forecasts are too low; check them, or give the data cut",
             stacklevel=2,
         )

@@ -50,7 +50,8 @@ class Horizon:
     @property
     def days(self) -> float:
         """The nominal length in days: a year is 365.25, a month a twelfth of that."""
-        return self.count * NOMINAL_DAYS[self.unit]
+        # not by a twenty-fourth, which is no exact number
+        return self.count / 24 if self.unit == "h" else self.count * NOMINAL_DAYS[self.unit]
 
     @property
     def longest_days(self) -> float:

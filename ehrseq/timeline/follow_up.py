@@ -9,7 +9,7 @@ such a subject's follow-up ends with the last contact.
 
 from __future__ import annotations
 
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from functools import cache
 from typing import Any
 
@@ -98,9 +98,9 @@ def since_birth(subjects: pl.DataFrame, contacts: pl.DataFrame) -> pl.DataFrame:
     >>> since_birth(table, pl.DataFrame({"subject_id": [1], "first_contact": day[2]})).row(0)[2:]
     (datetime.datetime(1990, 1, 1, 0, 0), datetime.datetime(2000, 1, 1, 0, 0), None)
     """
-    early = (subjects["follow_up_start"] < subjects["birth_time"]) & (
-        subjects["birth_time"] < subjects["follow_up_end"]
-    )
+    start, birth = subjects["follow_up_start"], subjects["birth_time"]
+    # the day of birth begins elsewhere at another moment
+    early = (start < birth - timedelta(days=1)) & (birth < subjects["follow_up_end"])
     if not early.any():
         return subjects
     first = pl.max_horizontal("first_contact", "birth_time")

@@ -110,6 +110,7 @@ def read_ours(folder: Path) -> Dataset:
     events = pl.concat(read_table(folder / name, EVENT_SCHEMA) for name in shards)
     # each shard is in canonical order: only the subjects need bringing together
     events = in_order(events, np.argsort(events["subject_id"].to_numpy(), kind="stable"))
+    events = events.with_columns(pl.col("subject_id").set_sorted())
     tables = {name: read_table(folder / name, TABLE_SCHEMAS.get(name)) for name in names if name not in shards}
     return events, tables, manifest["metadata"]
 

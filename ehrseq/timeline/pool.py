@@ -20,6 +20,7 @@ from typing import Any
 from ehrseq import errors
 from ehrseq.errors import TrainingError, UserError, WorkerError
 from ehrseq.fhir.source import Progress
+from ehrseq.storage import usable_cores
 from ehrseq.timeline import worker
 from ehrseq.timeline.worker import Do
 
@@ -157,8 +158,8 @@ def processes(workers: int | None) -> int:
     >>> processes(3)
     3
     """
-    if workers is None:  # of the cores, those that this process may use
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers is None:
+        return usable_cores()
     if workers < 1:
         raise UserError("at least one worker", str(workers), "leave it out for one a core")
     return workers

@@ -176,6 +176,8 @@ def as_instant(moment: str | date | datetime) -> datetime:
     >>> as_instant("2020-01-31T12:00:00+02:00")
     datetime.datetime(2020, 1, 31, 10, 0)
     """
+    if moment != moment:  # pandas' NaT passes for a datetime
+        raise TimelineError("a date or a time", "none (NaT)", "leave it out, or give one")
     if isinstance(moment, str):
         try:
             moment = date.fromisoformat(moment) if len(moment) <= 10 else datetime.fromisoformat(moment)

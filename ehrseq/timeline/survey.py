@@ -344,6 +344,7 @@ def _medications(
     tables = [table for table in kept if table.height]
     if not tables:
         return MedicationIndex.of(pl.Series([], dtype=pl.String), np.zeros(0, np.int32), {})
+    # records without an id are called alike: the last of them counts
     table = pl.concat(tables).unique("target", keep="last", maintain_order=True)
     target, code = table["target"], table["code"]
     bare = code.is_null().arg_true()

@@ -9,8 +9,9 @@ import polars as pl
 import pytest
 
 from ehrseq.errors import EvaluationError
-from ehrseq.evaluate.study import evaluate_study, records
+from ehrseq.evaluate.study import evaluate_study, outcome_definitions, records
 from ehrseq.score import evaluate_export
+from ehrseq.task.definition import Task
 from ehrseq.task.label import label
 from ehrseq.task.outcome import occurrences
 from ehrseq.task.times import prediction_times
@@ -189,3 +190,18 @@ def test_one_class_alone_is_a_marked_cell(timelines):
     assert empty["reason"].str.contains("fewer than 5 events").all()
     assert found.overall.filter(outcome="illness")["concordance"][0] is None
     assert "NaN" not in found.to_json()
+
+
+def test_outcomes_are_defined_as_the_task_defines_them():
+    outcomes = {
+        "stage": {"measure": "egfr_ckdepi2021", "stage": "G3b", "confirm": {"times": 2, "apart": "90d"}},
+        "high": {"measure": "LOINC//2160-0", "at_least": 2},
+        "many": {"codes": [f"SNOMED//{n}" for n in range(40)], "washout": "1y", "incident": False},
+        "either": {"any_of": ["stage", "high"]},
+    }
+    task = Task.from_dict({"horizons": ["1y"], "outcomes": outcomes, "prediction_times": {"rule": "every_encounter"}})
+    found = {row["outcome"]: row["found_by"] for row in outcome_definitions(task)}
+    assert found["stage"] == "egfr_ckdepi2021 < 45 mL/min/{1.73_m2} (G3b), 2 times at least 90d apart"
+    assert found["high"] == "LOINC//2160-0 >= 2 mg/dL"
+    assert found["either"] == "any of stage, high"
+    assert found["many"] == ", ".join(outcomes["many"]["codes"]) + "; not at risk for 1y after it"

@@ -138,3 +138,21 @@ def test_a_subjects_level_is_drawn_to_the_population():
     noisy = LabScale.fit("a", "u", subject, rng.normal(0, 1, 400)[subject] + rng.normal(0, 10, 1600))
     assert steady.prior < 0.1 < 5 < noisy.prior
     assert (LEVEL, SEEN, LAST) == (0, 1, 3)
+
+
+def test_what_some_people_have_all_the_time_is_not_impossible():
+    rng = np.random.default_rng(0)
+    subject = np.repeat(np.arange(1000), 6)
+    level = np.where(np.arange(1000) < 20, 9.0, 0.9)[subject]
+    number = level * np.exp(rng.normal(0, 0.1, len(subject)))
+    ordinary = LabScale.fit("a", "u", subject[level < 5], number[level < 5])
+    assert np.exp(ordinary.high) < 3
+    some = LabScale.fit("a", "u", subject, number)
+    assert np.exp(some.high) > 9
+    # one impossible value each of a few people, or two people with nothing else, move nothing
+    number[[900, 1800, 2700]] = 5000.0
+    assert LabScale.fit("a", "u", subject, number).high == some.high
+    lonely = np.append(number[level < 5], [5000.0, 5000.0])
+    mine = np.append(subject[level < 5], [2000, 2001])
+    few = np.isin(mine, [200, 300, 400, 2000, 2001])
+    assert LabScale.fit("a", "u", mine[few], lonely[few]).high < np.log(5000)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
+from datetime import datetime
+
 import numpy as np
 import polars as pl
 import pytest
 
-from ehrseq.config import NetworkConfig
+from ehrseq.config import ModelConfig, NetworkConfig
+from ehrseq.errors import TimelineError
 from ehrseq.model.landmarks import next_known
 from ehrseq.model.sample import FOREVER, Part
 from ehrseq.tokens.encode import MICROSECONDS_PER_DAY, encode
@@ -55,3 +60,22 @@ def test_the_follow_up_of_many_is_added_up_as_that_of_few(n):
     spent = round(10.25 * 365.25 * MICROSECONDS_PER_DAY)
     part = Part(encoded, pl.DataFrame(), start, start + spent, np.full(n, FOREVER))
     assert part.years == pytest.approx(10.25 * n, rel=1e-12)
+
+
+def test_follow_up_that_is_far_longer_than_everybody_elses_is_warned_of_and_ends_with_a_lifetime():
+    timelines = cohort(200)
+    vocabulary = Vocabulary.fit(timelines.events, ModelConfig().network, timelines.subjects)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        usual = Part.prepare(timelines, vocabulary, "train")
+    first = timelines.subjects["subject_id"].min()
+    end = pl.when(pl.col("subject_id") == first).then(datetime(9999, 12, 31)).otherwise("follow_up_end")
+    wrong = replace(timelines, subjects=timelines.subjects.with_columns(follow_up_end=end))
+    with pytest.warns(UserWarning, match="found 1 of 200 subjects of the split 'train' followed for more than 40"):
+        part = Part.prepare(wrong, vocabulary, "train")
+    age = (part.end - part.encoded.birth) / (86_400_000_000 * 365.25)
+    assert age.max() <= 130
+    assert part.years - usual.years < 130
+    nobody = replace(timelines, subjects=timelines.subjects.with_columns(follow_up_end=pl.lit(None, pl.Datetime("us"))))
+    with pytest.raises(TimelineError, match="follow-up"):
+        Part.prepare(nobody, vocabulary, "train")

@@ -40,6 +40,16 @@ def test_the_summary_of_the_state_is_that_of_the_features(events):
     np.testing.assert_allclose(state.summary(time, 2), expected[:, : 2 * PER_CODE], atol=1e-7)
 
 
+def test_the_state_is_the_same_however_many_events_are_held_at_once(events, monkeypatch):
+    row, time = np.tile([0, 1, 0], 5), np.arange(15) * DAY
+    whole = CodeState.at(events, events.code, 2, row, time)
+    monkeypatch.setattr("ehrseq.model.code_state.PAIRS", 4)
+    for name in ("count", "last", "value", "total", "valued"):
+        some = getattr(CodeState.at(events, events.code, 2, row, time), name)
+        np.testing.assert_array_equal(some, getattr(whole, name))
+    assert CodeState.at(events, events.code, 2, row[:0], time[:0]).count.shape == (0, 2)
+
+
 def test_adding_events_gives_the_state_of_having_had_them(events):
     before = CodeState.at(events, events.code, 2, np.array([0]), np.array([4 * DAY]))
     before.add(np.array([[True, True]]), np.array([5 * DAY]), np.array([[1.5, np.nan]]))

@@ -1,6 +1,7 @@
 import dataclasses
 from datetime import date, datetime, timedelta
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from ehrseq.errors import TaskError
 from ehrseq.task.label import REASONS, SCORING_REASONS, known_at_risk, label
 from ehrseq.task.outcome import occurrences
+from ehrseq.task.span import Horizon
 from ehrseq.timeline.schema import normalise_events, sort_events
 from ehrseq.timeline.store import Timelines
 
@@ -64,6 +66,7 @@ def test_ties(make_timelines, make_task, at, day, facts, expected):
     ("events", "facts", "when", "reason"),
     [
         ([], {"birth_time": None}, 100, "no_birth_date"),
+        ([], {"birth_time": -130 * 366}, 100, "implausible_age"),
         ([], {"follow_up_end": None}, 100, "no_follow_up"),
         ([], {"follow_up_start": None}, 100, "no_follow_up"),
         ([], {"follow_up_start": 101}, 100, "before_follow_up"),
@@ -186,6 +189,8 @@ def test_a_subject_table_without_a_column_is_refused(make_timelines, make_task, 
     [
         ([(1, 1, VISIT)], {"birth_time": None}, 100, "no_birth_date"),
         ([(1, 1, VISIT)], {"birth_time": 101}, 100, "before_birth"),
+        ([(1, 1, VISIT)], {"birth_time": 100 - 47_482}, 100, None),
+        ([(1, 1, VISIT)], {"birth_time": 100 - 47_483}, 100, "implausible_age"),
         ([(1, 1, VISIT), (1, 90, "MEDS_DEATH")], {}, 100, "dead"),
         ([(1, 1, VISIT)], {"death_time": 90}, 100, "dead"),
         ([(1, 1, VISIT)], {"death_time": 101}, 100, None),
@@ -379,3 +384,15 @@ def test_the_events_of_one_subject_do_not_touch_another(make_timelines, make_tas
     extra = normalise_events(pl.DataFrame({"subject_id": [9], "time": [day(1)], "code": [MI]}))
     stranger = Timelines(sort_events(pl.concat([alone.events, extra])), alone.subjects)
     assert labels(stranger, task, queries).equals(labels(alone, task, queries))
+
+
+def test_hours_are_as_long_for_labels_as_for_horizons(make_timelines, make_task, at, day):
+    hours = list(range(1, 400))
+    spans = [Horizon(f"{n}h") for n in hours]
+    ends = {n: {"follow_up_end": day(100) + timedelta(hours=n)} for n in hours}
+    timelines = make_timelines([(n, 1, VISIT) for n in hours], ends)
+    found = labels(timelines, make_task(OUTCOMES), at(*((n, 100) for n in hours)))
+    days = found.group_by("subject_id", maintain_order=True).first()["days"].to_list()
+    assert days == [span.days for span in spans]
+    start = np.array([day(100)], "M8[us]")
+    assert days == [float((span.end_of(start) - start).astype(np.int64)[0] / 86_400_000_000) for span in spans]

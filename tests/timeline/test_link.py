@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from ehrseq.fhir.ledger import Reason
-from ehrseq.timeline.build import Assembled, ChunkMaker, assemble
+from ehrseq.timeline.build import Assembled, ChunkMaker, assemble, read_fhir
 from ehrseq.timeline.follow_up import contacts
 from ehrseq.timeline.medications import MedicationIndex
 from ehrseq.timeline.survey import Survey, survey
@@ -118,6 +119,37 @@ def test_what_is_said_of_the_events_is_what_they_say(full: int) -> None:
     for code, count in zip(known.split_codes[0], part.codes.tolist(), strict=True):
         counts[code] += count
     assert +counts == Counter(part.events["code"].to_list())
+
+
+def test_mixtures_of_mixtures_give_what_they_are_made_of_three_steps_deep() -> None:
+    def mixture(name: str, *parts: str, **more: Any) -> dict[str, Any]:
+        made_of = [{"itemReference": {"reference": f"Medication/{part}"}} for part in parts]
+        return {"resourceType": "Medication", "id": name, "ingredient": made_of} | more
+
+    own = {"itemCodeableConcept": concept("X")}
+    chain = [mixture(f"m{n}", f"m{n - 1}") for n in range(2, 6)]
+    records = [
+        {"resourceType": "Medication", "id": "m1", "code": concept("A")}, *chain,
+        {"resourceType": "Medication", "id": "b", "code": concept("B")},
+        mixture("here", "there"), mixture("there", "here"),
+        mixture("several", "m1", "b", "m1") | {"ingredient": [own, *mixture("", "m1", "b", "m1")["ingredient"]]},
+        mixture("new", meta={"versionId": "1"}), mixture("new", "b", meta={"versionId": "2"}),
+    ]  # fmt: skip
+    doses = {f"a{n}": name for n, name in enumerate(["m1", "m2", "m4", "m5", "here", "several", "new"])}
+    given_to = [given(n, named(name)) for n, name in enumerate(doses.values())]
+    found = read_fhir([*PATIENTS, *records, *given_to]).events.filter(pl.col("resource_id").is_in(list(doses)))
+    codes = {
+        doses[str(name)]: sorted(code.removeprefix("SNOMED//") for code in rows["code"])
+        for (name,), rows in found.group_by("resource_id")
+    }
+    assert codes == {"m1": ["A"], "m2": ["A"], "m4": ["A"], "several": ["A", "B", "X"], "new": ["B"]}
+
+
+def test_an_index_of_no_medications_is_read_as_it_was_written(tmp_path: Path) -> None:
+    MedicationIndex.of(pl.Series([], dtype=pl.String), np.zeros(0, np.int32), {}).save(tmp_path / "m.arrow")
+    index = MedicationIndex.load(tmp_path / "m.arrow")
+    sizes, begin = index.find(pl.Series(["Medication/x"]))
+    assert (sizes.tolist(), index.codes[begin].tolist()) == ([1], [0])
 
 
 def test_a_medication_of_another_name_is_not_taken_for_the_one_whose_hash_it_shares() -> None:

@@ -1,0 +1,86 @@
+"""Dates that stand for none (9999-12-31, 0001-01-01, a period since 1900-01-01): nobody is followed by them."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from typing import Any
+
+import polars as pl
+import pytest
+
+from ehrseq.timeline.build import read_fhir
+from ehrseq.timeline.store import Timelines
+
+ME = {"reference": "Patient/p"}
+PATIENT: dict[str, Any] = {"resourceType": "Patient", "id": "p", "birthDate": "1950-06-01"}
+VISIT: dict[str, Any] = {
+    "resourceType": "Encounter", "id": "e", "status": "finished", "class": {"code": "AMB"}, "subject": ME,
+    "period": {"start": "2015-03-01", "end": "2015-03-02"},
+}  # fmt: skip
+LAST = datetime(2015, 3, 2, 23, 59, 59, 999999)
+
+
+def insured(**period: str) -> dict[str, Any]:
+    return {"resourceType": "Coverage", "id": "c", "status": "active", "beneficiary": ME, "period": period}
+
+
+def follow_up(*records: dict[str, Any]) -> tuple[Any, ...]:
+    return read_fhir(records).subjects.select("follow_up_start", "follow_up_end", "follow_up_rule").row(0)
+
+
+@pytest.mark.parametrize("end", ["9999-12-31", "9999-12-31T23:59:59-12:00", "2999-12-31"])
+def test_an_end_that_stands_for_none_is_open(end: str) -> None:
+    assert follow_up(PATIENT, VISIT, insured(start="2010-01-01", end=end)) == follow_up(
+        PATIENT, VISIT, insured(start="2010-01-01")
+    )
+    later = VISIT | {"id": "later", "period": {"start": "2015-05-01", "end": end}}
+    timelines = read_fhir([PATIENT, VISIT, later])
+    assert timelines.events.filter(resource_id="later")["code"].to_list() == ["ENCOUNTER//ambulatory/admission"]
+    assert timelines.subjects["follow_up_end"].item() == datetime(2015, 5, 1, 23, 59, 59, 999999)
+
+
+def test_an_illness_that_ends_in_9999_is_counted_and_leaves_follow_up_as_it_is() -> None:
+    illness = {
+        "resourceType": "Condition", "id": "i", "subject": ME, "recordedDate": "2015-03-01",
+        "onsetDateTime": "2015-03-01", "abatementDateTime": "9999-12-31",
+        "code": {"coding": [{"system": "http://snomed.info/sct", "code": "1"}]},
+    }  # fmt: skip
+    timelines = read_fhir([PATIENT, VISIT, illness])
+    assert timelines.subjects["follow_up_end"].item() == LAST
+    assert timelines.metadata["events_left_out"] == {"invalid_time": 1}
+
+
+@pytest.mark.parametrize("when", ["9999-12-31", "0001-01-01T00:00:00"])
+def test_a_death_that_stands_for_none_is_no_death(when: str) -> None:
+    timelines = read_fhir([PATIENT | {"deceasedDateTime": when}, VISIT])
+    assert "MEDS_DEATH" not in timelines.events["code"]
+    assert timelines.subjects.select("death_time", "follow_up_rule").row(0) == (None, "last_contact")
+
+
+@pytest.mark.parametrize("birth", ["0001-01-01", "1753-01-01", "0000-01-01"])
+def test_a_birth_that_stands_for_none_is_unknown(birth: str) -> None:
+    timelines = read_fhir([PATIENT | {"birthDate": birth, "gender": "male"}, VISIT])
+    assert timelines.subjects["birth_time"].item() is None
+    assert timelines.metadata["events_left_out"] == {"invalid_time": 1}
+
+
+def test_an_observation_period_that_starts_before_birth_does_not_say_when_it_did() -> None:
+    first = datetime(2015, 3, 1, 23, 59, 59, 999999)
+    for start in ("1900-01-01", "0001-01-01"):
+        found = read_fhir([PATIENT, VISIT, insured(start=start, end="2016-01-01")]).subjects
+        assert found.select("follow_up_start", "observation_start").row(0) == (first, None)
+        assert found["follow_up_rule"].item() == "observation_period"
+    # a day begins elsewhere at another moment: a period from birth on stays as it is
+    found = read_fhir([PATIENT, VISIT, insured(start="1950-06-01T00:00:00+10:00", end="2016-01-01")]).subjects
+    assert found["follow_up_start"].item() == datetime(1950, 5, 31, 14)
+    given = {"subject_id": [1], "birth_time": [date(1950, 6, 1)], "follow_up_start": [date(1900, 1, 1)]}
+    events = {"subject_id": [1], "time": [datetime(2015, 3, 1)], "code": ["LOINC//718-7"]}
+    assert Timelines.from_events(events, given).subjects["follow_up_start"].item() == datetime(2015, 3, 1)
+
+
+def test_one_such_date_among_many_people_leaves_everybody_else_as_they_are() -> None:
+    people = [PATIENT | {"id": f"p{n}"} for n in range(3)]
+    visits = [VISIT | {"id": f"e{n}", "subject": {"reference": f"Patient/p{n}"}} for n in range(3)]
+    more = read_fhir([*people, *visits, insured(end="9999-12-31") | {"beneficiary": {"reference": "Patient/p0"}}])
+    assert more.subjects["follow_up_end"].to_list() == [LAST] * 3
+    assert more.events.filter(pl.col("time").dt.year() > 2015).height == 0
