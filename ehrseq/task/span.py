@@ -13,6 +13,7 @@ from ehrseq.errors import TaskError
 
 NOMINAL_DAYS = {"h": 1 / 24, "d": 1.0, "w": 7.0, "m": 365.25 / 12, "y": 365.25}
 MICROSECONDS_A_DAY = 86_400_000_000
+LONGEST_DAYS = 365_250  # of any span: far beyond it there are no dates
 _POLARS_UNIT = {"h": "h", "d": "d", "w": "w", "m": "mo", "y": "y"}
 _SPAN = re.compile(r"[0-9]{1,6}[hdwmy]")
 
@@ -36,6 +37,8 @@ class Horizon:
             raise TaskError(
                 "a span such as '48h', '30d', '2w', '6m' or '5y'", repr(self.label), "write a number and one unit"
             )
+        if self.days > LONGEST_DAYS:
+            raise TaskError("a span of at most 1,000 years", repr(self.label), "write a shorter one")
 
     @property
     def count(self) -> int:
