@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ehrseq.errors import EhrseqError, SourceError, UserError
+from ehrseq.errors import DataWarning, EhrseqError, SourceError, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -381,7 +381,11 @@ def show(facts: dict[str, Any], indent: int = 0) -> None:
 def main() -> None:
     """Run a verb. Exit status: 0 done; 1 a user's error, in one line; 2 wrong usage; 130 interrupted."""
     debug = "--debug" in sys.argv[1:]
-    warnings.formatwarning = lambda message, *_, **__: f"ehrseq: {message}\n"  # a line, not a line of code
+    usual = warnings.formatwarning
+    # ours as a line, not as a line of code
+    warnings.formatwarning = lambda message, kind, *where, **line: (
+        f"ehrseq: {message}\n" if kind is DataWarning else usual(message, kind, *where, **line)
+    )
     try:
         app([argument for argument in sys.argv[1:] if argument != "--debug"], prog_name="ehrseq")
     except Exception as error:

@@ -12,6 +12,8 @@
     │   └── WorkerError                 a process that worked for this one ended early
     └── TrainingError                   fitting failed for a reason that is not the input's shape
 
+`DataWarning` (a UserWarning) is what does not stop the work, and should be looked at.
+
 Messages are one line: what was expected, what was found, what to do next. They never carry field
 content or paths found inside the data: both can identify a person.
 """
@@ -24,6 +26,10 @@ from collections.abc import Iterable
 
 class EhrseqError(Exception):
     """Base of every error raised on purpose."""
+
+
+class DataWarning(UserWarning):
+    """Data that may be wrong; the message says what to look at."""
 
 
 class UserError(EhrseqError, ValueError):

@@ -168,7 +168,7 @@ def _days_and_times(column: Any) -> bool:
 
     if column.dtype != object or infer_dtype(column, skipna=True) != "date":
         return False
-    return any(isinstance(value, datetime) for value in column)
+    return any(isinstance(value, datetime) for value in column.dropna())
 
 
 def to_pandas(frame: pl.DataFrame) -> pd.DataFrame:

@@ -68,3 +68,5 @@ def test_dates_and_times_in_one_column_are_refused_whichever_comes_first(first):
     with pytest.raises(UserError, match="columns of one type"):
         to_polars(pd.DataFrame({"t": [values[first], values[1 - first], None]}))
     assert to_polars(pd.DataFrame({"t": [values[0], None]}))["t"].to_list() == [values[0], None]
+    gap = pd.DataFrame({"t": pd.to_datetime(pd.Series(["2014-06-30", None])).dt.date})  # NaT passes for a time
+    assert to_polars(gap)["t"].to_list() == [values[0], None]

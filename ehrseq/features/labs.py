@@ -28,6 +28,8 @@ PAIRS = 4_000_000  # of a query and an event held at once
 OUTLYING = 6  # interquartile ranges beyond the quartiles where values are held: impossible ones must not decide
 # values that so few people have in the middle of their own may be impossible: a share, and a number at least
 USUAL, FEWEST = 0.005, 3
+MIDDLE = 3  # values that a person's middle takes
+IMPOSSIBLE = 30  # interquartile ranges beyond which they are, however many people have them
 UNIT = "\n"  # between a code and a unit
 TINY = 1e-300  # so that a logarithm is finite
 ONE_VALUE = 1e-9  # a spread below it is that of a constant
@@ -76,13 +78,12 @@ class LabScale:
         x = logarithm if logged else number
         lower, upper = np.quantile(x, [0.25, 0.75])
         room = OUTLYING * (upper - lower)
+        low, high = (lower - room, upper + room) if room else (x.min(), x.max())
         _, who, count = np.unique(subject, return_inverse=True, return_counts=True)
-        low, high = x.min(), x.max()
-        if room:
-            # beyond the quartiles of all lies what is impossible, but not what some people have all the time
-            usual = np.sort(_medians(who, x))
-            few = min(max(FEWEST, round(USUAL * len(usual))), len(usual)) - 1
-            low, high = min(lower - room, usual[few]), max(upper + room, usual[-1 - few])
+        # what is far from all others may be impossible, unless some people have it all the time: only their own values
+        # reach as far, and what is said of everybody is not moved
+        reach = _usual(who, x, lower - IMPOSSIBLE * (upper - lower), upper + IMPOSSIBLE * (upper - lower))
+        held = min(low, reach[0]), max(high, reach[1])
         x = np.clip(x, low, high)
         mean = np.bincount(who, x) / count
         spread = float((upper - lower) / 1.349) or float(x.std())
@@ -92,19 +93,25 @@ class LabScale:
         between = max(float(mean.var()) / spread**2 - squares * float((1 / count).mean()), 0.01)
         within = max(squares, 1e-4)
         return cls(
-            code, unit, logged, float(mean.mean()), spread, float(low), float(high),
+            code, unit, logged, float(mean.mean()), spread, float(held[0]), float(held[1]),
             float(np.clip(within / between, 0.05, 50)), float(np.sqrt(within)),
         )  # fmt: skip
 
 
-def _medians(who: Index, x: Float) -> Float:
-    """The middle one (the lower of two) of the values of each subject.
+def _usual(who: Index, x: Float, least: float, greatest: float) -> tuple[float, float]:
+    """Between which values all but a few people have the middle of their own, of those who have three at least.
 
-    >>> _medians(np.array([1, 0, 1, 1, 0]), np.array([5.0, 2.0, 1.0, 3.0, 4.0])).tolist()
-    [2.0, 3.0]
+    Of an even number the one nearer to the middle of all counts. Middles beyond `least` and `greatest` do not count.
+
+    >>> _usual(np.repeat(np.arange(8), 3), np.repeat([1.0, 2, 3, 4, 9, 9, 9, 99], 3), 0, 50)
+    (3.0, 9.0)
     """
     order, count = np.lexsort((x, who)), np.bincount(who)
-    return np.asarray(x[order[np.cumsum(count) - count + (count - 1) // 2]])
+    first, some = (np.cumsum(count) - count)[count >= MIDDLE], count[count >= MIDDLE]
+    below, above = (x[order[first + place]] for place in ((some - 1) // 2, some // 2))
+    low, high = np.sort(above[above >= least]), np.sort(below[below <= greatest])
+    few = max(FEWEST, round(USUAL * len(some))) - 1
+    return float(low[few]) if few < len(low) else np.inf, float(high[-1 - few]) if few < len(high) else -np.inf
 
 
 def _skewness(x: Float) -> float:

@@ -39,7 +39,7 @@ def stands_for_none(written: str | None) -> bool:
     (True, True, False)
     """
     year = (written or "")[:4]
-    return len(year) == 4 and year.isdecimal() and not FIRST_YEAR <= int(year) <= LAST_YEAR
+    return len(year) == 4 and year.isascii() and year.isdecimal() and not FIRST_YEAR <= int(year) <= LAST_YEAR
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ from ehrseq.fhir.values import NOTHING, read_value
 
 BIRTH_CODE = "MEDS_BIRTH"
 DEATH_CODE = "MEDS_DEATH"
+NO_DEATH = ("0000", "0001", "9999")  # years that systems write where there is no date
 
 _ENCOUNTER_STATUS = BAD_STATUS | {"planned": Reason.PLANNED}
 _FOLLOW_UP_STATUS: Statuses = {
@@ -162,8 +163,8 @@ class Emitters:
             add(record, rows.codes[code], 0, 0, STATIC)
         if r.birth_date:
             add(record, self.birth, rows.times[r.birth_date], 0, BIRTH_DATE)
-        # no death, where the date only stands for none
-        death = None if stands_for_none(r.deceased_date_time) else r.deceased_date_time
+        # no death, where the date only stands for none; one in an impossible year is a death without a date
+        death = None if (r.deceased_date_time or "").startswith(NO_DEATH) else r.deceased_date_time
         if death:
             add(record, self.death, rows.times[death], 0, DECEASED)
         rows.patients.append(
@@ -190,13 +191,13 @@ class Emitters:
         if r.modifier_extension:
             return Reason.MODIFIER_EXTENSION
         # one that was planned, cancelled or an error dates nothing else either: it is not kept
-        end = None if stands_for_none(period.end) else period.end
-        rows.encounters.append((record, r.id or "", period.start, end))
-        if not period.start and not end:
+        begun, end = (None if stands_for_none(written) else written for written in (period.start, period.end))
+        rows.encounters.append((record, r.id or "", begun, end))
+        if not begun and not end:
             return Reason.NO_TIME
         name = class_name(r.class_)
-        if period.start:
-            start = times[period.start]
+        if begun:
+            start = times[begun]
             rows.add(record, rows.codes[f"ENCOUNTER//{name}/admission"], start, 0, PERIOD)
             for concept in r.type or ():
                 if code := concept_code(concept, self.encounter_types):

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ehrseq.errors import TimelineError
+from ehrseq.errors import DataWarning, TimelineError
 from ehrseq.features.tabular import History
 from ehrseq.model.heads import HazardName
 from ehrseq.model.landmarks import Targets, draw_landmarks, next_known, targets
@@ -75,11 +75,15 @@ class Part:
     def prepare(cls, timelines: Timelines, vocabulary: Vocabulary, name: str) -> Part:
         """The usable subjects of the split `name`; TimelineError where there are none."""
         # nobody is asked about at an impossible age: landmarks there would teach what is never wanted
-        oldest, until = pl.col("birth_time") + pl.duration(days=int(OLDEST * 365.25)), pl.col("follow_up_end")
+        birth, since, until = pl.col("birth_time"), pl.col("follow_up_start"), pl.col("follow_up_end")
+        oldest = birth + pl.duration(days=int(OLDEST * 365.25))
         usable = (
-            timelines.subjects.filter(pl.col("birth_time").is_not_null())
-            .with_columns(follow_up_end=pl.when(until > oldest).then(oldest).otherwise(until))
-            .filter(until > pl.col("follow_up_start"))
+            timelines.subjects.filter(birth.is_not_null())
+            .with_columns(
+                follow_up_end=pl.when(until > oldest).then(oldest).otherwise(until),
+                follow_up_start=pl.when(since < birth).then(birth).otherwise(since),
+            )
+            .filter(until > since)
             .sort("subject_id")
         )
         if not usable.height:
@@ -137,6 +141,7 @@ def _check_lengths(years: NDArray[np.float64], name: str) -> None:
             f"expected follow-up of people's lifetimes, found {too_long.sum()} of {len(years):,} subjects of the split "
             f"'{name}' followed for more than {limit:.0f} years, five times as long as most, with {share:.0%} of all "
             "follow-up: if their dates are wrong, forecasts are too low; check them, or give the data cut",
+            DataWarning,
             stacklevel=2,
         )
 

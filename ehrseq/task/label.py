@@ -22,6 +22,7 @@ from ehrseq.timeline.store import Timelines
 
 REASONS = {
     "no_birth_date": "no birth date, so no age",
+    "before_birth": "the prediction time is before birth",
     "implausible_age": "more than 130 years after birth at the prediction time",
     "no_follow_up": "no follow-up is known",
     "before_follow_up": "the prediction time is before follow-up starts",
@@ -187,6 +188,7 @@ _NOT_LABELLED = pl.coalesce(
     _named(
         {
             "no_birth_date": pl.col("_birth_time").is_null(),
+            "before_birth": pl.col("_birth_time") > _T,
             "implausible_age": _TOO_OLD,
             "no_follow_up": pl.col("_follow_up_start").is_null() | pl.col("_follow_up_end").is_null(),
             "before_follow_up": pl.col("_follow_up_start") > _T,

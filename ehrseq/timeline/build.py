@@ -25,7 +25,7 @@ from ehrseq.fhir.references import subject_number as subject_number
 from ehrseq.fhir.rows import TYPES, Rows
 from ehrseq.fhir.source import Progress, find_files, size_on_disk
 from ehrseq.frames import at_once, places
-from ehrseq.timeline.follow_up import contacts_of, follow_up_steps, since_birth
+from ehrseq.timeline.follow_up import contacts_of, follow_up_steps, in_life
 from ehrseq.timeline.link import Linked, link, source_names
 from ehrseq.timeline.meds import SHARDS, shard_of, shards_of
 from ehrseq.timeline.schema import DEATH_CODE, EVENT_SCHEMA, SUBJECT_SCHEMA, TIME, as_instant, event_order, in_order
@@ -256,14 +256,14 @@ def subject_frame(patients: pl.DataFrame, contacts: pl.DataFrame, known: Survey)
     undated = patients["subject_id"].filter(patients["undated_death"])
     if periods.height:
         periods = periods.with_columns(moments(periods[name].to_numpy()).alias(name) for name in ("start", "end"))
+        periods = in_life(periods, table)
     watched = follow_up_steps(contacts, periods if periods.height else None, cut, undated if len(undated) else None)
-    subjects = at_once(
+    return at_once(
         table.lazy()
         .join(watched, on="subject_id", how="left")
         .select(pl.col(name).cast(kind) for name, kind in SUBJECT_SCHEMA.items())
         .sort("subject_id")
     )
-    return since_birth(subjects, contacts)
 
 
 def _record_counts(linked: Linked) -> Counts:

@@ -9,13 +9,14 @@ such a subject's follow-up ends with the last contact.
 
 from __future__ import annotations
 
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from functools import cache
 from typing import Any
 
 import polars as pl
 
 from ehrseq.errors import TimelineError
+from ehrseq.fhir.clock import LAST_YEAR
 from ehrseq.frames import at_once, to_polars
 from ehrseq.timeline.schema import BIRTH_CODE, DEATH_CODE, TIME, as_instant, instants
 
@@ -86,34 +87,32 @@ def follow_up_steps(
     )
 
 
-def since_birth(subjects: pl.DataFrame, contacts: pl.DataFrame) -> pl.DataFrame:
-    """A subject table in which nobody is followed before birth.
+def in_life(periods: pl.DataFrame, subjects: pl.DataFrame) -> pl.DataFrame:
+    """Observation periods (`subject_id`, `start`, `end`) without what cannot be true of who was born at `birth_time`.
 
-    An observation period that starts before (as on 1900-01-01) does not say when it did: follow-up then starts with
-    the first contact, as where no period has a start.
+    A start before birth (as on 1900-01-01) does not say when it was, an end from the year 2500 on (as on 9999-12-31)
+    that there is one; a period that ends before birth is somebody else's. Nothing but birth decides, so that nothing
+    that comes later changes who is under observation.
 
-    >>> day = [datetime(year, 1, 1) for year in (1900, 1950, 1990, 2000)]
-    >>> table = pl.DataFrame({"subject_id": [1], "birth_time": day[1], "follow_up_start": day[0],
-    ...                       "follow_up_end": day[3], "observation_start": day[0]})
-    >>> since_birth(table, pl.DataFrame({"subject_id": [1], "first_contact": day[2]})).row(0)[2:]
-    (datetime.datetime(1990, 1, 1, 0, 0), datetime.datetime(2000, 1, 1, 0, 0), None)
+    >>> day = [datetime(year, 1, 1) for year in (1900, 1949, 1950, 9999)]
+    >>> periods = pl.DataFrame({"subject_id": [1, 1], "start": [day[0]] * 2, "end": [day[3], day[1]]})
+    >>> in_life(periods, pl.DataFrame({"subject_id": [1], "birth_time": [day[2]]})).rows()
+    [(1, None, None)]
     """
-    start, birth = subjects["follow_up_start"], subjects["birth_time"]
-    # the day of birth begins elsewhere at another moment
-    early = (start < birth - timedelta(days=1)) & (birth < subjects["follow_up_end"])
-    if not early.any():
-        return subjects
-    first = pl.max_horizontal("first_contact", "birth_time")
-    known = pl.col("first_contact") <= pl.col("follow_up_end")
+    birth, start, end = pl.col("birth_time"), pl.col("start"), pl.col("end")
+    early = start < birth - pl.duration(days=1)  # the day of birth begins elsewhere at another moment
     return (
-        subjects.with_columns(_early=early)
-        .join(contacts.select("subject_id", "first_contact"), on="subject_id", how="left", maintain_order="left")
-        .with_columns(
-            follow_up_start=pl.when(~pl.col("_early").fill_null(False)).then("follow_up_start").when(known).then(first),
-            observation_start=pl.when(~pl.col("_early").fill_null(False)).then("observation_start"),
+        periods.join(subjects.select("subject_id", "birth_time"), on="subject_id", how="left", maintain_order="left")
+        .filter(~(end < birth).fill_null(False))
+        .select(
+            "subject_id",
+            start=pl.when(~early.fill_null(False)).then(start),
+            end=pl.when(end < _BEYOND).then(end),
         )
-        .drop("_early", "first_contact")
     )
+
+
+_BEYOND = pl.lit(datetime(LAST_YEAR + 1, 1, 1))
 
 
 @cache

@@ -153,7 +153,9 @@ def _date(
     if not len(spans["start"]):
         spans = {name: np.array([NO_TIME if name != "offset" else NO_OFFSET]) for name in spans}
     dateless = (events.start == NO_TIME) & ~np.isin(events.source, [STATIC, ABATEMENT])
-    borrowed = linked & dateless & (spans["start"][where] != NO_TIME)
+    # an encounter does not date itself: its end would become its start
+    other = kind[events.record] != TYPE_NUMBER["Encounter"]
+    borrowed = linked & dateless & other & (spans["start"][where] != NO_TIME)
 
     def fill(column: Ints, name: str) -> Ints:
         filled: Ints = np.where(borrowed, spans[name][where], column).astype(column.dtype)

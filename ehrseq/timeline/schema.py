@@ -140,10 +140,8 @@ def conform(frame: pl.DataFrame, schema: Mapping[str, Any], name: str) -> pl.Dat
             columns.append(pl.Series(column, [None], dtype=kind).new_from_index(0, frame.height))
             continue
         given = frame[column]
-        if kind == TIME and given.dtype.is_numeric() and given.null_count() < len(given):  # years, seconds, days?
-            raise TimelineError(f"times in column {column} of the {name} table", "numbers", "convert it to datetimes")
         try:
-            columns.append(given.cast(kind))
+            columns.append(instants(given) if kind == TIME else given.cast(kind))
         except pl.exceptions.PolarsError:
             raise TimelineError(
                 f"values of type {kind} in column {column} of the {name} table",
@@ -160,6 +158,10 @@ def instants(series: pl.Series, end_of_day: bool = False) -> pl.Series:
     datetime.datetime(2020, 1, 1, 23, 59, 59, 999999)
     """
     kind = series.dtype
+    if kind.is_numeric() or kind == pl.Boolean:  # years, seconds, days?
+        if not series.cast(pl.Float64).fill_nan(None).is_null().all():
+            raise TimelineError(f"times in column {series.name}", "numbers", "convert it to datetimes")
+        return pl.Series(series.name, [None], TIME).new_from_index(0, len(series))
     if kind == pl.Date:
         shift = pl.duration(days=1, microseconds=-1) if end_of_day else pl.duration()
         return pl.select(pl.lit(series).cast(TIME) + shift).to_series().rename(series.name)
@@ -176,7 +178,7 @@ def as_instant(moment: str | date | datetime) -> datetime:
     >>> as_instant("2020-01-31T12:00:00+02:00")
     datetime.datetime(2020, 1, 31, 10, 0)
     """
-    if moment != moment:  # pandas' NaT passes for a datetime
+    if not isinstance(moment, str | date) or moment != moment:  # pandas' NaT passes for a datetime
         raise TimelineError("a date or a time", "none (NaT)", "leave it out, or give one")
     if isinstance(moment, str):
         try:

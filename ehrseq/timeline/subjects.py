@@ -9,7 +9,7 @@ import polars as pl
 
 from ehrseq.errors import TimelineError
 from ehrseq.frames import to_polars
-from ehrseq.timeline.follow_up import contacts, follow_up, since_birth
+from ehrseq.timeline.follow_up import follow_up, in_life
 from ehrseq.timeline.schema import BIRTH_CODE, DEATH_CODE, SUBJECT_SCHEMA, conform, instants
 
 SEXES = {
@@ -56,8 +56,10 @@ def derive_subjects(
         table = table.join(given.drop(FOLLOW_UP), on="subject_id", how="left", suffix="_given").with_columns(
             pl.coalesce(f"{c}_given", c).alias(c) for c in SUBJECT_SCHEMA if c not in ("subject_id", *FOLLOW_UP)
         )
+    if periods is not None:
+        periods = in_life(periods, table)
     table = table.join(follow_up(events, periods, data_cut), on="subject_id", how="left")
-    return since_birth(normalise_subjects(table), contacts(events))
+    return normalise_subjects(table)
 
 
 def normalise_subjects(frame: Any) -> pl.DataFrame:

@@ -152,7 +152,12 @@ def test_what_some_people_have_all_the_time_is_not_impossible():
     # one impossible value each of a few people, or two people with nothing else, move nothing
     number[[900, 1800, 2700]] = 5000.0
     assert LabScale.fit("a", "u", subject, number).high == some.high
-    lonely = np.append(number[level < 5], [5000.0, 5000.0])
-    mine = np.append(subject[level < 5], [2000, 2001])
-    few = np.isin(mine, [200, 300, 400, 2000, 2001])
-    assert LabScale.fit("a", "u", mine[few], lonely[few]).high < np.log(5000)
+    absurd = np.where(np.isin(subject, np.arange(100, 200)), 1e30, number)
+    assert LabScale.fit("a", "u", subject, absurd).high < np.log(1e4)
+    # nor what many people have once or twice, or two people always
+    for people, times in ((50, 1), (50, 2), (2, 9)):
+        wrong = np.append(number[level < 5], np.full(people * times, 9999.0))
+        whose = np.append(subject[level < 5], np.repeat(2000 + np.arange(people), times))
+        assert np.exp(LabScale.fit("a", "u", whose, wrong).high) < 3
+    # and what is said of everybody does not move with the bounds
+    assert some.centre < np.log(1.0)

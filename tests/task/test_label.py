@@ -66,6 +66,7 @@ def test_ties(make_timelines, make_task, at, day, facts, expected):
     ("events", "facts", "when", "reason"),
     [
         ([], {"birth_time": None}, 100, "no_birth_date"),
+        ([], {"birth_time": 101}, 100, "before_birth"),
         ([], {"birth_time": -130 * 366}, 100, "implausible_age"),
         ([], {"follow_up_end": None}, 100, "no_follow_up"),
         ([], {"follow_up_start": None}, 100, "no_follow_up"),

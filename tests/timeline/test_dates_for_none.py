@@ -73,9 +73,37 @@ def test_an_observation_period_that_starts_before_birth_does_not_say_when_it_did
     # a day begins elsewhere at another moment: a period from birth on stays as it is
     found = read_fhir([PATIENT, VISIT, insured(start="1950-06-01T00:00:00+10:00", end="2016-01-01")]).subjects
     assert found["follow_up_start"].item() == datetime(1950, 5, 31, 14)
+    # of several periods the one that can be counts, and one before birth is somebody else's
+    real = insured(start="2005-01-01", end="2016-01-01") | {"id": "real"}
+    found = read_fhir([PATIENT, VISIT, real, insured(start="1900-01-01", end="1999-12-31")]).subjects
+    assert found.select("follow_up_start", "observation_start").row(0) == (datetime(2005, 1, 1),) * 2
+    assert follow_up(PATIENT, VISIT, insured(start="1900-01-01", end="1949-01-01")) == follow_up(PATIENT, VISIT)
     given = {"subject_id": [1], "birth_time": [date(1950, 6, 1)], "follow_up_start": [date(1900, 1, 1)]}
     events = {"subject_id": [1], "time": [datetime(2015, 3, 1)], "code": ["LOINC//718-7"]}
     assert Timelines.from_events(events, given).subjects["follow_up_start"].item() == datetime(2015, 3, 1)
+
+
+def test_nothing_that_comes_later_changes_since_when_somebody_is_observed() -> None:
+    since = [insured(start="1900-01-01"), insured(start="1900-01-01", end="2012-01-01"), insured(start="2005-01-01")]
+    for period in since:
+        before = read_fhir([PATIENT, period]).subjects["observation_start"].item()
+        for more in ([VISIT], [VISIT, PATIENT | {"deceasedBoolean": True}]):
+            found = read_fhir([PATIENT, period, *more] if len(more) == 1 else [more[1], period, more[0]]).subjects
+            assert found["observation_start"].item() == before
+
+
+@pytest.mark.parametrize("start", ["0001-01-01", "2016-01-01T00:00:00+15:00"])
+def test_an_encounter_does_not_begin_when_it_ends(start: str) -> None:
+    stay = VISIT | {"id": "s", "period": {"start": start, "end": "2016-01-09T10:00:00Z"}}
+    timelines = read_fhir([PATIENT, VISIT, stay])
+    assert timelines.events.filter(resource_id="s")["code"].to_list() == ["ENCOUNTER//ambulatory/discharge"]
+
+
+@pytest.mark.parametrize("when", ["0212-05-06", "2912-05-06"])
+def test_a_death_in_an_impossible_year_is_one_without_a_date(when: str) -> None:
+    timelines = read_fhir([PATIENT | {"deceasedDateTime": when}, VISIT], data_cut="2020-01-01")
+    assert timelines.subjects.select("death_time", "follow_up_rule").row(0) == (None, "last_contact_undated_death")
+    assert timelines.metadata["events_left_out"] == {"invalid_time": 1}
 
 
 def test_one_such_date_among_many_people_leaves_everybody_else_as_they_are() -> None:
