@@ -74,3 +74,16 @@ def test_every_requirement_is_pinned_without_a_local_build() -> None:
     assert {Requirement(line).name.lower() for line in wanted} <= pins.keys()
     assert pins["torch"] == "2.13.0"
     assert all(re.fullmatch(r"[\w.]+", pin) for pin in pins.values())
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux to look at threads")
+def test_importing_computes_nothing():
+    """Polars starts its threads at the first computation: a process that is forked after that waits for ever."""
+    code = (
+        "import ehrseq.batch, ehrseq.estimator, ehrseq.score, ehrseq.serve.app, ehrseq.timeline.ingest\n"
+        "from pathlib import Path\n"
+        "print([each.read_text().strip() for each in Path('/proc/self/task').glob('*/comm')])"
+    )
+    threads = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "python" in threads
+    assert "polars-0" not in threads

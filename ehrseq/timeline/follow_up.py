@@ -107,12 +107,9 @@ def in_life(periods: pl.DataFrame, subjects: pl.DataFrame) -> pl.DataFrame:
         .select(
             "subject_id",
             start=pl.when(~early.fill_null(False)).then(start),
-            end=pl.when(end < _BEYOND).then(end),
+            end=pl.when(end < datetime(LAST_YEAR + 1, 1, 1)).then(end),
         )
     )
-
-
-_BEYOND = pl.lit(datetime(LAST_YEAR + 1, 1, 1))
 
 
 @cache
