@@ -179,7 +179,7 @@ def as_instant(moment: str | date | datetime) -> datetime:
     datetime.datetime(2020, 1, 31, 10, 0)
     """
     if not isinstance(moment, str | date) or moment != moment:  # pandas' NaT passes for a datetime
-        raise TimelineError("a date or a time", "none (NaT)", "leave it out, or give one")
+        raise TimelineError("a date or a time", type(moment).__name__, "leave it out, or give one")
     if isinstance(moment, str):
         try:
             moment = date.fromisoformat(moment) if len(moment) <= 10 else datetime.fromisoformat(moment)

@@ -17,7 +17,7 @@ from polars.testing import assert_frame_equal
 
 from ehrseq.errors import TimelineError, UserError
 from ehrseq.timeline.meds import SHARDS, shard_of
-from ehrseq.timeline.schema import EVENT_SCHEMA, SUBJECT_SCHEMA, normalise_events
+from ehrseq.timeline.schema import EVENT_SCHEMA, SUBJECT_SCHEMA, as_instant, normalise_events
 from ehrseq.timeline.store import Timelines, as_timelines
 from ehrseq.timeline.subjects import derive_subjects, normalise_subjects
 
@@ -538,3 +538,9 @@ def test_numbers_are_no_times(column):
     for kind, value in ((pl.Int64, None), (pl.Float64, float("nan"))):
         nothing = pl.DataFrame({"subject_id": [1], column: [value]}, {"subject_id": pl.Int64, column: kind})
         assert Timelines.from_events(events, nothing).subjects["birth_time"].item() is None
+
+
+@pytest.mark.parametrize("moment", [pd.NaT, pd.NA, 2015])
+def test_what_is_no_moment_is_refused_by_its_type(moment):
+    with pytest.raises(TimelineError, match=f"expected a date or a time; found {type(moment).__name__};"):
+        as_instant(moment)
