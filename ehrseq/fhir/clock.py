@@ -29,6 +29,7 @@ _PATTERN = (
     r"([Zz]|[+-](?:(?:0\d|1[0-3]):?[0-5]\d|14:?00))?)?)?)?$"
 ).replace(r"\d", "[0-9]")  # by itself it stands for the digits of any script
 FIRST_YEAR, LAST_YEAR = 1800, 2499  # before and after these, dates stand for none; some exports move dates to 2200
+NO_DATE = ("0000", "0001", "9999")  # years that systems write where there is no date
 _PARTS = ("year", "month", "day", "hour", "minute", "second", "fraction", "zone")
 
 

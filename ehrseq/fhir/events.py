@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from ehrseq.fhir import care, findings, supplies
-from ehrseq.fhir.clock import stands_for_none
+from ehrseq.fhir.clock import NO_DATE, stands_for_none
 from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, Statuses, concept_code, refutation
 from ehrseq.fhir.datatypes import Period, Reference
 from ehrseq.fhir.dating import POLICY, Moment, dated
@@ -45,7 +45,6 @@ from ehrseq.fhir.values import NOTHING, read_value
 
 BIRTH_CODE = "MEDS_BIRTH"
 DEATH_CODE = "MEDS_DEATH"
-NO_DEATH = ("0000", "0001", "9999")  # years that systems write where there is no date
 
 _ENCOUNTER_STATUS = BAD_STATUS | {"planned": Reason.PLANNED}
 _FOLLOW_UP_STATUS: Statuses = {
@@ -164,7 +163,7 @@ class Emitters:
         if r.birth_date:
             add(record, self.birth, rows.times[r.birth_date], 0, BIRTH_DATE)
         # no death, where the date only stands for none; one in an impossible year is a death without a date
-        death = None if (r.deceased_date_time or "").startswith(NO_DEATH) else r.deceased_date_time
+        death = None if (r.deceased_date_time or "").startswith(NO_DATE) else r.deceased_date_time
         if death:
             add(record, self.death, rows.times[death], 0, DECEASED)
         rows.patients.append(

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ehrseq.fhir.clock import Instants, parse_column
+from ehrseq.fhir.clock import NO_DATE, NO_TIME, Instants, parse_column
 from ehrseq.fhir.codes import CodingPreference
-from ehrseq.fhir.columns import EVENT, RECORD, Gathered
+from ehrseq.fhir.columns import EVENT, RECORD, Gathered, buffers
 from ehrseq.fhir.resource import READ_TYPES
 
 Key = TypeVar("Key", bound=Hashable)
@@ -201,7 +201,8 @@ class Rows:
         """The same of what there is, and the times of some texts: all are parsed at once."""
         first = len(self.dates)  # of the times that are numbered by first appearance
         self.dates.extend([time or "" for time in (*self.times, *written)])
-        instants = parse_column(self.dates.take())
+        dates = self.dates.take()
+        instants = parse_column(dates)
         packed = np.frombuffer(bytes(self._events), PACKED)
         time, known = (np.where(n < 0, -1 - n, first + n) for n in (packed["time"], packed["known"]))
         events = np.empty(len(packed), EVENT)
@@ -211,6 +212,11 @@ class Rows:
             events[name] = getattr(instants, name)[time]
         events["known"] = instants.end[known]
         events["unreadable"] = (packed["time"] != 0) & (events["precision"] == 0)
+        # where what says since when it was known is no time, it is not since it happened: nobody can tell
+        length = np.diff(buffers(dates)[0])
+        for at in np.flatnonzero((events["known"] == NO_TIME) & (length[known] > 0)).tolist():
+            if not dates[known[at]].as_py().startswith(NO_DATE):
+                events["start"][at], events["precision"][at], events["unreadable"][at] = NO_TIME, 0, True
         self.event_stretches.append(events)
         records = np.empty(len(self.record_id), RECORD)
         for name in ("subject", "encounter", "reason", "kind", "file", "version"):

@@ -106,6 +106,21 @@ def test_a_death_in_an_impossible_year_is_one_without_a_date(when: str) -> None:
     assert timelines.metadata["events_left_out"] == {"invalid_time": 1}
 
 
+@pytest.mark.parametrize(
+    ("recorded", "known"), [("9999-12-31", 2010), ("2015-03-01", 2015), ("2915-03-01", None), ("soon", None)]
+)
+def test_what_was_recorded_at_an_impossible_time_is_not_known_since_it_happened(recorded: str, known: Any) -> None:
+    illness = {
+        "resourceType": "Condition", "id": "i", "subject": ME, "onsetDateTime": "2010-01-01", "recordedDate": recorded,
+        "code": {"coding": [{"system": "http://snomed.info/sct", "code": "1"}]},
+    }  # fmt: skip
+    timelines = read_fhir([PATIENT, VISIT, illness])
+    assert timelines.events.filter(resource_id="i")["known_time"].dt.year().to_list() == ([known] if known else [])
+    ledger = timelines.ledger
+    assert ledger is not None
+    assert ledger.filter(reason="invalid_time")["count"].sum() == (known is None)
+
+
 def test_one_such_date_among_many_people_leaves_everybody_else_as_they_are() -> None:
     people = [PATIENT | {"id": f"p{n}"} for n in range(3)]
     visits = [VISIT | {"id": f"e{n}", "subject": {"reference": f"Patient/p{n}"}} for n in range(3)]
