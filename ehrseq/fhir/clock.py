@@ -21,6 +21,7 @@ import pyarrow as pa
 from ehrseq.fhir.columns import buffers, nullable, series, strings, take
 
 NO_TIME = np.iinfo(np.int64).min  # numpy's "not a time"
+UNTOLD = NO_TIME + 1  # of when something was known: there is a date, and it is no time
 PRECISIONS = ("", "year", "month", "day", "minute", "second")
 NO_OFFSET = np.int16(np.iinfo(np.int16).min)
 

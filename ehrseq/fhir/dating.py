@@ -1,7 +1,8 @@
 """The time policy: which fields of a record say when its fact happened and since when it was known.
 
 One table, `POLICY`, and one function that reads it, `dated`. `time` is the first field of the list that is there, a
-period counting from its start (or, where that is open, from its end). `known` is the first of its own list, else,
+period counting from its start (or, where that is open, from its end). Dates that stand for none (0001-01-01) are passed
+over. `known` is the first of its own list, else,
 once dates are parsed, the end of the interval that the date of `time` stands for. A period's end comes later than its
 start, and says nothing of what was known then; only a *result* of a period (a measurement, an assessment, a bill) is
 there at its end. Without any date, `timeline.link` takes the linked Encounter's start and end.
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
+from ehrseq.fhir.clock import NO_DATE
 from ehrseq.fhir.rows import (
     ASSERTED,
     AUTHORED,
@@ -34,6 +36,7 @@ from ehrseq.fhir.rows import (
     RECEIVED,
     RECORDED,
     STARTED,
+    TYPE_NUMBER,
     USED,
 )
 
@@ -157,6 +160,7 @@ def dated(record: Any, policy: Policy) -> Moment:
     ('2020-01-02', '2020-02')
     """
     times, others = policy.fields_of(type(record))
+    nothing: Moment = (None, None, ENCOUNTER)
     for first, source in times:
         written = first(record)
         if written is None:
@@ -164,10 +168,15 @@ def dated(record: Any, policy: Policy) -> Moment:
         time, until = (written, None) if type(written) is str else _interval(written)
         if time:
             for other in others:
-                if known := other(record):
-                    return time, known, source
-            return time, until if policy.result else None, source
-    return None, None, ENCOUNTER
+                if (known := other(record)) and not known.startswith(NO_DATE):
+                    break
+            else:
+                known = until if policy.result else None
+            if not time.startswith(NO_DATE):
+                return time, known, source
+            if nothing[0] is None:
+                nothing = time, known, source
+    return nothing
 
 
 def _interval(written: Any) -> tuple[str | None, str | None]:
@@ -177,7 +186,25 @@ def _interval(written: Any) -> tuple[str | None, str | None]:
     if (repeat := getattr(written, "repeat", None)) is not None:
         written = repeat.bounds_period
     start, end = getattr(written, "start", None), getattr(written, "end", None)
-    return start or end, end
+    return begin(start, end), end
+
+
+def begin(start: str | None, end: str | None) -> str | None:
+    """What a period counts from: its end where its start is open.
+
+    >>> begin("0001-01-01", "2020-01-02"), begin("2019", None)
+    ('2020-01-02', '2019')
+    """
+    return end if end and (not start or start.startswith(NO_DATE)) else start
+
+
+# by type: what the date since when something was known counts as where it says when it was, too
+DATED_BY_KNOWN = {
+    TYPE_NUMBER[kind]: source
+    for kind, policy in POLICY.items()
+    for name, source in policy.time
+    if kind in TYPE_NUMBER and name in policy.known[:1]
+}
 
 
 def policy_table() -> str:

@@ -195,8 +195,8 @@ class Emitters:
         if not begun and not end:
             return Reason.NO_TIME
         name = class_name(r.class_)
-        if begun:
-            start = times[begun]
+        if period.start:  # one that stands for none too, so that what is left out for it is counted
+            start = times[period.start]
             rows.add(record, rows.codes[f"ENCOUNTER//{name}/admission"], start, 0, PERIOD)
             for concept in r.type or ():
                 if code := concept_code(concept, self.encounter_types):

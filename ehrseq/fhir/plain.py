@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ehrseq.fhir.columns import Gathered, whole
 from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, concept_code
-from ehrseq.fhir.dating import POLICY, dated
+from ehrseq.fhir.dating import POLICY, begin, dated
 from ehrseq.fhir.resource import READ_TYPES
 from ehrseq.fhir.rows import ENCOUNTER, PACKED, Pool, Rows
 from ehrseq.fhir.statuses import DISPENSE_STATUS, EVENT_STATUS, ORDER_INTENT, ORDER_STATUS, RESULT_STATUS, USE_STATUS
@@ -237,7 +237,7 @@ def _dater(kind: str, dates: Gathered) -> Callable[[list[Any]], tuple[Numbers, N
         for at, time, period in zip(count(), times, shape.period(batch), strict=False):
             if time:
                 continue
-            if period is not None and (time := period.start or period.end):
+            if period is not None and (time := begin(period.start, period.end)):
                 times[at] = time
                 if policy.result and not knowns[at]:
                     knowns[at] = period.end

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ehrseq.fhir.clock import NO_DATE, NO_TIME, Instants, parse_column
+from ehrseq.fhir.clock import NO_DATE, NO_TIME, UNTOLD, Instants, parse_column
 from ehrseq.fhir.codes import CodingPreference
 from ehrseq.fhir.columns import EVENT, RECORD, Gathered, buffers
 from ehrseq.fhir.resource import READ_TYPES
@@ -212,11 +212,12 @@ class Rows:
             events[name] = getattr(instants, name)[time]
         events["known"] = instants.end[known]
         events["unreadable"] = (packed["time"] != 0) & (events["precision"] == 0)
+        self._date_again(events, instants, known)
         # where what says since when it was known is no time, it is not since it happened: nobody can tell
         length = np.diff(buffers(dates)[0])
         for at in np.flatnonzero((events["known"] == NO_TIME) & (length[known] > 0)).tolist():
             if not dates[known[at]].as_py().startswith(NO_DATE):
-                events["start"][at], events["precision"][at], events["unreadable"][at] = NO_TIME, 0, True
+                events["known"][at] = UNTOLD
         self.event_stretches.append(events)
         records = np.empty(len(self.record_id), RECORD)
         for name in ("subject", "encounter", "reason", "kind", "file", "version"):
@@ -238,6 +239,21 @@ class Rows:
         ):
             del column[:]
         return instants[own:]
+
+    def _date_again(self, events: npt.NDArray[np.void], instants: Instants, known: npt.NDArray[np.int64]) -> None:
+        """Date events whose own date is no time by the one since when they were known, where their type's policy does
+        that without a date of its own."""
+        lost = np.flatnonzero(events["unreadable"] & (instants.start[known] != NO_TIME))
+        if not len(lost):
+            return
+        from ehrseq.fhir.dating import DATED_BY_KNOWN  # which needs this module
+
+        kind = np.frombuffer(self.record_kind, np.uint8)[events["record"][lost] + len(self.record_kind) - self.records]
+        source = np.array([DATED_BY_KNOWN.get(number, 0) for number in kind.tolist()], np.uint8)
+        at = lost[source > 0]
+        for name in ("start", "end", "precision", "offset"):
+            events[name][at] = getattr(instants, name)[known[at]]
+        events["source"][at], events["unreadable"][at] = source[source > 0], False
 
 
 def _last_updated(instants: npt.NDArray[np.int64], number: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:

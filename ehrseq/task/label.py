@@ -182,13 +182,14 @@ def _named(tests: dict[str, pl.Expr]) -> list[pl.Expr]:
 
 
 _IN_HISTORY = pl.col("time").is_not_null() & ~pl.col("code").str.starts_with(BIRTH_CODE)
+_UNBORN = pl.col("_birth_time") - pl.duration(days=1) > _T  # the day of birth begins elsewhere at another moment
 _TOO_OLD = _T - pl.col("_birth_time") > pl.duration(days=round(OLDEST * 365.25))
 # whatever the outcome
 _NOT_LABELLED = pl.coalesce(
     _named(
         {
             "no_birth_date": pl.col("_birth_time").is_null(),
-            "before_birth": pl.col("_birth_time") > _T,
+            "before_birth": _UNBORN,
             "implausible_age": _TOO_OLD,
             "no_follow_up": pl.col("_follow_up_start").is_null() | pl.col("_follow_up_end").is_null(),
             "before_follow_up": pl.col("_follow_up_start") > _T,
@@ -203,7 +204,7 @@ _NOT_SCORED = pl.coalesce(
     _named(
         {
             "no_birth_date": pl.col("_birth_time").is_null(),
-            "before_birth": pl.col("_birth_time") > _T,
+            "before_birth": _UNBORN,
             "implausible_age": _TOO_OLD,
             "dead": visible(pl.col("_known_death"), _T),
             "no_history": ~visible(pl.min_horizontal("_first_event", "_observation_start"), _T).fill_null(False),

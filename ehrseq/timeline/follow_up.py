@@ -90,9 +90,10 @@ def follow_up_steps(
 def in_life(periods: pl.DataFrame, subjects: pl.DataFrame) -> pl.DataFrame:
     """Observation periods (`subject_id`, `start`, `end`) without what cannot be true of who was born at `birth_time`.
 
-    A start before birth (as on 1900-01-01) does not say when it was, an end from the year 2500 on (as on 9999-12-31)
-    that there is one; a period that ends before birth is somebody else's. Nothing but birth decides, so that nothing
-    that comes later changes who is under observation.
+    A start up to a year before birth (a month or a year, a plan that the mother had) is the birth; one longer before
+    it (as on 1900-01-01) does not say when it was, nor an end from the year 2500 on (as on 9999-12-31) that there is
+    one. A period that ends before birth is somebody else's. Nothing but birth decides, so that nothing that comes
+    later changes who is under observation.
 
     >>> day = [datetime(year, 1, 1) for year in (1900, 1949, 1950, 9999)]
     >>> periods = pl.DataFrame({"subject_id": [1, 1], "start": [day[0]] * 2, "end": [day[3], day[1]]})
@@ -100,13 +101,16 @@ def in_life(periods: pl.DataFrame, subjects: pl.DataFrame) -> pl.DataFrame:
     [(1, None, None)]
     """
     birth, start, end = pl.col("birth_time"), pl.col("start"), pl.col("end")
-    early = start < birth - pl.duration(days=1)  # the day of birth begins elsewhere at another moment
+    day = birth - pl.duration(days=1)  # the day of birth begins elsewhere at another moment
     return (
         periods.join(subjects.select("subject_id", "birth_time"), on="subject_id", how="left", maintain_order="left")
-        .filter(~(end < birth).fill_null(False))
+        .filter(~(end < day).fill_null(False))
         .select(
             "subject_id",
-            start=pl.when(~early.fill_null(False)).then(start),
+            start=pl.when((start >= day) | birth.is_null())
+            .then(start)
+            .when(start >= birth - pl.duration(days=366))
+            .then(birth),
             end=pl.when(end < datetime(LAST_YEAR + 1, 1, 1)).then(end),
         )
     )

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 from ehrseq.fhir.chunk import Chunk
-from ehrseq.fhir.clock import NO_OFFSET, NO_TIME
+from ehrseq.fhir.clock import NO_OFFSET, NO_TIME, UNTOLD
 from ehrseq.fhir.columns import EventColumns, series
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.references import A_RESULT, AN_ENCOUNTER, UNKNOWN
@@ -32,7 +32,7 @@ from ehrseq.frames import at_once, places
 from ehrseq.timeline.duplicates import SEED
 from ehrseq.timeline.meds import SHARDS
 from ehrseq.timeline.parts import Part, nothing, parts_of, resolve_medications, texts_of, together
-from ehrseq.timeline.survey import OPEN, Survey
+from ehrseq.timeline.survey import DAY, OPEN, Survey
 
 Ints = npt.NDArray[Any]
 MINUTE = 60_000_000
@@ -85,7 +85,7 @@ def link_parts(parts: list[Part], survey: Survey, first: int, last: int) -> Link
     patient = _index(patients["subject_id"].to_numpy(), subject)
     patient = np.where(patient >= 0, patient, -why_none.astype(np.int64))
     _settle_subjects(reason, patient, kind)
-    events = events.keep(reason[events.record] == 0)
+    events = _recorded_in_life(events.keep(reason[events.record] == 0), patient, patients)
     events, still_open = _date(events, encounter, kind, survey.spans, reported)
     event_reason = _event_reasons(events, still_open, kind, patient, patients)
     left_out = _settle_events(reason, events, event_reason, len(kind))
@@ -161,22 +161,25 @@ def _date(
         filled: Ints = np.where(borrowed, spans[name][where], column).astype(column.dtype)
         return filled
 
+    untold = events.known == UNTOLD
     known = np.where(events.known == NO_TIME, events.end, events.known)
     # what was diagnosed in an encounter is on record for certain once the encounter is over
     coded_late = np.isin(kind[events.record], [TYPE_NUMBER["Condition"], TYPE_NUMBER["AllergyIntolerance"]])
     coded_late &= linked & (events.known == NO_TIME)
     late = np.where(borrowed | coded_late, spans["known"][where], NO_TIME)
-    start = fill(events.start, "start")
-    known = np.where(start == NO_TIME, NO_TIME, np.maximum(np.maximum(known, late), start))
+    start, recorded = fill(events.start, "start"), np.maximum(known, late)
+    known = np.where(start == NO_TIME, NO_TIME, np.maximum(recorded, start))
     # that an illness is over tells that there was one: it is not known before the diagnosis of the same record is
     abatement = np.flatnonzero(events.source == ABATEMENT)
     if len(abatement):
-        diagnosed = np.full(len(kind), NO_TIME)
-        np.maximum.at(diagnosed, events.record, np.where(events.source == ABATEMENT, NO_TIME, known))
-        known[abatement] = np.maximum(known[abatement], diagnosed[events.record[abatement]])
+        diagnosed, of_record = np.full(len(kind), NO_TIME), events.record[abatement]
+        np.maximum.at(diagnosed, events.record, np.where(events.source == ABATEMENT, NO_TIME, recorded))
+        known[abatement] = np.maximum(known[abatement], diagnosed[of_record])
+        untold[abatement] |= np.isin(of_record, events.record[untold])
     events = replace(
         events,
-        start=start,
+        start=np.where(untold, NO_TIME, start),
+        unreadable=events.unreadable | untold,
         end=fill(events.end, "end"),
         known=known,
         precision=fill(events.precision, "precision"),
@@ -184,6 +187,13 @@ def _date(
         source=np.where(borrowed, np.where(reported[events.record], REPORT, ENCOUNTER), events.source).astype(np.uint8),
     )
     return events, known == OPEN
+
+
+def _recorded_in_life(events: EventColumns, patient: Ints, patients: pl.DataFrame) -> EventColumns:
+    """Take what was recorded before birth (as on 1900-01-01) as if nothing said when it was."""
+    birth = patients["birth"].to_numpy()[patient[events.record]]
+    early = (events.known > UNTOLD) & (events.known + DAY < birth)
+    return replace(events, known=np.where(early, NO_TIME, events.known)) if early.any() else events
 
 
 def _event_reasons(

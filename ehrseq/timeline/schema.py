@@ -8,6 +8,7 @@ and `known_time` its last.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, time
 from typing import Any
@@ -16,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ehrseq.errors import TimelineError
+from ehrseq.errors import DataWarning, TimelineError
+from ehrseq.fhir.clock import FIRST_YEAR, LAST_YEAR
 from ehrseq.frames import places, to_polars
 
 TIME = pl.Datetime("us")
@@ -98,7 +100,8 @@ def normalise_events(frame: Any) -> pl.DataFrame:
     Columns that are absent are filled with nulls and other columns are left out; `known_time` defaults to
     `time` and is never before it; times with a zone become UTC; an event dated by the day alone (a `Date`
     column) is known at the end of that day; a static event has no `known_time`; rows are sorted by subject,
-    time (static first) and code.
+    time (static first) and code. Events dated in years that stand for none (before 1800 or from 2500 on) are left out,
+    with a DataWarning.
 
     >>> normalise_events({"subject_id": [1], "time": [None], "code": ["SEX//female"]}).columns[:3]
     ['subject_id', 'time', 'code']
@@ -109,9 +112,32 @@ def normalise_events(frame: Any) -> pl.DataFrame:
     events = conform(
         given.with_columns(instants(given["time"]), instants(known, end_of_day=True)), EVENT_SCHEMA, "event"
     )
+    none = stand_for_none(events["time"]) | stand_for_none(events["known_time"])
+    if count := int(none.sum()):
+        warn_of_none("events", count, "they are left out")
+        events = events.filter(~none)
     # max_horizontal passes over nulls: a fact without a known time is known when it happens
     known_time = pl.when(pl.col("time").is_not_null()).then(pl.max_horizontal("known_time", "time"))
     return sort_events(events.with_columns(_distinct_codes(events), known_time=known_time))
+
+
+def stand_for_none(times: pl.Series) -> pl.Series:
+    """Whether each time lies in a year that systems write where they have no date.
+
+    >>> stand_for_none(pl.Series([datetime(9999, 12, 31), datetime(2020, 1, 1), None])).to_list()
+    [True, False, False]
+    """
+    return ((times < datetime(FIRST_YEAR, 1, 1)) | (times >= datetime(LAST_YEAR + 1, 1, 1))).fill_null(False)
+
+
+def warn_of_none(what: str, count: int, done: str) -> None:
+    """A DataWarning of dates that stand for none."""
+    warnings.warn(
+        f"expected dates from {FIRST_YEAR} to {LAST_YEAR}, found {count:,} {what} with others: {done}; set them to "
+        "null where they stand for none",
+        DataWarning,
+        stacklevel=3,
+    )
 
 
 def normalise_splits(frame: Any) -> pl.DataFrame:

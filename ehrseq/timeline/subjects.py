@@ -10,7 +10,15 @@ import polars as pl
 from ehrseq.errors import TimelineError
 from ehrseq.frames import to_polars
 from ehrseq.timeline.follow_up import follow_up, in_life
-from ehrseq.timeline.schema import BIRTH_CODE, DEATH_CODE, SUBJECT_SCHEMA, conform, instants
+from ehrseq.timeline.schema import (
+    BIRTH_CODE,
+    DEATH_CODE,
+    SUBJECT_SCHEMA,
+    conform,
+    instants,
+    stand_for_none,
+    warn_of_none,
+)
 
 SEXES = {
     "f": "female",
@@ -65,7 +73,8 @@ def derive_subjects(
 def normalise_subjects(frame: Any) -> pl.DataFrame:
     """A subject table in the contract's columns, types and order; columns that are absent are null.
 
-    A birth given as a date is the day's first microsecond; a death or an end of follow-up its last.
+    A birth given as a date is the day's first microsecond; a death or an end of follow-up its last. Births and deaths
+    in years that stand for none (before 1800 or from 2500 on) become null, with a DataWarning.
     """
     given = to_polars(frame)
     if "subject_id" not in given.columns or not given.schema["subject_id"].is_integer():
@@ -77,11 +86,16 @@ def normalise_subjects(frame: Any) -> pl.DataFrame:
     given = given.with_columns(
         instants(given[column], end_of_day=column not in ("birth_time", "follow_up_start", "observation_start"))
         for column in ("birth_time", "death_time", "follow_up_start", "follow_up_end", "observation_start")
-        if column in given.columns and given.schema[column].is_temporal()
+        if column in given.columns and isinstance(given.schema[column], pl.Date | pl.Datetime)
     )
     table = conform(given, SUBJECT_SCHEMA, "subject")
     if table["subject_id"].null_count() or table["subject_id"].is_duplicated().any():
         raise TimelineError("one row for each subject", "subjects without id or with several rows", "merge the rows")
+    for column in ("birth_time", "death_time"):
+        none = stand_for_none(table[column])
+        if count := int(none.sum()):
+            warn_of_none(f"values of {column}", count, "they are taken as unknown")
+            table = table.with_columns(pl.when(~none).then(pl.col(column)))
     return table.sort("subject_id")
 
 

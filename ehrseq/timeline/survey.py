@@ -40,6 +40,7 @@ from ehrseq.timeline.schema import BIRTH_CODE, DEATH_CODE
 
 Ints = npt.NDArray[Any]
 OPEN = int(np.iinfo(np.int64).max)  # the end of an encounter that has none
+DAY = 86_400_000_000
 SPAN = ("start", "known", "end", "precision", "offset")
 
 
@@ -173,10 +174,10 @@ def survey(chunks: Sequence[Chunk], data_cut: int = NO_TIME) -> Survey:
     subjects = _subjects(chunks, dropped, merged)
     codes, code_numbers, medications = _codes(chunks, dropped, resolve)
     encounters, spans = _encounters(chunks, dropped, data_cut)
-    periods = _periods(chunks, dropped, resolved, merged, subjects)
+    patients, patient_bounds = _patients(chunks, dropped)
+    periods = _periods(chunks, dropped, resolved, merged, patients)
     old = np.array(sorted(merged), np.int64)
     lines_before = _lines_before(chunks)
-    patients, patient_bounds = _patients(chunks, dropped)
     for chunk in chunks:
         chunk.release()
     return Survey(
@@ -314,9 +315,19 @@ def _patients(chunks: Sequence[Chunk], dropped: Dropped) -> tuple[pl.DataFrame, 
     """What the records of all patients say, shard by shard, and where the shards start."""
     tables = [_kept(chunk, "patients", gone) for chunk, gone in zip(chunks, dropped, strict=True)]
     table = pl.concat(tables or [pl.DataFrame(schema=PATIENTS)])
+    # a death before birth (as on 1900-01-01) is one without a date
+    early = _before_life(table["death"], table["birth"])
+    table = table.with_columns(
+        death=pl.when(early).then(pl.lit(NO_TIME)).otherwise("death"), undated_death=pl.col("undated_death") | early
+    )
     shard = shard_of(table["subject_id"])
     order = np.argsort(shard, kind="stable")
     return table[order], np.searchsorted(shard[order], np.arange(SHARDS + 1)).tolist()
+
+
+def _before_life(moment: pl.Series, birth: pl.Series) -> pl.Series:
+    """Whether each moment lies before the day of birth, wherever that began (both in microseconds)."""
+    return (moment != NO_TIME) & (moment + DAY < birth)
 
 
 def _codes(
@@ -383,13 +394,15 @@ def _spans(chunk: Chunk, gone: dict[int, int], data_cut: int) -> dict[str, Ints]
     target, is_report = (column.to_numpy() for column in at_once(table.lazy().select(_TARGET, _IS_REPORT)))
     e = {name: table[name].to_numpy() for name in table.columns if name != "target"}
     no_start = e["start"] == NO_TIME
-    begun = np.where(no_start, e["end_start"], e["start"])
-    # a report does not go on: without a readable date of issue it was there on the day that it is about
-    last = np.where(is_report, e["start_end"], OPEN if data_cut == NO_TIME else data_cut)
+    # a report does not go on: without a readable date of issue nobody can tell when it was there, and it dates nothing
+    untold = is_report & (e["end"] == NO_TIME)
+    begun = np.where(untold, NO_TIME, np.where(no_start, e["end_start"], e["start"]))
+    last = OPEN if data_cut == NO_TIME else data_cut
     known = np.where(e["end"] == NO_TIME, np.maximum(begun, last), e["end"])
+    there = np.maximum(e["start"], np.where(e["end"] == NO_TIME, e["start_end"], e["end"]))
     spans = {
         "target": target,
-        "there": np.maximum(e["start"], np.where(e["end"] == NO_TIME, e["start_end"], e["end"])),
+        "there": np.where(untold, OPEN, there),
         "start": begun,
         "known": np.where(begun == NO_TIME, NO_TIME, np.maximum(known, begun)),
         "end": np.where(no_start, e["end"], e["start_end"]),
@@ -408,13 +421,13 @@ def _periods(
     dropped: Dropped,
     resolved: list[dict[int, str]],
     merged: dict[int, int],
-    subjects: npt.NDArray[np.int64],
+    patients: pl.DataFrame,
 ) -> pl.DataFrame:
     """`subject_id`, `start`, `end` of the observation periods in the data.
 
-    Records with a period of nobody, or without readable dates, are dropped for that reason.
+    Records with a period of nobody, without readable dates or that ended before birth are dropped for that reason.
     """
-    parts = []
+    parts, birth_of = [], patients.select("subject_id", "birth").unique("subject_id", keep="last")
     for chunk, gone, targets in zip(chunks, dropped, resolved, strict=True):
         table = _kept(chunk, "periods", gone)
         if not table.height:
@@ -431,9 +444,12 @@ def _periods(
         who = pl.Series([merged.get(s, s) for s in subject], dtype=pl.Int64).to_numpy()
         other = np.array([t is not None and not t.startswith("Patient/") for t in target], bool)
         nobody = np.where(other, Reason.NOT_A_PATIENT, Reason.UNKNOWN_SUBJECT)
-        fault = np.where(np.isin(who, subjects), table["fault"].to_numpy(), nobody)
+        own = table.select("start", "end").with_columns(subject_id=who)
+        born = own.join(birth_of, on="subject_id", how="left", maintain_order="left")["birth"]
+        early = _before_life(table["end"], born.fill_null(NO_TIME))
+        fault = np.select([born.is_null(), early], [nobody, Reason.BEFORE_BIRTH], table["fault"].to_numpy())
         gone.update(zip(table["record"].filter(pl.Series(fault > 0)).to_list(), fault[fault > 0].tolist(), strict=True))
-        parts.append(table.select("start", "end").with_columns(subject_id=who).filter(pl.Series(fault == 0)))
+        parts.append(own.filter(pl.Series(fault == 0)))
     if not parts:
         return _NO_PERIODS
     return pl.concat(parts).select("subject_id", "start", "end").unique().sort(pl.all())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import numpy as np
 import polars as pl
@@ -79,3 +79,20 @@ def test_follow_up_that_is_far_longer_than_everybody_elses_is_warned_of_and_ends
     nobody = replace(timelines, subjects=timelines.subjects.with_columns(follow_up_end=pl.lit(None, pl.Datetime("us"))))
     with pytest.raises(TimelineError, match="follow-up"):
         Part.prepare(nobody, vocabulary, "train")
+
+
+def test_observation_periods_that_go_on_where_nothing_is_recorded_are_warned_of():
+    timelines = cohort(200)
+    vocabulary = Vocabulary.fit(timelines.events, ModelConfig().network, timelines.subjects)
+    last = timelines.events["known_time"].max()
+
+    def observed(until, rule="observation_period"):
+        end, rules = pl.lit(last + until), pl.lit(rule)
+        return replace(timelines, subjects=timelines.subjects.with_columns(follow_up_end=end, follow_up_rule=rules))
+
+    with pytest.warns(UserWarning, match="found 200 of 200 subjects observed for more than a year after the last"):
+        Part.prepare(observed(timedelta(days=2000)), vocabulary, "train")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Part.prepare(observed(timedelta(days=360)), vocabulary, "train")
+        Part.prepare(observed(timedelta(days=2000), "data_cut"), vocabulary, "train")  # somebody said so

@@ -66,7 +66,8 @@ def test_ties(make_timelines, make_task, at, day, facts, expected):
     ("events", "facts", "when", "reason"),
     [
         ([], {"birth_time": None}, 100, "no_birth_date"),
-        ([], {"birth_time": 101}, 100, "before_birth"),
+        ([], {"birth_time": 101.001}, 100, "before_birth"),
+        ([], {"birth_time": 101}, 100, None),  # the day of birth begins elsewhere at another moment
         ([], {"birth_time": -130 * 366}, 100, "implausible_age"),
         ([], {"follow_up_end": None}, 100, "no_follow_up"),
         ([], {"follow_up_start": None}, 100, "no_follow_up"),
@@ -189,7 +190,8 @@ def test_a_subject_table_without_a_column_is_refused(make_timelines, make_task, 
     ("events", "facts", "when", "reason"),
     [
         ([(1, 1, VISIT)], {"birth_time": None}, 100, "no_birth_date"),
-        ([(1, 1, VISIT)], {"birth_time": 101}, 100, "before_birth"),
+        ([(1, 1, VISIT)], {"birth_time": 102}, 100, "before_birth"),
+        ([(1, 1, VISIT)], {"birth_time": 101}, 100, None),
         ([(1, 1, VISIT)], {"birth_time": 100 - 47_482}, 100, None),
         ([(1, 1, VISIT)], {"birth_time": 100 - 47_483}, 100, "implausible_age"),
         ([(1, 1, VISIT), (1, 90, "MEDS_DEATH")], {}, 100, "dead"),

@@ -97,6 +97,7 @@ def test_an_encounter_does_not_begin_when_it_ends(start: str) -> None:
     stay = VISIT | {"id": "s", "period": {"start": start, "end": "2016-01-09T10:00:00Z"}}
     timelines = read_fhir([PATIENT, VISIT, stay])
     assert timelines.events.filter(resource_id="s")["code"].to_list() == ["ENCOUNTER//ambulatory/discharge"]
+    assert timelines.metadata["events_left_out"] == {"invalid_time": 1}
 
 
 @pytest.mark.parametrize("when", ["0212-05-06", "2912-05-06"])
@@ -119,6 +120,120 @@ def test_what_was_recorded_at_an_impossible_time_is_not_known_since_it_happened(
     ledger = timelines.ledger
     assert ledger is not None
     assert ledger.filter(reason="invalid_time")["count"].sum() == (known is None)
+
+
+def coded(kind: str, name: str, **fields: Any) -> dict[str, Any]:
+    return {"resourceType": kind, "id": name, "subject": ME, "status": "final"} | fields | {
+        "code": {"coding": [{"system": "http://snomed.info/sct", "code": "1"}]}
+    }  # fmt: skip
+
+
+def left_out(timelines: Timelines, reason: str = "invalid_time") -> int:
+    ledger = timelines.ledger
+    assert ledger is not None
+    return int(ledger.filter(reason=reason)["count"].sum()) + timelines.metadata["events_left_out"].get(reason, 0)
+
+
+def test_an_encounter_does_not_date_what_was_recorded_at_an_impossible_time() -> None:
+    stay = {"encounter": {"reference": "Encounter/e"}}
+    illness = coded("Condition", "i", onsetDateTime="2010-01-01", recordedDate="2915-03-01", **stay)
+    timelines = read_fhir([PATIENT, VISIT, illness])
+    assert timelines.events.filter(resource_id="i").height == 0
+    assert left_out(timelines) == 1
+    # as without a date, one that stands for none is known once the encounter is over
+    timelines = read_fhir([PATIENT, VISIT, illness | {"recordedDate": "9999-12-31"}])
+    assert timelines.events.filter(resource_id="i").select("time", "known_time").row(0) == (datetime(2010, 1, 1), LAST)
+    # so is one before birth
+    timelines = read_fhir([PATIENT, VISIT, illness | {"recordedDate": "1900-01-01"}])
+    assert timelines.events.filter(resource_id="i").select("time", "known_time").row(0) == (datetime(2010, 1, 1), LAST)
+
+
+@pytest.mark.parametrize(
+    ("onset", "recorded", "known"),
+    [("2010-01-01", "2915-03-01", None), ("0001-01-01", "2020-03-01", 2020), ("soon", "2020-03-01", 2020),
+     ("2010-01-01", "2020-03-01", 2020), ("2010-01-01", "0001-01-01", 2012)],
+)  # fmt: skip
+def test_the_end_of_an_illness_is_not_known_before_the_illness(onset: str, recorded: str, known: Any) -> None:
+    illness = coded("Condition", "i", onsetDateTime=onset, recordedDate=recorded, abatementDateTime="2012-05-01")
+    timelines = read_fhir([PATIENT, VISIT, illness])
+    ends = timelines.events.filter(pl.col("code").str.starts_with("ABATEMENT//"))
+    assert ends["known_time"].dt.year().to_list() == ([] if known is None else [known])
+    assert left_out(timelines) == (known is None)
+
+
+@pytest.mark.parametrize("issued", ["2915-01-01T10:00:00Z", "soon"])
+def test_a_report_or_panel_of_an_impossible_time_dates_no_result(issued: str) -> None:
+    result = [{"reference": "Observation/r"}]
+    report = coded("DiagnosticReport", "d", effectiveDateTime="2010-01-01", issued=issued, result=result)
+    panel = coded("Observation", "d", effectiveDateTime="2010-01-01", issued=issued, hasMember=result)
+    for outer in (report, panel):
+        timelines = read_fhir([PATIENT, VISIT, coded("Observation", "r", valueInteger=1), outer])
+        assert timelines.events.filter(pl.col("resource_id").is_in(["r", "d"])).height == 0
+        assert (left_out(timelines), left_out(timelines, "no_time")) == (1, 1)
+        # as without a date of issue, one that stands for none leaves the day
+        timelines = read_fhir([PATIENT, VISIT, coded("Observation", "r", valueInteger=1), outer | {"issued": "9999"}])
+        assert timelines.events.filter(resource_id="r")["known_time"].dt.date().to_list() == [date(2010, 1, 1)]
+
+
+@pytest.mark.parametrize("none", ["0001-01-01", "9999-12-31T00:00:00Z"])
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("Condition", {"onsetDateTime": None, "recordedDate": "2015-03-02"}),
+        ("Condition", {"onsetPeriod": {"start": None, "end": "2015-03-02"}}),
+        ("Condition", {"recordedDate": None, "assertedDate": "2015-03-02"}),
+        ("Observation", {"effectiveDateTime": None, "issued": "2015-03-02T23:59:59.999999Z"}),
+        ("Observation", {"effectivePeriod": {"start": None, "end": "2015-03-02"}}),
+        ("Procedure", {"performedPeriod": {"start": None, "end": "2015-03-02"}, "status": "completed"}),
+        ("DiagnosticReport", {"effectiveDateTime": None, "issued": "2015-03-02T23:59:59.999999Z"}),
+    ],
+)
+def test_dates_that_stand_for_none_are_passed_over(kind: str, fields: dict[str, Any], none: str) -> None:
+    def filled(value: Any) -> Any:
+        return {k: filled(v) for k, v in value.items()} if isinstance(value, dict) else value or none
+
+    timelines = read_fhir([PATIENT, VISIT, coded(kind, "x", **filled(fields))])
+    (event,) = timelines.events.filter(resource_id="x").rows(named=True)
+    assert (event["time"].date(), event["known_time"]) == (date(2015, 3, 2), LAST)
+    assert left_out(timelines) == 0
+
+
+def test_an_event_whose_type_is_not_dated_by_its_recording_is_not() -> None:
+    done = coded("Procedure", "x", performedDateTime="0001-01-01", recorded="2015-03-02", status="completed")
+    timelines = read_fhir([PATIENT, VISIT, done])
+    assert timelines.events.filter(resource_id="x").height == 0
+    assert left_out(timelines) == 1
+
+
+def test_a_death_before_birth_is_one_without_a_date() -> None:
+    timelines = read_fhir([PATIENT | {"deceasedDateTime": "1900-01-01"}, VISIT], data_cut="2020-01-01")
+    assert timelines.subjects.select("death_time", "follow_up_rule").row(0) == (None, "last_contact_undated_death")
+    assert timelines.events.filter(resource_id="e").height == 2
+    assert timelines.metadata["events_left_out"] == {"before_birth": 1}
+    # but on the day of birth, which begins elsewhere at another moment
+    newborn = {"birthDate": "2015-03-02", "deceasedDateTime": "2015-03-02T05:00:00+10:00"}
+    timelines = read_fhir([PATIENT | newborn, VISIT])
+    assert timelines.subjects["death_time"].item() == datetime(2015, 3, 1, 19)
+    assert "MEDS_DEATH" in timelines.events["code"]
+
+
+def test_a_period_that_begins_in_the_month_or_year_of_birth_begins_at_birth() -> None:
+    born = datetime(1950, 6, 1)
+    for start in ("1950-05-31", "1950", "1949-06-02", "1950-05"):
+        found = read_fhir([PATIENT, VISIT, insured(start=start, end="2016-01-01")]).subjects
+        expected = datetime(1950, 5, 31) if start == "1950-05-31" else born
+        assert found.select("follow_up_start", "observation_start").row(0) == (expected, expected)
+    # nobody vanishes for having had no contact
+    found = read_fhir([PATIENT, insured(start="1950-05", end="2016-01-01")]).subjects
+    assert found["follow_up_start"].item() == born
+
+
+def test_a_period_that_ends_before_birth_is_counted_as_one() -> None:
+    timelines = read_fhir([PATIENT, VISIT, insured(start="1900-01-01", end="1949-01-01")])
+    assert left_out(timelines, "before_birth") == 1
+    # the day of birth begins elsewhere at another moment
+    timelines = read_fhir([PATIENT, VISIT, insured(start="1949-12-01", end="1950-06-01T06:00:00+10:00")])
+    assert left_out(timelines, "before_birth") == 0
 
 
 def test_one_such_date_among_many_people_leaves_everybody_else_as_they_are() -> None:

@@ -6,7 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
-from datetime import date, datetime
+from datetime import date, datetime, time
 
 import pandas as pd
 import polars as pl
@@ -15,7 +15,7 @@ import pytest
 from meds import CodeMetadataSchema, DataSchema, DatasetMetadataSchema, SubjectSplitSchema
 from polars.testing import assert_frame_equal
 
-from ehrseq.errors import TimelineError, UserError
+from ehrseq.errors import DataWarning, TimelineError, UserError
 from ehrseq.timeline.meds import SHARDS, shard_of
 from ehrseq.timeline.schema import EVENT_SCHEMA, SUBJECT_SCHEMA, as_instant, normalise_events
 from ehrseq.timeline.store import Timelines, as_timelines
@@ -537,7 +537,31 @@ def test_numbers_are_no_times(column):
         Timelines.from_events(events, pl.DataFrame({"subject_id": [1], column: [True]}))
     for kind, value in ((pl.Int64, None), (pl.Float64, float("nan"))):
         nothing = pl.DataFrame({"subject_id": [1], column: [value]}, {"subject_id": pl.Int64, column: kind})
-        assert Timelines.from_events(events, nothing).subjects["birth_time"].item() is None
+        found = Timelines.from_events(events, nothing).subjects[column].item()
+        assert found == (datetime(2010, 1, 1) if column == "follow_up_end" else None)  # that of the last contact
+    with pytest.raises(TimelineError, match=f"in column {column} of the subject table"):
+        Timelines.from_events(events, pl.DataFrame({"subject_id": [1], column: [time(12)]}))
+
+
+def test_a_pandas_column_of_dates_and_times_is_refused_in_a_dict_too():
+    mixed = pd.Series([date(2010, 1, 1), datetime(2010, 1, 2, 13)], dtype=object)
+    with pytest.raises(UserError, match="make each column of one type"):
+        Timelines.from_events({"subject_id": [1, 1], "time": mixed, "code": ["A//1", "A//2"]})
+
+
+@pytest.mark.parametrize("year", [1, 1799, 2500, 9999])
+def test_dates_that_stand_for_none_are_left_out_of_frames_with_a_warning(year):
+    impossible, real = datetime(year, 1, 1), datetime(2010, 1, 1)
+    codes = ["LOINC//718-7", "LOINC//718-7", "LOINC//2345-7", "MEDS_DEATH"]
+    events = {"subject_id": [1] * 4, "time": [real, impossible, real, impossible], "code": codes,
+              "known_time": [real, real, datetime(year, 6, 1), impossible]}  # fmt: skip
+    with pytest.warns(DataWarning, match="found 3 events with others: they are left out"):
+        timelines = Timelines.from_events(events)
+    assert timelines.events["code"].to_list() == ["LOINC//718-7"]
+    assert timelines.subjects.select("death_time", "follow_up_start", "follow_up_end").row(0) == (None, real, real)
+    with pytest.warns(DataWarning, match="found 1 values of death_time"):
+        subjects = normalise_subjects({"subject_id": [1], "death_time": [impossible], "birth_time": [real]})
+    assert subjects.select("birth_time", "death_time").row(0) == (real, None)
 
 
 @pytest.mark.parametrize("moment", [pd.NaT, pd.NA, 2015])
