@@ -152,6 +152,12 @@ class Emitters:
             for kind in SHAPES
         }
 
+    def let_go(self) -> None:
+        """Read no more. The functions hold this object, and it holds them: all that they know would wait for the garbage
+        collector, to which it is dear."""
+        self.by_type.clear()
+        self.plain.clear()
+
     def patient(self, r: Patient, record: int) -> int:
         """Sex, race and ethnicity as static facts; birth; death."""
         rows, add = self.rows, self.rows.add

@@ -155,6 +155,12 @@ class Reader:
         self._take_waiting()
         self._names = {}
 
+    def finish(self) -> Rows:
+        """What has not been handed over; nothing more is read."""
+        self._emitters.let_go()
+        self._on_full = None
+        return self.rows
+
     def flush(self) -> None:
         """Take what has been gathered."""
         self._take_waiting()
@@ -287,6 +293,7 @@ class Reader:
     def _cut(self) -> None:
         """Hand over what has been gathered, once it is much; what comes next is gathered anew."""
         if self._on_full is not None and self.rows.records >= self._full:
+            self._emitters.let_go()
             self._on_full(self.rows)
             self.rows = Rows(self._coding)
             self._emitters = Emitters(self.rows)

@@ -339,7 +339,7 @@ class ChunkMaker:
 
     def finish(self) -> list[Chunk]:
         """Make a chunk of the rest; all chunks, unless they went to a folder."""
-        self.take(self.reader.rows)
+        self.take(self.reader.finish())
         return self.chunks
 
 
