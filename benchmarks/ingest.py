@@ -28,6 +28,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -248,6 +249,8 @@ def measured_pairs(export: Path, scratch: Path, pairs: int, sample: int) -> Iter
         ingest.read_task, shards.write_shards = alone  # of two workers this process is one
         with Clock() as two:
             ingest.ingest(export, scratch / f"two-{pair}", workers=2)
+        for out in ("one", "two"):  # disk caches that fill up would make each pair dearer than the one before
+            shutil.rmtree(scratch / f"{out}-{pair}")
         with Clock() as both:
             single, halves = parsing_wall(export, 1), parsing_wall(export, 2)
         yield {

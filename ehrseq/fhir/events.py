@@ -153,8 +153,7 @@ class Emitters:
         }
 
     def let_go(self) -> None:
-        """Read no more. The functions hold this object, and it holds them: all that they know would wait for the garbage
-        collector, to which it is dear."""
+        """Read no more. The functions hold this object, and it holds them: what they know would wait for the collector."""
         self.by_type.clear()
         self.plain.clear()
 
