@@ -153,7 +153,7 @@ class Emitters:
         }
 
     def let_go(self) -> None:
-        """Read no more. The functions hold this object, and it holds them: what they know would wait for the collector."""
+        """Read no more. The functions hold this object, which holds them: all would wait for the garbage collector."""
         self.by_type.clear()
         self.plain.clear()
 
