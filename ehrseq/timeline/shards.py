@@ -25,7 +25,7 @@ from ehrseq.timeline.store import Timelines, as_text, deaths_inside, summarise
 from ehrseq.timeline.survey import Survey
 from ehrseq.timeline.units import merge_units
 
-ROWS_AT_ONCE = 3 << 15  # records and events that one process links together; of several, each fewer
+ROWS_AT_ONCE = 4 << 15  # records and events that one process links together; of several, each fewer
 
 
 @dataclass(frozen=True)
