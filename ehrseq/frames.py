@@ -153,7 +153,8 @@ def _converted(frame: Any) -> Any:
     if isinstance(frame, pl.LazyFrame):
         return frame.collect()
     if isinstance(frame, dict):
-        if any(type(c).__module__.startswith("pandas") and _days_and_times(c) for c in frame.values()):
+        series = [c for c in frame.values() if type(c).__module__ == "pandas.core.series"]
+        if any(_days_and_times(column) for column in series):
             raise TypeError("dates and times in one column")
         return pl.DataFrame(frame)
     module = type(frame).__module__.split(".")[0]

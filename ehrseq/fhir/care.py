@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from ehrseq.fhir.clock import given
 from ehrseq.fhir.concepts import BAD_STATUS, coded_pairs, status_code
 from ehrseq.fhir.datatypes import Concept
 from ehrseq.fhir.dating import POLICY, dated
@@ -249,8 +250,8 @@ def specimen(r: Specimen) -> Said:
         return Reason.NO_CODE
     policy = POLICY["Specimen"]
     when = dated(r.collection, policy) if r.collection is not None else dated(r, policy)
-    if when[0] is None:
-        when = dated(r, policy)
+    if not given(when[0]) and given((received := dated(r, policy))[0]):
+        when = received
     site = code_of(r.collection.body_site, "diagnosis") if r.collection is not None else None
     return [Fact(SPECIMEN, r.type, when, text=site)]
 

@@ -44,6 +44,15 @@ def stands_for_none(written: str | None) -> bool:
     return len(year) == 4 and year.isascii() and year.isdecimal() and not FIRST_YEAR <= int(year) <= LAST_YEAR
 
 
+def given(written: str | None) -> str | None:
+    """What is written as a date; None where it is what systems write without one.
+
+    >>> given("0001-01-01"), given("soon"), given("")
+    (None, 'soon', None)
+    """
+    return written if written and not written.startswith(NO_DATE) else None
+
+
 @dataclass(frozen=True)
 class Instants:
     """Parsed times: `start` and `end` in microseconds since 1970 UTC (`NO_TIME`: none or unreadable).

@@ -139,11 +139,14 @@ class Gathered:
     def __len__(self) -> int:
         return len(self._sizes)
 
-    def extend(self, items: list[str]) -> None:
-        """Add strings."""
+    def extend(self, items: list[str]) -> npt.NDArray[np.uint8]:
+        """Add strings; the first byte of each that has one."""
         text = "".join(items)
-        self._sizes.extend(array("I", list(map(len, items if text.isascii() else map(str.encode, items)))))
+        sizes = array("I", list(map(len, items if text.isascii() else map(str.encode, items))))
+        self._sizes.extend(sizes)
         self._texts.append(text)
+        lengths = np.array(sizes)
+        return np.frombuffer(text.encode(), "u1")[(np.cumsum(lengths) - lengths)[lengths > 0]]
 
     def take(self) -> pa.LargeStringArray:
         """All strings, which are then no longer here."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
-from ehrseq.fhir.clock import NO_DATE
+from ehrseq.fhir.clock import given
 from ehrseq.fhir.rows import (
     ASSERTED,
     AUTHORED,
@@ -36,7 +36,6 @@ from ehrseq.fhir.rows import (
     RECEIVED,
     RECORDED,
     STARTED,
-    TYPE_NUMBER,
     USED,
 )
 
@@ -168,11 +167,11 @@ def dated(record: Any, policy: Policy) -> Moment:
         time, until = (written, None) if type(written) is str else _interval(written)
         if time:
             for other in others:
-                if (known := other(record)) and not known.startswith(NO_DATE):
+                if known := given(other(record)):
                     break
             else:
                 known = until if policy.result else None
-            if not time.startswith(NO_DATE):
+            if given(time):
                 return time, known, source
             if nothing[0] is None:
                 nothing = time, known, source
@@ -182,29 +181,11 @@ def dated(record: Any, policy: Policy) -> Moment:
 def _interval(written: Any) -> tuple[str | None, str | None]:
     """Start and end of a Period or of a Timing's events or bounds."""
     if (events := getattr(written, "event", None)) is not None:
-        return (min(events), max(events)) if events else (None, None)
+        return (min(events), given(max(events))) if events else (None, None)
     if (repeat := getattr(written, "repeat", None)) is not None:
         written = repeat.bounds_period
     start, end = getattr(written, "start", None), getattr(written, "end", None)
-    return begin(start, end), end
-
-
-def begin(start: str | None, end: str | None) -> str | None:
-    """What a period counts from: its end where its start is open.
-
-    >>> begin("0001-01-01", "2020-01-02"), begin("2019", None)
-    ('2020-01-02', '2019')
-    """
-    return end if end and (not start or start.startswith(NO_DATE)) else start
-
-
-# by type: what the date since when something was known counts as where it says when it was, too
-DATED_BY_KNOWN = {
-    TYPE_NUMBER[kind]: source
-    for kind, policy in POLICY.items()
-    for name, source in policy.time
-    if kind in TYPE_NUMBER and name in policy.known[:1]
-}
+    return given(start) or given(end) or start or end, given(end)
 
 
 def policy_table() -> str:

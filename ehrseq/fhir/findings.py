@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ehrseq.fhir.clock import given
 from ehrseq.fhir.codes import NO_SYSTEM
 from ehrseq.fhir.concepts import BAD_STATUS
-from ehrseq.fhir.datatypes import Concept
+from ehrseq.fhir.datatypes import Concept, Period
 from ehrseq.fhir.dating import POLICY, Moment, dated
 from ehrseq.fhir.facts import PLAIN, Fact, Said, Scheme, code_of, concept_of
 from ehrseq.fhir.ledger import Reason
@@ -214,7 +215,7 @@ def claim(r: Claim) -> Said:
     ]
     for p in r.procedure or ():
         if p.procedure_codeable_concept is not None:
-            moment = (p.date, when[1] if r.created else None, PERFORMED) if p.date else when
+            moment = (p.date, given(r.created), PERFORMED) if given(p.date) else when
             facts.append(Fact(PROCEDURE, p.procedure_codeable_concept, moment))
     if _points_at_records(r):
         return facts or Reason.RESTATED
@@ -267,9 +268,9 @@ def _items(r: Claim, when: Moment) -> list[Fact]:
         concept = item.product_or_service or concept_of(item.service)
         if concept is None:
             continue
-        time = item.serviced_date or (item.serviced_period.start if item.serviced_period is not None else None)
-        until = item.serviced_period.end if item.serviced_period is not None else None
-        moment = (time, r.created or until, PERFORMED) if time else when
+        period = item.serviced_period or Period()
+        time = given(item.serviced_date) or given(period.start)
+        moment = (time, given(r.created) or given(period.end), PERFORMED) if time else when
         facts.append(Fact(PROCEDURE, concept, moment))
     return facts
 

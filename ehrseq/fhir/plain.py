@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ehrseq.fhir.clock import given
 from ehrseq.fhir.columns import Gathered, whole
 from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, concept_code
-from ehrseq.fhir.dating import POLICY, begin, dated
+from ehrseq.fhir.dating import POLICY, dated
 from ehrseq.fhir.resource import READ_TYPES
 from ehrseq.fhir.rows import ENCOUNTER, PACKED, Pool, Rows
 from ehrseq.fhir.statuses import DISPENSE_STATUS, EVENT_STATUS, ORDER_INTENT, ORDER_STATUS, RESULT_STATUS, USE_STATUS
@@ -119,7 +120,7 @@ SHAPES = {
     "Specimen": Shape(
         lambda batch: [
             r.status in BAD_STATUS or r.modifier_extension or (c := r.collection) is None
-            or c.body_site is not None or not c.collected_date_time for r in batch
+            or c.body_site is not None or not given(c.collected_date_time) for r in batch
         ],
         lambda batch: [r.type for r in batch],
         lambda batch: [None if (c := r.collection) is None else c.collected_date_time for r in batch],
@@ -215,35 +216,40 @@ def _dater(kind: str, dates: Gathered) -> Callable[[list[Any]], tuple[Numbers, N
     dated_by = policy.time[0][1]
     of_time = [field for field, _ in policy.fields_of(READ_TYPES[kind])[0]]
 
-    def numbered(written: list[Any]) -> Numbers:
-        """Numbers of times. Most records have one of their own: to look for it among others is dear."""
+    def numbered(written: list[Any]) -> tuple[Numbers, bool]:
+        """Numbers of times, and whether one may only stand for none (0001, 9999).
+
+        Most records have a time of their own: to look for it among others is dear.
+        """
         if not any(written):
-            return 0
+            return 0, False
         first = -1 - len(dates)
         numbers = np.arange(first, first - len(written), -1)
         if not all(written):
             written = [time or "" for time in written]
             numbers = np.where([bool(time) for time in written], numbers, 0)
-        dates.extend(written)
-        return numbers
+        letters = dates.extend(written)
+        return numbers, bool(((letters == ord("0")) | (letters == ord("9"))).any())
 
     def when(batch: list[Any]) -> tuple[Numbers, Numbers, Numbers]:
         times, knowns = shape.time(batch), shape.known(batch)
         if all(times):
-            return numbered(times), numbered(knowns), dated_by
+            (time, doubt), (known, more) = numbered(times), numbered(knowns)
+            if not doubt and not more:
+                return time, known, dated_by
         if not any(times) and not any(any(map(field, batch)) for field in of_time):
             return 0, 0, ENCOUNTER  # as `dated` says of each
         sources = [dated_by] * len(batch)
         for at, time, period in zip(count(), times, shape.period(batch), strict=False):
-            if time:
+            if time and given(time) and knowns[at] == given(knowns[at]):
                 continue
-            if period is not None and (time := begin(period.start, period.end)):
+            if not time and period is not None and (time := given(period.start)) and knowns[at] == given(knowns[at]):
                 times[at] = time
                 if policy.result and not knowns[at]:
-                    knowns[at] = period.end
+                    knowns[at] = given(period.end)
             else:
                 times[at], knowns[at], sources[at] = dated(batch[at], policy)
-        return numbered(times), numbered(knowns), array("B", sources)
+        return numbered(times)[0], numbered(knowns)[0], array("B", sources)
 
     return when
 

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from ehrseq.errors import SourceError
+from ehrseq.fhir.clock import given
 from ehrseq.fhir.codes import CodingPreference
 from ehrseq.fhir.contained import contained_records, container, holds_records
 from ehrseq.fhir.datatypes import Reference, Resource
@@ -362,7 +363,7 @@ class Reader:
             references[e.reference]
             if (e := r.encounter or r.context) is not None
             else 0
-            if r.effective_date_time or r.issued or dated(r, OBSERVATION)[0]
+            if given(r.effective_date_time) or given(r.issued) or given(dated(r, OBSERVATION)[0])
             else references[f"Observation/{r.id}"]
             for r in batch
         ]

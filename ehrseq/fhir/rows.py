@@ -212,7 +212,6 @@ class Rows:
             events[name] = getattr(instants, name)[time]
         events["known"] = instants.end[known]
         events["unreadable"] = (packed["time"] != 0) & (events["precision"] == 0)
-        self._date_again(events, instants, known)
         # where what says since when it was known is no time, it is not since it happened: nobody can tell
         length = np.diff(buffers(dates)[0])
         for at in np.flatnonzero((events["known"] == NO_TIME) & (length[known] > 0)).tolist():
@@ -239,21 +238,6 @@ class Rows:
         ):
             del column[:]
         return instants[own:]
-
-    def _date_again(self, events: npt.NDArray[np.void], instants: Instants, known: npt.NDArray[np.int64]) -> None:
-        """Date events whose own date is no time by the one since when they were known, where their type's policy does
-        that without a date of its own."""
-        lost = np.flatnonzero(events["unreadable"] & (instants.start[known] != NO_TIME))
-        if not len(lost):
-            return
-        from ehrseq.fhir.dating import DATED_BY_KNOWN  # which needs this module
-
-        kind = np.frombuffer(self.record_kind, np.uint8)[events["record"][lost] + len(self.record_kind) - self.records]
-        source = np.array([DATED_BY_KNOWN.get(number, 0) for number in kind.tolist()], np.uint8)
-        at = lost[source > 0]
-        for name in ("start", "end", "precision", "offset"):
-            events[name][at] = getattr(instants, name)[known[at]]
-        events["source"][at], events["unreadable"][at] = source[source > 0], False
 
 
 def _last_updated(instants: npt.NDArray[np.int64], number: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:

@@ -19,7 +19,7 @@ from ehrseq.model.fitted import Fitted
 from ehrseq.model.heads import event_edges, hazard_names
 from ehrseq.model.members import fit_member
 from ehrseq.model.network import ProgressionNetwork
-from ehrseq.model.sample import Labeller, Part, Sample
+from ehrseq.model.sample import Labeller, Part, Sample, check_ends
 from ehrseq.task.definition import Task
 from ehrseq.task.outcome import occurrences
 from ehrseq.timeline.hierarchy import code_parents
@@ -133,6 +133,7 @@ def learn_vocabulary(timelines: Timelines, splits: pl.DataFrame, config: ModelCo
 
 def split_parts(timelines: Timelines, splits: pl.DataFrame, vocabulary: Vocabulary) -> dict[str, Part]:
     """The training and the tuning subjects."""
+    check_ends(timelines)
     return {
         name: Part.prepare(timelines.select(members(splits, name)), vocabulary, name) for name in ("train", "tuning")
     }

@@ -24,7 +24,6 @@ from ehrseq.tokens.vocabulary import Vocabulary, is_static_fact
 Index = NDArray[np.int64]
 LONG = 40.0  # years that follow-up may last without a question
 UNSEEN = 0.01  # of all follow-up may lie where nothing is recorded any more
-YEAR = MICROSECONDS_PER_DAY * 365.25
 FOREVER = np.iinfo(np.int64).max
 
 
@@ -98,10 +97,8 @@ class Part:
         died = usable.join(deaths(timelines), on="subject_id", how="left", maintain_order="left")
         time = within_follow_up(pl.col("time"), pl.col("follow_up_end"), pl.col("by_day"))
         death = died.select(time.dt.epoch("us").fill_null(FOREVER)).to_series().to_numpy()
-        years = (end - start) / YEAR
-        usual = _check_lengths(years, name)
-        by_period = (usable["follow_up_rule"] == "observation_period").fill_null(False).to_numpy()
-        _check_ends(timelines, by_period & usual, end, years)
+        years = (end - start) / (MICROSECONDS_PER_DAY * 365.25)
+        _check_lengths(years, name)
         return cls(encode(timelines.events, usable, vocabulary), usable, start, end, death)
 
     @property
@@ -137,11 +134,8 @@ class Part:
         return Sample(row, time, found)
 
 
-def _check_lengths(years: NDArray[np.float64], name: str) -> NDArray[np.bool_]:
-    """Warn of follow-up that is so long that a wrong date is likelier: it counts in training by its length.
-
-    Returns which is not.
-    """
+def _check_lengths(years: NDArray[np.float64], name: str) -> None:
+    """Warn of follow-up that is so long that a wrong date is likelier: it counts in training by its length."""
     limit = max(LONG, 5 * float(np.quantile(years, 0.95)))
     if (too_long := years > limit).any():
         share = years[too_long].sum() / years.sum()
@@ -152,19 +146,24 @@ def _check_lengths(years: NDArray[np.float64], name: str) -> NDArray[np.bool_]:
             DataWarning,
             stacklevel=2,
         )
-    return years <= limit
 
 
-def _check_ends(timelines: Timelines, by_period: NDArray[np.bool_], end: Index, years: NDArray[np.float64]) -> None:
+def check_ends(timelines: Timelines) -> None:
     """Warn of observation periods that go on where nothing is recorded of anybody: nobody can be seen to fall ill."""
-    last = timelines.events["known_time"].dt.epoch("us").max()
-    unseen = np.where(by_period, (end - last) / YEAR, 0.0)  # type: ignore[operator]
-    beyond = unseen > 1
-    if (share := unseen[beyond].sum() / years.sum()) > UNSEEN:
+    last = timelines.events["known_time"].max()
+    if last is None or "follow_up_rule" not in timelines.subjects.columns:
+        return
+    start, end = pl.col("follow_up_start"), pl.col("follow_up_end")
+    followed = timelines.subjects.filter(end > start)
+    by_period = pl.col("follow_up_rule") == "observation_period"
+    beyond = followed.filter(by_period & (end - last > pl.duration(days=365)))
+    unseen = beyond.select((end - pl.max_horizontal(start, pl.lit(last))).dt.total_days().sum()).item()
+    share = unseen / max(1, followed.select((end - start).dt.total_days().sum()).item())
+    if share > UNSEEN:
         warnings.warn(
-            f"expected observation periods that end with the data, found {beyond.sum():,} of {len(years):,} subjects "
-            f"observed for more than a year after the last record of all, with {share:.0%} of all follow-up: forecasts "
-            "are too low if an insurance paid in advance, or an open end, is what says so; give the data cut",
+            f"expected observation periods that end with the data, found {beyond.height:,} of {followed.height:,} "
+            f"subjects observed for more than a year after the last record of all, with {share:.0%} of all follow-up: "
+            "forecasts are too low if an insurance paid in advance, or an open end, is what says so; give the data cut",
             DataWarning,
             stacklevel=2,
         )

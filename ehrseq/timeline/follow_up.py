@@ -104,7 +104,7 @@ def in_life(periods: pl.DataFrame, subjects: pl.DataFrame) -> pl.DataFrame:
     day = birth - pl.duration(days=1)  # the day of birth begins elsewhere at another moment
     return (
         periods.join(subjects.select("subject_id", "birth_time"), on="subject_id", how="left", maintain_order="left")
-        .filter(~(end < day).fill_null(False))
+        .filter(~((end < day) | ((start < day) & (end < birth))).fill_null(False))
         .select(
             "subject_id",
             start=pl.when((start >= day) | birth.is_null())

@@ -173,7 +173,9 @@ def _date(
     abatement = np.flatnonzero(events.source == ABATEMENT)
     if len(abatement):
         diagnosed, of_record = np.full(len(kind), NO_TIME), events.record[abatement]
-        np.maximum.at(diagnosed, events.record, np.where(events.source == ABATEMENT, NO_TIME, recorded))
+        np.maximum.at(
+            diagnosed, events.record, np.where(events.source == ABATEMENT, NO_TIME, np.maximum(recorded, start))
+        )
         known[abatement] = np.maximum(known[abatement], diagnosed[of_record])
         untold[abatement] |= np.isin(of_record, events.record[untold])
     events = replace(
@@ -190,10 +192,10 @@ def _date(
 
 
 def _recorded_in_life(events: EventColumns, patient: Ints, patients: pl.DataFrame) -> EventColumns:
-    """Take what was recorded before birth (as on 1900-01-01) as if nothing said when it was."""
+    """Of what was recorded before the day of birth (as on 1900-01-01) nobody can tell since when it was known."""
     birth = patients["birth"].to_numpy()[patient[events.record]]
     early = (events.known > UNTOLD) & (events.known + DAY < birth)
-    return replace(events, known=np.where(early, NO_TIME, events.known)) if early.any() else events
+    return replace(events, known=np.where(early, UNTOLD, events.known)) if early.any() else events
 
 
 def _event_reasons(

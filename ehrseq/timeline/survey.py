@@ -316,7 +316,11 @@ def _patients(chunks: Sequence[Chunk], dropped: Dropped) -> tuple[pl.DataFrame, 
     tables = [_kept(chunk, "patients", gone) for chunk, gone in zip(chunks, dropped, strict=True)]
     table = pl.concat(tables or [pl.DataFrame(schema=PATIENTS)])
     # a death before birth (as on 1900-01-01) is one without a date
-    early = _before_life(table["death"], table["birth"])
+    early = pl.select(
+        pl.when(table["death_is_date"])
+        .then((table["death"] != NO_TIME) & (table["death"] < table["birth"]))
+        .otherwise(_before_life(table["death"], table["birth"]))
+    ).to_series()
     table = table.with_columns(
         death=pl.when(early).then(pl.lit(NO_TIME)).otherwise("death"), undated_death=pl.col("undated_death") | early
     )
@@ -394,8 +398,9 @@ def _spans(chunk: Chunk, gone: dict[int, int], data_cut: int) -> dict[str, Ints]
     target, is_report = (column.to_numpy() for column in at_once(table.lazy().select(_TARGET, _IS_REPORT)))
     e = {name: table[name].to_numpy() for name in table.columns if name != "target"}
     no_start = e["start"] == NO_TIME
-    # a report does not go on: without a readable date of issue nobody can tell when it was there, and it dates nothing
-    untold = is_report & (e["end"] == NO_TIME)
+    # a report does not go on: of one issued at no time, or before what it is about, nobody can tell when it was there,
+    # and it dates nothing
+    untold = is_report & ((e["end"] == NO_TIME) | (e["end"] + DAY < e["start"]))
     begun = np.where(untold, NO_TIME, np.where(no_start, e["end_start"], e["start"]))
     last = OPEN if data_cut == NO_TIME else data_cut
     known = np.where(e["end"] == NO_TIME, np.maximum(begun, last), e["end"])
@@ -446,7 +451,9 @@ def _periods(
         nobody = np.where(other, Reason.NOT_A_PATIENT, Reason.UNKNOWN_SUBJECT)
         own = table.select("start", "end").with_columns(subject_id=who)
         born = own.join(birth_of, on="subject_id", how="left", maintain_order="left")["birth"]
-        early = _before_life(table["end"], born.fill_null(NO_TIME))
+        birth = born.fill_null(NO_TIME)
+        ended = (table["end"] != NO_TIME) & (table["end"] < birth)
+        early = _before_life(table["end"], birth) | (ended & _before_life(table["start"], birth))
         fault = np.select([born.is_null(), early], [nobody, Reason.BEFORE_BIRTH], table["fault"].to_numpy())
         gone.update(zip(table["record"].filter(pl.Series(fault > 0)).to_list(), fault[fault > 0].tolist(), strict=True))
         parts.append(own.filter(pl.Series(fault == 0)))

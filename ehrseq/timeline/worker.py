@@ -63,8 +63,11 @@ def main(do: Do = do) -> None:
                 unsaid = 0
 
         def say(answer: dict[str, Any]) -> None:
-            answers.write(json.dumps(answer) + "\n")
-            answers.flush()
+            try:
+                answers.write(json.dumps(answer) + "\n")
+                answers.flush()
+            except BrokenPipeError:  # nobody listens any more
+                os._exit(1)
 
         try:
             result = do(json.loads(line), loaded, advance)

@@ -13,7 +13,7 @@ import pytest
 from ehrseq.config import ModelConfig, NetworkConfig
 from ehrseq.errors import TimelineError
 from ehrseq.model.landmarks import next_known
-from ehrseq.model.sample import FOREVER, Part
+from ehrseq.model.sample import FOREVER, Part, check_ends
 from ehrseq.tokens.encode import MICROSECONDS_PER_DAY, encode
 from ehrseq.tokens.vocabulary import Vocabulary
 from tests.toy import cohort
@@ -83,7 +83,6 @@ def test_follow_up_that_is_far_longer_than_everybody_elses_is_warned_of_and_ends
 
 def test_observation_periods_that_go_on_where_nothing_is_recorded_are_warned_of():
     timelines = cohort(200)
-    vocabulary = Vocabulary.fit(timelines.events, ModelConfig().network, timelines.subjects)
     last = timelines.events["known_time"].max()
 
     def observed(until, rule="observation_period"):
@@ -91,8 +90,11 @@ def test_observation_periods_that_go_on_where_nothing_is_recorded_are_warned_of(
         return replace(timelines, subjects=timelines.subjects.with_columns(follow_up_end=end, follow_up_rule=rules))
 
     with pytest.warns(UserWarning, match="found 200 of 200 subjects observed for more than a year after the last"):
-        Part.prepare(observed(timedelta(days=2000)), vocabulary, "train")
+        check_ends(observed(timedelta(days=2000)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Part.prepare(observed(timedelta(days=360)), vocabulary, "train")
-        Part.prepare(observed(timedelta(days=2000), "data_cut"), vocabulary, "train")  # somebody said so
+        check_ends(observed(timedelta(days=360)))
+        check_ends(observed(timedelta(days=2000), "data_cut"))  # somebody said so
+        check_ends(replace(timelines, events=timelines.events.clear()))
+        check_ends(replace(timelines, subjects=timelines.subjects.drop("follow_up_rule")))
+        check_ends(replace(timelines, subjects=timelines.subjects.clear()))

@@ -123,9 +123,9 @@ def test_what_was_recorded_at_an_impossible_time_is_not_known_since_it_happened(
 
 
 def coded(kind: str, name: str, **fields: Any) -> dict[str, Any]:
-    return {"resourceType": kind, "id": name, "subject": ME, "status": "final"} | fields | {
-        "code": {"coding": [{"system": "http://snomed.info/sct", "code": "1"}]}
-    }  # fmt: skip
+    concept = {"coding": [{"system": "http://snomed.info/sct", "code": "1"}]}
+    named = dict.fromkeys(("code", "type") if kind == "Specimen" else ("code", "medicationCodeableConcept"), concept)
+    return {"resourceType": kind, "id": name, "subject": ME, "status": "final"} | named | fields
 
 
 def left_out(timelines: Timelines, reason: str = "invalid_time") -> int:
@@ -143,25 +143,25 @@ def test_an_encounter_does_not_date_what_was_recorded_at_an_impossible_time() ->
     # as without a date, one that stands for none is known once the encounter is over
     timelines = read_fhir([PATIENT, VISIT, illness | {"recordedDate": "9999-12-31"}])
     assert timelines.events.filter(resource_id="i").select("time", "known_time").row(0) == (datetime(2010, 1, 1), LAST)
-    # so is one before birth
+    # one before birth is impossible too
     timelines = read_fhir([PATIENT, VISIT, illness | {"recordedDate": "1900-01-01"}])
-    assert timelines.events.filter(resource_id="i").select("time", "known_time").row(0) == (datetime(2010, 1, 1), LAST)
+    assert (timelines.events.filter(resource_id="i").height, left_out(timelines)) == (0, 1)
 
 
 @pytest.mark.parametrize(
     ("onset", "recorded", "known"),
     [("2010-01-01", "2915-03-01", None), ("0001-01-01", "2020-03-01", 2020), ("soon", "2020-03-01", 2020),
-     ("2010-01-01", "2020-03-01", 2020), ("2010-01-01", "0001-01-01", 2012)],
+     ("2010-01-01", "2020-03-01", 2020), ("2010-01-01", "0001-01-01", 2012), ("2015-03-01", "2010-01-01", 2015)],
 )  # fmt: skip
 def test_the_end_of_an_illness_is_not_known_before_the_illness(onset: str, recorded: str, known: Any) -> None:
     illness = coded("Condition", "i", onsetDateTime=onset, recordedDate=recorded, abatementDateTime="2012-05-01")
     timelines = read_fhir([PATIENT, VISIT, illness])
     ends = timelines.events.filter(pl.col("code").str.starts_with("ABATEMENT//"))
     assert ends["known_time"].dt.year().to_list() == ([] if known is None else [known])
-    assert left_out(timelines) == (known is None)
+    assert left_out(timelines) == (known is None or onset == "soon")
 
 
-@pytest.mark.parametrize("issued", ["2915-01-01T10:00:00Z", "soon"])
+@pytest.mark.parametrize("issued", ["2915-01-01T10:00:00Z", "soon", "1900-01-01T00:00:00Z"])
 def test_a_report_or_panel_of_an_impossible_time_dates_no_result(issued: str) -> None:
     result = [{"reference": "Observation/r"}]
     report = coded("DiagnosticReport", "d", effectiveDateTime="2010-01-01", issued=issued, result=result)
@@ -171,8 +171,14 @@ def test_a_report_or_panel_of_an_impossible_time_dates_no_result(issued: str) ->
         assert timelines.events.filter(pl.col("resource_id").is_in(["r", "d"])).height == 0
         assert (left_out(timelines), left_out(timelines, "no_time")) == (1, 1)
         # as without a date of issue, one that stands for none leaves the day
-        timelines = read_fhir([PATIENT, VISIT, coded("Observation", "r", valueInteger=1), outer | {"issued": "9999"}])
+        undated = coded("Observation", "r", valueInteger=1, effectiveDateTime="0001-01-01")
+        timelines = read_fhir([PATIENT, VISIT, undated, outer | {"issued": "9999"}])
         assert timelines.events.filter(resource_id="r")["known_time"].dt.date().to_list() == [date(2010, 1, 1)]
+        # so does a period that has not ended
+        del outer["issued"], outer["effectiveDateTime"]
+        for end in ({}, {"end": "9999-12-31"}):
+            timelines = read_fhir([PATIENT, VISIT, undated, outer | {"effectivePeriod": {"start": "2010-01-01"} | end}])
+            assert timelines.events.filter(resource_id="r")["known_time"].dt.date().to_list() == [date(2010, 1, 1)]
 
 
 @pytest.mark.parametrize("none", ["0001-01-01", "9999-12-31T00:00:00Z"])
@@ -185,6 +191,10 @@ def test_a_report_or_panel_of_an_impossible_time_dates_no_result(issued: str) ->
         ("Observation", {"effectiveDateTime": None, "issued": "2015-03-02T23:59:59.999999Z"}),
         ("Observation", {"effectivePeriod": {"start": None, "end": "2015-03-02"}}),
         ("Procedure", {"performedPeriod": {"start": None, "end": "2015-03-02"}, "status": "completed"}),
+        ("Observation", {"effectivePeriod": {"start": "2015-03-02", "end": "2015-03-02"}, "issued": None}),
+        ("Observation", {"effectivePeriod": {"start": "2015-03-02", "end": None}, "issued": None}),
+        ("MedicationDispense", {"whenHandedOver": None, "whenPrepared": "2015-03-02", "status": "completed"}),
+        ("Specimen", {"collection": {"collectedDateTime": None}, "receivedTime": "2015-03-02", "status": "available"}),
         ("DiagnosticReport", {"effectiveDateTime": None, "issued": "2015-03-02T23:59:59.999999Z"}),
     ],
 )
@@ -205,8 +215,9 @@ def test_an_event_whose_type_is_not_dated_by_its_recording_is_not() -> None:
     assert left_out(timelines) == 1
 
 
-def test_a_death_before_birth_is_one_without_a_date() -> None:
-    timelines = read_fhir([PATIENT | {"deceasedDateTime": "1900-01-01"}, VISIT], data_cut="2020-01-01")
+@pytest.mark.parametrize("died", ["1900-01-01", "1950-05-31", "1950-05"])
+def test_a_death_before_birth_is_one_without_a_date(died: str) -> None:
+    timelines = read_fhir([PATIENT | {"deceasedDateTime": died}, VISIT], data_cut="2020-01-01")
     assert timelines.subjects.select("death_time", "follow_up_rule").row(0) == (None, "last_contact_undated_death")
     assert timelines.events.filter(resource_id="e").height == 2
     assert timelines.metadata["events_left_out"] == {"before_birth": 1}
@@ -232,8 +243,17 @@ def test_a_period_that_ends_before_birth_is_counted_as_one() -> None:
     timelines = read_fhir([PATIENT, VISIT, insured(start="1900-01-01", end="1949-01-01")])
     assert left_out(timelines, "before_birth") == 1
     # the day of birth begins elsewhere at another moment
-    timelines = read_fhir([PATIENT, VISIT, insured(start="1949-12-01", end="1950-06-01T06:00:00+10:00")])
-    assert left_out(timelines, "before_birth") == 0
+    newborn = insured(start="1950-06-01T00:00:00+10:00", end="1950-06-01T06:00:00+10:00")
+    assert left_out(read_fhir([PATIENT, VISIT, newborn]), "before_birth") == 0
+    # a plan of the mother's that ended the day before leaves the child's follow-up as it is
+    for end in ("1950-05-31", "1950-05-31T20:00:00Z"):
+        timelines = read_fhir([PATIENT, VISIT, insured(start="1949-12-01", end=end)])
+        assert left_out(timelines, "before_birth") == 1
+        assert timelines.subjects["follow_up_rule"].item() == "last_contact"
+        given = {"subject_id": [1], "birth_time": [date(1950, 6, 1)], "follow_up_start": [date(1949, 12, 1)],
+                 "follow_up_end": [date.fromisoformat(end[:10])]}  # fmt: skip
+        events = {"subject_id": [1], "time": [datetime(2015, 3, 1)], "code": ["LOINC//718-7"]}
+        assert Timelines.from_events(events, given).subjects["follow_up_end"].item() == datetime(2015, 3, 1)
 
 
 def test_one_such_date_among_many_people_leaves_everybody_else_as_they_are() -> None:
