@@ -234,9 +234,9 @@ def _dater(kind: str, dates: Gathered) -> Callable[[list[Any]], tuple[Numbers, N
     def when(batch: list[Any]) -> tuple[Numbers, Numbers, Numbers]:
         times, knowns = shape.time(batch), shape.known(batch)
         if all(times):
-            (time, doubt), (known, more) = numbered(times), numbered(knowns)
+            (first, doubt), (second, more) = numbered(times), numbered(knowns)
             if not doubt and not more:
-                return time, known, dated_by
+                return first, second, dated_by
         if not any(times) and not any(any(map(field, batch)) for field in of_time):
             return 0, 0, ENCOUNTER  # as `dated` says of each
         sources = [dated_by] * len(batch)

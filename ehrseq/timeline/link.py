@@ -85,8 +85,9 @@ def link_parts(parts: list[Part], survey: Survey, first: int, last: int) -> Link
     patient = _index(patients["subject_id"].to_numpy(), subject)
     patient = np.where(patient >= 0, patient, -why_none.astype(np.int64))
     _settle_subjects(reason, patient, kind)
-    events = _recorded_in_life(events.keep(reason[events.record] == 0), patient, patients)
-    events, still_open = _date(events, encounter, kind, survey.spans, reported)
+    events = events.keep(reason[events.record] == 0)
+    birth = patients["birth"].to_numpy()[patient[events.record]]
+    events, still_open = _date(events, birth, encounter, kind, survey.spans, reported)
     event_reason = _event_reasons(events, still_open, kind, patient, patients)
     left_out = _settle_events(reason, events, event_reason, len(kind))
     events = _start_at_birth(events.keep(event_reason == 0), patient, patients)
@@ -138,6 +139,7 @@ def _settle_subjects(reason: Ints, patient: Ints, kind: Ints) -> None:
 
 def _date(
     events: EventColumns,
+    birth: Ints,
     encounter: Ints,
     kind: Ints,
     spans: dict[str, Ints],
@@ -145,6 +147,7 @@ def _date(
 ) -> tuple[EventColumns, npt.NDArray[np.bool_]]:
     """Give undated events their encounter's (or report's) start, and every event the moment since when it was known.
 
+    Of what was recorded at no time, or before the day of birth (as on 1900-01-01), nobody can tell since when that was.
     Also returns which events are not known yet, since that moment is the end of an encounter that has none.
     """
     of_event = encounter[events.record]
@@ -161,12 +164,17 @@ def _date(
         filled: Ints = np.where(borrowed, spans[name][where], column).astype(column.dtype)
         return filled
 
-    untold = events.known == UNTOLD
+    unborn = (events.start != NO_TIME) & (events.end < birth)  # is left out for that
+    untold = (events.known == UNTOLD) | ((events.known != NO_TIME) & (events.known + DAY < birth) & ~unborn)
     known = np.where(events.known == NO_TIME, events.end, events.known)
     # what was diagnosed in an encounter is on record for certain once the encounter is over
     coded_late = np.isin(kind[events.record], [TYPE_NUMBER["Condition"], TYPE_NUMBER["AllergyIntolerance"]])
     coded_late &= linked & (events.known == NO_TIME)
     late = np.where(borrowed | coded_late, spans["known"][where], NO_TIME)
+    from_report = borrowed & reported[events.record]
+    untold |= from_report & (late + DAY < birth)
+    # what a report is about was known by then, whatever it says of its issue
+    late = np.where(from_report & (late < spans["start"][where]), spans["end"][where], late)
     start, recorded = fill(events.start, "start"), np.maximum(known, late)
     known = np.where(start == NO_TIME, NO_TIME, np.maximum(recorded, start))
     # that an illness is over tells that there was one: it is not known before the diagnosis of the same record is
@@ -186,16 +194,9 @@ def _date(
         known=known,
         precision=fill(events.precision, "precision"),
         offset=fill(events.offset, "offset"),
-        source=np.where(borrowed, np.where(reported[events.record], REPORT, ENCOUNTER), events.source).astype(np.uint8),
+        source=np.where(borrowed, np.where(from_report, REPORT, ENCOUNTER), events.source).astype(np.uint8),
     )
     return events, known == OPEN
-
-
-def _recorded_in_life(events: EventColumns, patient: Ints, patients: pl.DataFrame) -> EventColumns:
-    """Of what was recorded before the day of birth (as on 1900-01-01) nobody can tell since when it was known."""
-    birth = patients["birth"].to_numpy()[patient[events.record]]
-    early = (events.known > UNTOLD) & (events.known + DAY < birth)
-    return replace(events, known=np.where(early, UNTOLD, events.known)) if early.any() else events
 
 
 def _event_reasons(

@@ -398,9 +398,8 @@ def _spans(chunk: Chunk, gone: dict[int, int], data_cut: int) -> dict[str, Ints]
     target, is_report = (column.to_numpy() for column in at_once(table.lazy().select(_TARGET, _IS_REPORT)))
     e = {name: table[name].to_numpy() for name in table.columns if name != "target"}
     no_start = e["start"] == NO_TIME
-    # a report does not go on: of one issued at no time, or before what it is about, nobody can tell when it was there,
-    # and it dates nothing
-    untold = is_report & ((e["end"] == NO_TIME) | (e["end"] + DAY < e["start"]))
+    # a report does not go on: of one issued at no time nobody can tell when it was there, and it dates nothing
+    untold = is_report & (e["end"] == NO_TIME)
     begun = np.where(untold, NO_TIME, np.where(no_start, e["end_start"], e["start"]))
     last = OPEN if data_cut == NO_TIME else data_cut
     known = np.where(e["end"] == NO_TIME, np.maximum(begun, last), e["end"])
@@ -409,7 +408,8 @@ def _spans(chunk: Chunk, gone: dict[int, int], data_cut: int) -> dict[str, Ints]
         "target": target,
         "there": np.where(untold, OPEN, there),
         "start": begun,
-        "known": np.where(begun == NO_TIME, NO_TIME, np.maximum(known, begun)),
+        # (of reports as written: linking looks whether it can be)
+        "known": np.where(begun == NO_TIME, NO_TIME, np.where(is_report, known, np.maximum(known, begun))),
         "end": np.where(no_start, e["end"], e["start_end"]),
         "precision": np.where(no_start, e["end_precision"], e["start_precision"]),
         "offset": np.where(no_start, e["end_offset"], e["start_offset"]),

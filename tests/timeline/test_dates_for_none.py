@@ -169,7 +169,7 @@ def test_a_report_or_panel_of_an_impossible_time_dates_no_result(issued: str) ->
     for outer in (report, panel):
         timelines = read_fhir([PATIENT, VISIT, coded("Observation", "r", valueInteger=1), outer])
         assert timelines.events.filter(pl.col("resource_id").is_in(["r", "d"])).height == 0
-        assert (left_out(timelines), left_out(timelines, "no_time")) == (1, 1)
+        assert left_out(timelines) + left_out(timelines, "no_time") == 2
         # as without a date of issue, one that stands for none leaves the day
         undated = coded("Observation", "r", valueInteger=1, effectiveDateTime="0001-01-01")
         timelines = read_fhir([PATIENT, VISIT, undated, outer | {"issued": "9999"}])
