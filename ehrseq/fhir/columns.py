@@ -127,8 +127,8 @@ class Gathered:
     whatever is decoded and let go in the meantime, and slow that down.
 
     >>> column = Gathered()
-    >>> column.extend(["a", "", "\u00e9"]).tolist()
-    [97, 195]
+    >>> column.extend(["a", "", "\u00e9"])
+    ('a\u00e9', [1, 0, 1])
     >>> column.take().to_pylist(), len(column)
     (['a', '', '\u00e9'], 0)
     """
@@ -140,16 +140,12 @@ class Gathered:
     def __len__(self) -> int:
         return len(self._sizes)
 
-    def extend(self, items: list[str]) -> npt.NDArray[np.uint8]:
-        """Add strings; the first byte of each that has one."""
-        text = "".join(items)
-        sizes = array("I", list(map(len, items if text.isascii() else map(str.encode, items))))
-        self._sizes.extend(sizes)
+    def extend(self, items: list[str]) -> tuple[str, list[int]]:
+        """Add strings; all of them put together, and how many letters each has."""
+        text, letters = "".join(items), list(map(len, items))
+        self._sizes.extend(array("I", letters if text.isascii() else list(map(len, map(str.encode, items)))))
         self._texts.append(text)
-        lengths = np.array(sizes)
-        starts = (np.cumsum(lengths) - lengths)[lengths > 0]
-        first: npt.NDArray[np.uint8] = np.frombuffer(text.encode(), np.uint8)[starts]
-        return first
+        return text, letters
 
     def take(self) -> pa.LargeStringArray:
         """All strings, which are then no longer here."""

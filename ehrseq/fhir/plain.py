@@ -120,7 +120,7 @@ SHAPES = {
     "Specimen": Shape(
         lambda batch: [
             r.status in BAD_STATUS or r.modifier_extension or (c := r.collection) is None
-            or c.body_site is not None or not given(c.collected_date_time) for r in batch
+            or c.body_site is not None or not (d := c.collected_date_time) or d < "0002" or d > "9" for r in batch
         ],
         lambda batch: [r.type for r in batch],
         lambda batch: [None if (c := r.collection) is None else c.collected_date_time for r in batch],
@@ -228,28 +228,33 @@ def _dater(kind: str, dates: Gathered) -> Callable[[list[Any]], tuple[Numbers, N
         if not all(written):
             written = [time or "" for time in written]
             numbers = np.where([bool(time) for time in written], numbers, 0)
-        letters = dates.extend(written)
-        return numbers, bool(((letters == ord("0")) | (letters == ord("9"))).any())
+        text, letters = dates.extend(written)
+        same = letters[0]
+        firsts = text[::same] if same and letters.count(same) == len(letters) else [time[:1] for time in written]
+        return numbers, "0" in firsts or "9" in firsts
 
     def when(batch: list[Any]) -> tuple[Numbers, Numbers, Numbers]:
         times, knowns = shape.time(batch), shape.known(batch)
-        if all(times):
-            (first, doubt), (second, more) = numbered(times), numbered(knowns)
-            if not doubt and not more:
-                return first, second, dated_by
-        if not any(times) and not any(any(map(field, batch)) for field in of_time):
-            return 0, 0, ENCOUNTER  # as `dated` says of each
-        sources = [dated_by] * len(batch)
-        for at, time, period in zip(count(), times, shape.period(batch), strict=False):
-            if time and given(time) and knowns[at] == given(knowns[at]):
-                continue
-            if not time and period is not None and (time := given(period.start)) and knowns[at] == given(knowns[at]):
-                times[at] = time
-                if policy.result and not knowns[at]:
-                    knowns[at] = given(period.end)
-            else:
+        sources = array("B", [dated_by]) * len(batch)
+        if not all(times):
+            if not any(times) and not any(any(map(field, batch)) for field in of_time):
+                return 0, 0, ENCOUNTER  # as `dated` says of each
+            for at, time, period in zip(count(), times, shape.period(batch), strict=False):
+                if time:
+                    continue
+                if period is not None and (time := period.start or period.end):
+                    times[at] = time
+                    if policy.result and not knowns[at]:
+                        knowns[at] = period.end
+                else:
+                    times[at], knowns[at], sources[at] = dated(batch[at], policy)
+        (first, doubt), (second, more) = numbered(times), numbered(knowns)
+        if not doubt and not more:
+            return first, second, sources
+        for at, (time, known) in enumerate(zip(times, knowns, strict=True)):
+            if time != given(time) or known != given(known):
                 times[at], knowns[at], sources[at] = dated(batch[at], policy)
-        return numbered(times)[0], numbered(knowns)[0], array("B", sources)
+        return numbered(times)[0], numbered(knowns)[0], sources
 
     return when
 

@@ -172,9 +172,10 @@ def _date(
     coded_late &= linked & (events.known == NO_TIME)
     late = np.where(borrowed | coded_late, spans["known"][where], NO_TIME)
     from_report = borrowed & reported[events.record]
-    untold |= from_report & (late + DAY < birth)
-    # what a report is about was known by then, whatever it says of its issue
-    late = np.where(from_report & (late < spans["start"][where]), spans["end"][where], late)
+    if from_report.any():
+        untold |= from_report & (late + DAY < birth)
+        # what a report is about was known by then, whatever it says of its issue
+        late = np.where(from_report & (late < spans["start"][where]), spans["end"][where], late)
     start, recorded = fill(events.start, "start"), np.maximum(known, late)
     known = np.where(start == NO_TIME, NO_TIME, np.maximum(recorded, start))
     # that an illness is over tells that there was one: it is not known before the diagnosis of the same record is
