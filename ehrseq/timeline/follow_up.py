@@ -101,10 +101,10 @@ def in_life(periods: pl.DataFrame, subjects: pl.DataFrame) -> pl.DataFrame:
     [(1, None, None)]
     """
     birth, start, end = pl.col("birth_time"), pl.col("start"), pl.col("end")
-    day = birth - pl.duration(days=1)  # the day of birth begins elsewhere at another moment
+    day = _day_of(birth)
     return (
         periods.join(subjects.select("subject_id", "birth_time"), on="subject_id", how="left", maintain_order="left")
-        .filter(~((end < day) | ((start < day) & (end < birth))).fill_null(False))
+        .filter(~before_life())
         .select(
             "subject_id",
             start=pl.when((start >= day) | birth.is_null())
@@ -114,6 +114,16 @@ def in_life(periods: pl.DataFrame, subjects: pl.DataFrame) -> pl.DataFrame:
             end=pl.when(end < datetime(LAST_YEAR + 1, 1, 1)).then(end),
         )
     )
+
+
+def before_life() -> pl.Expr:
+    """Whether a period (`start`, `end`) is over before its subject's life begins (`birth_time`)."""
+    birth, start, end = pl.col("birth_time"), pl.col("start"), pl.col("end")
+    return ((end < _day_of(birth)) | ((start < _day_of(birth)) & (end < birth))).fill_null(False)
+
+
+def _day_of(birth: pl.Expr) -> pl.Expr:
+    return birth - pl.duration(days=1)  # the day of birth begins elsewhere at another moment
 
 
 @cache

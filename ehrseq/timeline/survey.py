@@ -20,7 +20,7 @@ import numpy.typing as npt
 import polars as pl
 
 from ehrseq.fhir.chunk import PATIENTS, Chunk, open_table
-from ehrseq.fhir.clock import NO_TIME
+from ehrseq.fhir.clock import NO_TIME, moments
 from ehrseq.fhir.codes import split_codes
 from ehrseq.fhir.columns import series, take
 from ehrseq.fhir.ledger import Reason
@@ -34,6 +34,7 @@ from ehrseq.fhir.references import (
 )
 from ehrseq.frames import at_once, places
 from ehrseq.timeline.duplicates import SEED, Dropped, settle_duplicates
+from ehrseq.timeline.follow_up import before_life
 from ehrseq.timeline.medications import MedicationIndex
 from ehrseq.timeline.meds import SHARDS, shard_of
 from ehrseq.timeline.schema import BIRTH_CODE, DEATH_CODE
@@ -316,22 +317,15 @@ def _patients(chunks: Sequence[Chunk], dropped: Dropped) -> tuple[pl.DataFrame, 
     tables = [_kept(chunk, "patients", gone) for chunk, gone in zip(chunks, dropped, strict=True)]
     table = pl.concat(tables or [pl.DataFrame(schema=PATIENTS)])
     # a death before birth (as on 1900-01-01) is one without a date
-    early = pl.select(
-        pl.when(table["death_is_date"])
-        .then((table["death"] != NO_TIME) & (table["death"] < table["birth"]))
-        .otherwise(_before_life(table["death"], table["birth"]))
-    ).to_series()
+    # (with a clock time a day before may be the day of birth, which begins elsewhere at another moment)
+    slack = pl.when("death_is_date").then(0).otherwise(DAY)
+    early = (pl.col("death") != NO_TIME) & (pl.col("death") + slack < pl.col("birth"))
     table = table.with_columns(
         death=pl.when(early).then(pl.lit(NO_TIME)).otherwise("death"), undated_death=pl.col("undated_death") | early
     )
     shard = shard_of(table["subject_id"])
     order = np.argsort(shard, kind="stable")
     return table[order], np.searchsorted(shard[order], np.arange(SHARDS + 1)).tolist()
-
-
-def _before_life(moment: pl.Series, birth: pl.Series) -> pl.Series:
-    """Whether each moment lies before the day of birth, wherever that began (both in microseconds)."""
-    return (moment != NO_TIME) & (moment + DAY < birth)
 
 
 def _codes(
@@ -451,9 +445,9 @@ def _periods(
         nobody = np.where(other, Reason.NOT_A_PATIENT, Reason.UNKNOWN_SUBJECT)
         own = table.select("start", "end").with_columns(subject_id=who)
         born = own.join(birth_of, on="subject_id", how="left", maintain_order="left")["birth"]
-        birth = born.fill_null(NO_TIME)
-        ended = (table["end"] != NO_TIME) & (table["end"] < birth)
-        early = _before_life(table["end"], birth) | (ended & _before_life(table["start"], birth))
+        known = {"birth_time": born.fill_null(NO_TIME), "start": own["start"], "end": own["end"]}
+        times = pl.DataFrame([moments(column.to_numpy()).alias(name) for name, column in known.items()])
+        early = times.select(before_life()).to_series()
         fault = np.select([born.is_null(), early], [nobody, Reason.BEFORE_BIRTH], table["fault"].to_numpy())
         gone.update(zip(table["record"].filter(pl.Series(fault > 0)).to_list(), fault[fault > 0].tolist(), strict=True))
         parts.append(own.filter(pl.Series(fault == 0)))
