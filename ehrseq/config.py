@@ -43,15 +43,17 @@ class NetworkConfig:
 
     `max_events` bounds the history of one forecast: the most recent events are kept. Codes seen in fewer than
     `min_subjects` training subjects are not learned (they identify people). `demographics` are the columns of the
-    subject table that are read as static facts: any of `sex`, `race`, `ethnicity`.
+    subject table that are read as static facts: any of `sex`, `race`, `ethnicity`. `gated` takes the layers of earlier
+    versions, RMSNorm and SwiGLU for LayerNorm and ReLU: as accurate, and slower to train.
 
     >>> ModelConfig(network=NetworkConfig(width=32, layers=2)).network.max_events
     512
     """
 
-    width: int = 64
-    layers: int = 3
+    width: int = 96
+    layers: int = 2
     heads: int = 4
+    gated: bool = False
     dropout: float = 0.2
     summary_dropout: float = 0.2
     intervals: int = 10
@@ -60,6 +62,10 @@ class NetworkConfig:
     max_events: int = 512
     summary_codes: int = 64
     demographics: tuple[str, ...] = ("sex",)
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise UserError("a width that the heads share", f"{self.width} for {self.heads}", "make it a multiple")
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     landmarks_per_subject: int = 5
     tuning_landmarks_per_subject: int = 8
-    tokens_per_batch: int = 1024
+    tokens_per_batch: int = 1536
     members: int = 3
     auxiliary_codes: int = 32
     auxiliary_weight: float = 2.0
@@ -195,13 +201,16 @@ class ModelConfig:
         return from_mapping(cls, {**content, **sections})
 
 
-def one_member(content: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of a model folder; one written before boosted hazards had members was fitted with one.
+def as_fitted(content: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a model folder, with what earlier versions did where they did not write it down.
 
-    >>> one_member({"boosted": {"periods": 4}}), one_member({"boosted": {"members": 3}})
-    ({'boosted': {'members': 1, 'periods': 4}}, {'boosted': {'members': 3}})
+    >>> as_fitted({"boosted": {"periods": 4}, "network": {"width": 32}})
+    {'boosted': {'members': 1, 'periods': 4}, 'network': {'gated': True, 'width': 32}}
+    >>> as_fitted({"boosted": {"members": 3}, "network": {"gated": False}})
+    {'boosted': {'members': 3}, 'network': {'gated': False}}
     """
-    return content | ({"boosted": {"members": 1} | content["boosted"]} if "boosted" in content else {})
+    then: dict[str, dict[str, Any]] = {"boosted": {"members": 1}, "network": {"gated": True}}
+    return content | {name: settings | content[name] for name, settings in then.items() if name in content}
 
 
 def from_mapping(kind: type[T], content: dict[str, Any]) -> T:

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ehrseq.config import ModelConfig, one_member
+from ehrseq.config import ModelConfig, as_fitted
 from ehrseq.errors import ArtifactError, EvaluationError, ForecastError, NoPredictionTimeError, UserError
 from ehrseq.evaluate.evaluation import Evaluation
 from ehrseq.evaluate.study import evaluate_study
@@ -388,7 +388,7 @@ class ProgressionModel(Explaining):
         artifact = load_artifact(folder)
         parts = artifact.parts
         try:
-            model = cls(ModelConfig.from_dict(one_member(parts["config"])))
+            model = cls(ModelConfig.from_dict(as_fitted(parts["config"])))
             if parts["task"] is not None:
                 model.task_ = Task.from_dict({**parts["task"], "prediction_times": _placeholder(parts["task"])})
                 model.times_withheld_ = parts["task"]["prediction_times"] is None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
 
 from ehrseq.model.network import Block, ProgressionNetwork
 from ehrseq.tokens.batch import Batch
@@ -84,9 +83,7 @@ class Cache:
         query = _path_heads(block.query(normed[:, :, first:]), block.heads) * key.shape[-1] ** -0.5
         seen = self._attend(i, query, key[..., first:, :], value[..., first:, :], own_bias, self_bias)
         x = x[:, :, first:] + block.out(seen.transpose(2, 3).flatten(3))
-        gate, up = block.gate_up(block.mlp_norm(x)).chunk(2, dim=-1)
-        out: Tensor = x + block.down(silu(gate) * up)
-        return out
+        return x + block.mlp(x)
 
     def _attend(self, i: int, query: Tensor, key: Tensor, value: Tensor, own_bias: Tensor, self_bias: Tensor) -> Tensor:
         """(S, P, heads, n, d): attention over the history, the path's own events, and the token itself."""

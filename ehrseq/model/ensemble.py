@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding_bag, silu
 
 from ehrseq.model.heads import SHAPE_TERMS, HazardHead
-from ehrseq.model.network import FAR, SOFT, Block, ProgressionNetwork, Standardised, attend
+from ehrseq.model.network import EPS, FAR, SOFT, Block, ProgressionNetwork, Standardised, attend
 from ehrseq.tokens.batch import Batch
 
 ROWS = 128  # whose attention is computed together: early events see few others
@@ -32,12 +32,17 @@ class Ensemble:
         self.first_knot = self.first_value + len(first.coded_value.weight)
         with torch.no_grad():
             tables = [torch.cat([n.code.weight, n.coded_value.weight, n.knot.weight]) for n in networks]
-            self.table = torch.cat(tables, dim=1)  # (rows, M * width): one look-up serves all members
             self.event_times = _Times([n.event_times for n in networks])
             self.query_times = _Times([n.query_times for n in networks])
             self.hidden, self.summary = (_Affine([cast(nn.Linear, n.summary[i]) for n in networks]) for i in (1, 3))
             of_each = [cast(Iterable[Block], n.blocks) for n in networks]
             self.blocks = [_Block(blocks) for blocks in zip(*of_each, strict=True)]
+            if not self.blocks[0].gated:
+                # a LayerNorm takes away the mean of a token: where nothing adds to it, it is an RMSNorm
+                tables = [_centred(table) for table in tables]
+                for layer in (self.event_times.linear, self.query_times.linear, self.summary):
+                    layer.weight, layer.bias = _centred(layer.weight), _centred(layer.bias)
+            self.table = torch.cat(tables, dim=1)  # (rows, M * width): one look-up serves all members
             self.head = _Head([n.head for n in networks], [n.norm for n in networks])
 
     def log_hazards(self, batch: Batch) -> Tensor:
@@ -104,8 +109,13 @@ class _Block:
         self.query = _weights([b.query for b in blocks], attention)
         # apart, as what comes of halves of one product is slow to read
         self.key, self.value = (w.contiguous() for w in _weights([b.key_value for b in blocks], attention).chunk(2, -1))
-        self.gate, self.up = (w.contiguous() for w in _weights([b.gate_up for b in blocks], mlp).chunk(2, -1))
+        self.gated = blocks[0].gated
         self.out, self.down = _weights([b.out for b in blocks]), _weights([b.down for b in blocks])
+        if self.gated:
+            self.gate, self.up = (w.contiguous() for w in _weights([b.gate_up for b in blocks], mlp).chunk(2, -1))
+        else:
+            self.up = _weights([b.up for b in blocks], mlp)
+            self.out, self.down = _centred(self.out), _centred(self.down)
 
     def after(self, x: Tensor, bias: Tensor, rows: list[tuple[int, int, int]]) -> Tensor:
         """(M, B, T, width) -> (M, B, R, width) for the rows that are asked for, as (first, end, columns they see)."""
@@ -123,7 +133,8 @@ class _Block:
         joined = torch.cat([part.transpose(1, 2) for part in attended], dim=1)
         y = torch.baddbmm(x.flatten(1, 2), joined.reshape(len(x), -1, x.shape[-1]), self.out)
         normed = _unit(y)
-        hidden = silu(torch.bmm(normed, self.gate), inplace=True).mul_(torch.bmm(normed, self.up))
+        hidden = torch.bmm(normed, self.up)
+        hidden = hidden.mul_(silu(torch.bmm(normed, self.gate), inplace=True)) if self.gated else hidden.relu_()
         return torch.baddbmm(y, hidden, self.down).view(x.shape)
 
     def _split(self, x: Tensor, length: int) -> Tensor:
@@ -134,7 +145,7 @@ class _Block:
 class _Head:
     """The last norm and the `HazardHead` of each member, its terms multiplied out over the intervals."""
 
-    def __init__(self, heads: Sequence[HazardHead], norms: Sequence[nn.RMSNorm]) -> None:
+    def __init__(self, heads: Sequence[HazardHead], norms: Sequence[nn.Module]) -> None:
         self.shape = tuple(heads[0].base.shape)
         linear, direct = _weights([h.linear for h in heads], norms), _weights([h.direct for h in heads])
         of_each = range(len(heads))
@@ -154,20 +165,25 @@ def _over(terms: Tensor, head: HazardHead) -> Tensor:
     return torch.matmul(shape, head.terms).flatten(-2)
 
 
-def _weights(layers: Sequence[nn.Linear], norms: Sequence[nn.RMSNorm] | None = None) -> Tensor:
+def _weights(layers: Sequence[nn.Linear], norms: Sequence[nn.Module] | None = None) -> Tensor:
     """(M, in, out) weights of a layer; of one that reads norms, with what `_unit` leaves out of these."""
     weights = torch.stack([layer.weight.T for layer in layers])
     if norms is None:
         return weights
-    gain = torch.stack([norm.weight for norm in norms]).mul_(math.sqrt(weights.shape[1]))
+    gain = torch.stack([cast(Tensor, norm.weight) for norm in norms]).mul_(math.sqrt(weights.shape[1]))
     return weights.mul_(gain.unsqueeze(-1))
 
 
 def _unit(x: Tensor) -> Tensor:
     """Each row at length 1, nearly: an RMSNorm but for its gain and the root of the width."""
-    added = torch.tensor(math.sqrt(x.shape[-1] * torch.finfo(x.dtype).eps))
+    added = torch.tensor(math.sqrt(x.shape[-1] * EPS))
     length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / length.hypot_(added)
+
+
+def _centred(rows: Tensor) -> Tensor:
+    """Rows (..., width) less their mean."""
+    return rows - rows.mean(-1, keepdim=True)
 
 
 def _together(mask: Tensor) -> list[tuple[int, int, int]]:

@@ -22,7 +22,7 @@ from ehrseq.config import TrainingConfig
 from ehrseq.errors import TrainingError
 from ehrseq.model.checkpoint import KeepState, State, under
 from ehrseq.model.landmarks import Targets
-from ehrseq.model.loss import exposure_and_event, poisson_negative_log_likelihood
+from ehrseq.model.loss import negative_log_likelihood
 from ehrseq.model.network import ProgressionNetwork
 from ehrseq.model.sample import Sample
 from ehrseq.tokens.batch import Batch, Batches
@@ -108,12 +108,14 @@ class ProgressionModule(lightning.LightningModule):
     def losses(self, batch: TrainingBatch) -> Tensor:
         """Weighted sums over the batch's queries, (3,): negative log-likelihood of the outcomes' hazards, of the
         auxiliary ones, and weight."""
-        log_hazard = self.network.all_hazards(batch.inputs)
-        exposure, event = exposure_and_event(batch.days, batch.event, self.network.head.edges)
-        nll = poisson_negative_log_likelihood(log_hazard, exposure, event)
-        n = self.network.head.base.shape[0]
-        parts = [(nll[..., some].sum(-1) * batch.weight).sum() for some in (slice(n), slice(n, None))]
-        return torch.stack([*parts, batch.weight.sum()])
+        edges, first, sums = self.network.head.edges, 0, []
+        for log_hazard in self.network.all_hazards(batch.inputs):
+            mine = slice(first, first + log_hazard.shape[2])
+            nll = negative_log_likelihood(log_hazard, batch.days[..., mine], batch.event[..., mine], edges)
+            sums.append((nll.sum(-1) * batch.weight).sum())
+            first = mine.stop
+        outcomes, *auxiliary = sums
+        return torch.stack([outcomes, *(auxiliary or [torch.zeros_like(outcomes)]), batch.weight.sum()])
 
     def training_step(self, batch: TrainingBatch, _: int) -> Tensor:
         """One optimiser step's loss."""

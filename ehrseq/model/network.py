@@ -15,9 +15,9 @@ from ehrseq.model.heads import HazardHead
 from ehrseq.tokens.batch import FEATURES, Batch, summary_width
 from ehrseq.tokens.vocabulary import Vocabulary
 
+EPS = float(torch.finfo(torch.float32).eps)  # as an RMSNorm has by default
 # in bfloat16 torch would take cuDNN's, which compiles a kernel for every new shape, and each batch has another
 ON_GPU = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-SHORT = 96  # tokens up to which plain matrix products are faster than the fused kernel (measured on CPU)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
@@ -25,10 +25,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     if query.is_cuda:
         with sdpa_kernel(ON_GPU):
             return scaled_dot_product_attention(query, key, value, bias)
-    if key.shape[2] > SHORT:
-        return scaled_dot_product_attention(query, key, value, bias)
-    score = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(-1, -2)) + bias
-    return torch.matmul(score.softmax(-1), value)
+    return scaled_dot_product_attention(query, key, value, bias)
 
 
 class Dropout(nn.Module):
@@ -56,19 +53,28 @@ class Dropout(nn.Module):
         return x * torch.from_numpy(factor).view(x.shape)
 
 
-class Block(nn.Module):
-    """Pre-norm attention and SwiGLU; rows may be fewer than columns, so that the last block serves queries only."""
+def _norm(width: int, gated: bool) -> nn.Module:
+    """LayerNorm has kernels of its own on a CPU, forward and backward; torch makes an RMSNorm of a dozen steps."""
+    return nn.RMSNorm(width) if gated else nn.LayerNorm(width, EPS, bias=False)
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+
+class Block(nn.Module):
+    """Pre-norm attention and perceptron; rows may be fewer than columns, so that the last block serves queries only."""
+
+    def __init__(self, width: int, heads: int, dropout: float, gated: bool) -> None:
         super().__init__()
         self.heads = heads
-        hidden = 16 * round(width * 8 / 3 / 16)
-        self.attention_norm = nn.RMSNorm(width)
+        self.gated = gated
+        hidden = 16 * round(width * 8 / 3 / 16) if gated else 4 * width
+        self.attention_norm = _norm(width, gated)
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
-        self.mlp_norm = nn.RMSNorm(width)
-        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
+        self.mlp_norm = _norm(width, gated)
+        if gated:
+            self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
+        else:
+            self.up = nn.Linear(width, hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
         self.dropout = Dropout(dropout)
 
@@ -78,9 +84,19 @@ class Block(nn.Module):
         key, value = self.key_value(normed).chunk(2, dim=-1)
         attended = attend(self._split(self.query(normed[:, first_row:])), self._split(key), self._split(value), bias)
         x = x[:, first_row:] + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
-        hidden: Tensor = x + self.dropout(self.down(silu(gate) * up))
-        return hidden
+        out: Tensor = x + self.dropout(self.mlp(x))
+        return out
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """What the second half adds to x (..., width), before dropout."""
+        normed = self.mlp_norm(x)
+        if self.gated:
+            gate, up = self.gate_up(normed).chunk(2, dim=-1)
+            hidden = silu(gate) * up
+        else:
+            hidden = self.up(normed).relu_()
+        out: Tensor = self.down(hidden)
+        return out
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
@@ -148,8 +164,10 @@ class ProgressionNetwork(nn.Module):
             nn.SiLU(),
             nn.Linear(width, width),
         )
-        self.blocks = nn.ModuleList(Block(width, config.heads, config.dropout) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(width)
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, config.dropout, config.gated) for _ in range(config.layers)
+        )
+        self.norm = _norm(width, config.gated)
         self.head = HazardHead(width, FEATURES, n_hazards, edges)
         self.auxiliary = HazardHead(width, FEATURES, n_auxiliary, edges) if n_auxiliary else None
         self.dropout = Dropout(config.dropout)
@@ -163,11 +181,11 @@ class ProgressionNetwork(nn.Module):
         out: Tensor = self.head(self.represent(batch, events), self.query_times.scaled(batch.query_features))
         return out
 
-    def all_hazards(self, batch: Batch) -> Tensor:
-        """Log hazards of the outcomes and, after them, of the auxiliary codes: (B, K, H + A, I)."""
+    def all_hazards(self, batch: Batch) -> list[Tensor]:
+        """Log hazards of the outcomes, (B, K, H, I), and of the auxiliary codes where it has any, (B, K, A, I)."""
         represented, times = self.represent(batch), self.query_times.scaled(batch.query_features)
         heads = [self.head] if self.auxiliary is None else [self.head, self.auxiliary]
-        return torch.cat([head(represented, times) for head in heads], dim=2)
+        return [head(represented, times) for head in heads]
 
     def represent(self, batch: Batch, events: Tensor | None = None) -> Tensor:
         """What the network makes of the history at each query, (B, K, width): what every head reads.

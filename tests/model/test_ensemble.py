@@ -19,12 +19,13 @@ VOCABULARY = Vocabulary(CODES, ("a", "b"), (ValueScale(CODES[0], "", (0.0, 1.0, 
 EDGES = np.array([0.0, 30.0, 365.0, 1825.0])
 
 
-def networks(members, layers=3, hazards=2, seed=0):
+def networks(members, layers=3, hazards=2, seed=0, gated=False):
     """Random networks, far from how they start: every weight, scale and rate differs between members."""
     torch.manual_seed(seed)
     made = []
     for _ in range(members):
-        network = ProgressionNetwork(VOCABULARY, NetworkConfig(width=32, layers=layers), hazards, EDGES, 3).eval()
+        config = NetworkConfig(width=32, layers=layers, gated=gated)
+        network = ProgressionNetwork(VOCABULARY, config, hazards, EDGES, 3).eval()
         for tensor in network.state_dict().values():
             tensor += 0.1 * torch.randn(tensor.shape)
         for layer in (network.event_times, network.query_times):
@@ -60,6 +61,7 @@ def batch_of(lengths, n_queries, n_ancestors=0, seed=0):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize(
     ("lengths", "n_queries", "n_ancestors", "layers", "members"),
     [
@@ -72,8 +74,8 @@ def batch_of(lengths, n_queries, n_ancestors=0, seed=0):
         ([0], 1, 0, 3, 3),
     ],
 )
-def test_all_members_together_are_each_alone_to_rounding(lengths, n_queries, n_ancestors, layers, members):
-    each = networks(members, layers)
+def test_all_members_together_are_each_alone_to_rounding(lengths, n_queries, n_ancestors, layers, members, gated):
+    each = networks(members, layers, gated=gated)
     batch = batch_of(lengths, n_queries, n_ancestors)
     with torch.inference_mode():
         together = Ensemble(each).log_hazards(batch)

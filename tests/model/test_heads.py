@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ehrseq.model.heads import HazardHead, base_log_hazard, event_edges, exposure_and_interval, interval_edges
 from ehrseq.model.landmarks import draw_landmarks
-from ehrseq.model.loss import poisson_negative_log_likelihood
+from ehrseq.model.loss import negative_log_likelihood
 
 EDGES = interval_edges(1000.0, 5)
 
@@ -51,21 +51,32 @@ def test_likelihood_of_exponential_data_is_least_at_the_true_rate():
     rng = np.random.default_rng(0)
     time, censored = rng.exponential(200, 20_000), rng.exponential(300, 20_000)
     days, event = np.minimum(time, censored), time <= censored
-    exposure, interval = exposure_and_interval(days, EDGES)
-    happened = np.zeros_like(exposure)
-    inside = event & (interval < exposure.shape[1])
-    happened[np.flatnonzero(inside), interval[inside]] = 1
+    given = (torch.tensor(days), torch.tensor(event), torch.tensor(EDGES))
 
     def mean_loss(rate: float) -> float:
-        log_hazard = torch.full((1, 5), np.log(rate))
-        return float(poisson_negative_log_likelihood(log_hazard, torch.tensor(exposure), torch.tensor(happened)).mean())
+        return float(negative_log_likelihood(torch.full((20_000, 5), np.log(rate)), *given).mean())
 
     assert min((0.003, 0.004, 0.005, 0.006, 0.008), key=mean_loss) == 0.005
 
 
 def test_a_censored_batch_still_owes_its_cumulative_hazard():
-    loss = poisson_negative_log_likelihood(torch.zeros(2, 3), torch.ones(2, 3), torch.zeros(2, 3))
+    edges = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    loss = negative_log_likelihood(torch.zeros(2, 3), torch.tensor([3.0, 7.0]), torch.zeros(2, dtype=torch.bool), edges)
     assert loss.tolist() == [3.0, 3.0]
+
+
+@given(st.lists(st.one_of(st.sampled_from([0.0, *EDGES.tolist(), 5000.0]), st.floats(0, 1500)), min_size=1))
+def test_likelihood_is_that_of_each_interval_apart(times):
+    days = np.array(times)
+    event = np.arange(len(days)) % 2 == 0
+    log_hazard = np.linspace(-9, -5, 5 * len(days)).reshape(-1, 5)
+    exposure, interval = exposure_and_interval(days, EDGES)
+    counts = event & (days > 0) & (interval < 5)
+    at_event = np.where(counts, log_hazard[np.arange(len(days)), np.minimum(interval, 4)], 0)
+    given = (torch.tensor(x) for x in (log_hazard, days, event, EDGES))
+    np.testing.assert_allclose(
+        negative_log_likelihood(*given).numpy(), (np.exp(log_hazard) * exposure).sum(1) - at_event, rtol=1e-9, atol=1e-9
+    )
 
 
 def test_untrained_head_gives_the_base_rates():
