@@ -65,7 +65,7 @@ def _entry_days(n: int, config: SimulationConfig, rng: np.random.Generator) -> I
     month, day = rng.integers(0, max(config.entry_months, 1), n), rng.integers(0, 28, n)
     if not config.staggered_entry:
         return np.full(n, first.astype(np.int64))
-    return np.asarray((first.astype("M8[M]") + month).astype("M8[D]").astype(np.int64) + day)
+    return np.asarray((first.astype("M8[M]") + month.astype("m8[M]")).astype("M8[D]").astype(np.int64) + day)
 
 
 def _boundaries(start: Int, years: int) -> Int:
@@ -74,7 +74,7 @@ def _boundaries(start: Int, years: int) -> Int:
     months = days.astype("M8[M]")
     day_of_month = (days - months.astype("M8[D]")).astype(np.int64)
     ahead = np.arange(12 * years + 1)
-    whole = (months[:, None] + ahead).astype("M8[D]").astype(np.int64) + day_of_month[:, None]
+    whole = (months[:, None] + ahead.astype("m8[M]")).astype("M8[D]").astype(np.int64) + day_of_month[:, None]
     both = np.stack([whole, whole + 15], axis=-1).reshape(start.size, -1)
     return np.asarray(both[:, :-1])
 

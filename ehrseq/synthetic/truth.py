@@ -101,4 +101,4 @@ def _years_later(day: Int, years: int) -> Int:
     days = day.astype("M8[D]")
     months = days.astype("M8[M]")
     day_of_month = days - months.astype("M8[D]")
-    return np.asarray(((months + 12 * years).astype("M8[D]") + day_of_month).astype(np.int64))
+    return np.asarray(((months + np.timedelta64(12 * years, "M")).astype("M8[D]") + day_of_month).astype(np.int64))

@@ -85,8 +85,8 @@ class Horizon:
         if self.unit not in ("m", "y"):
             return times + np.timedelta64(round(self.days * MICROSECONDS_A_DAY), "us")
         day, month = times.astype("M8[D]"), times.astype("M8[M]")
-        to = month + self.count * (12 if self.unit == "y" else 1)
-        last = (to + 1).astype("M8[D]") - 1
+        to = month + np.timedelta64(self.count * (12 if self.unit == "y" else 1), "M")
+        last = (to + np.timedelta64(1, "M")).astype("M8[D]") - np.timedelta64(1, "D")
         date = np.minimum(to.astype("M8[D]") + (day - month.astype("M8[D]")), last)
         end: NDArray[np.datetime64] = date + (times - day)
         return end
