@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -139,7 +140,12 @@ def fit_verb(
     ] = False,
     seed: Annotated[int, typer.Option(help="The seed of everything random.")] = 0,
     model_kind: Annotated[str, typer.Option("--model", help="hybrid, transformer, boosted, cox or agesex.")] = "hybrid",
-    size: Annotated[str, typer.Option(help="small, base or large: the latter two for GPUs and much data.")] = "small",
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="small, base or large: the latter two for GPUs and much data. Default: small, or as --start."
+        ),
+    ] = None,
     start: Annotated[
         Path | None, typer.Option("--start", help="A model folder whose networks go on from where they are.")
     ] = None,
@@ -150,6 +156,7 @@ def fit_verb(
 ) -> None:
     """Fit a progression model and write its folder. Interrupted, the same command goes on from the last epoch."""
     from ehrseq.config import ModelConfig
+    from ehrseq.estimator import load_model
     from ehrseq.score import fit_model
 
     if (task is None) != pretrain:
@@ -157,9 +164,14 @@ def fit_verb(
     if pretrain and model_kind not in ("hybrid", "transformer"):
         raise typer.BadParameter("--pretrain fits networks alone: leave out --model")
     kind = {"agesex": "age_sex"}.get(model_kind, model_kind)
-    config = ModelConfig.of_size(size, seed=seed, model="transformer" if task is None else kind)
+    kind = "transformer" if task is None else kind
+    origin = None if start is None else load_model(start)
+    if origin is not None and size is None:
+        config = replace(origin.config, seed=seed, model=kind)
+    else:
+        config = ModelConfig.of_size(size or "small", seed=seed, model=kind)
     with epochs(config.training.max_epochs * config.training.members if config.has_networks else 0) as report:
-        model = fit_model(timelines, task, out, config=config, start=start, report=report, workers=workers)
+        model = fit_model(timelines, task, out, config=config, start=origin, report=report, workers=workers)
     splits = dict(model.trained_on_["split"].value_counts().iter_rows())
     say(f"fitted on {splits.get('train', 0):,} training and {splits.get('tuning', 0):,} tuning subjects")
     for name, count in model.fitted_.events.items():

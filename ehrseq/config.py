@@ -53,7 +53,6 @@ class NetworkConfig:
     width: int = 96
     layers: int = 2
     heads: int = 4
-    gated: bool = False
     dropout: float = 0.2
     summary_dropout: float = 0.2
     intervals: int = 10
@@ -62,10 +61,7 @@ class NetworkConfig:
     max_events: int = 512
     summary_codes: int = 64
     demographics: tuple[str, ...] = ("sex",)
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise UserError("a width that the heads share", f"{self.width} for {self.heads}", "make it a multiple")
+    gated: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,6 +155,9 @@ class ModelConfig:
             raise UserError("a whole number as seed", type(self.seed).__name__, "pass seed=0 or another") from None
         if self.model not in MODELS:
             raise UserError(f"a model: {', '.join(MODELS)}", f"'{self.model}'", nearest(self.model, MODELS))
+        width, heads = self.network.width, self.network.heads
+        if self.has_networks and (width < 1 or heads < 1 or width % heads):
+            raise UserError("a width that the heads share", f"{width} for {heads}", "make it a multiple of the heads")
 
     @classmethod
     def of_size(cls, size: str, **settings: Any) -> ModelConfig:

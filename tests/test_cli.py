@@ -18,8 +18,9 @@ import ehrseq.config
 import ehrseq.demo
 import ehrseq.estimator  # before `call` changes what it imports
 from ehrseq.cli import main
-from ehrseq.config import ModelConfig
+from ehrseq.config import ModelConfig, NetworkConfig
 from ehrseq.errors import EhrseqError
+from ehrseq.estimator import ProgressionModel, load_model
 from ehrseq.forecast.table import Forecast
 from ehrseq.timeline.store import Timelines
 from tests.toy import CONFIG
@@ -245,6 +246,14 @@ def test_pretrain_adapt_and_recalibrate(run, refused, work, tmp_path):
     assert (status, err) == (0, "")
     assert "training" in out
     assert not list(tmp_path.glob(".*"))  # nothing is left of the training state
+    # without --size it goes on with the settings of the folder, whatever they are
+    other = replace(load_model(start).config, network=NetworkConfig(width=16, layers=1, heads=2, gated=True))
+    ProgressionModel(other).fit(Timelines.load(timelines)).save(tmp_path / "other")
+    task = work / "simulation" / "task.toml"
+    gone_on = ("--task", task, "--start", tmp_path / "other", "--model", "transformer")
+    assert run("fit", timelines, *gone_on, "--out", tmp_path / "on")[::2] == (0, "")
+    assert load_model(tmp_path / "on").config == other
+    assert "network" in refused("fit", timelines, *gone_on, "--size", "small", "--out", tmp_path / "x")
     status, out, err = run("recalibrate", tmp_path / "m", timelines, "--out", tmp_path / "r")
     assert (status, err) == (0, "")
     assert re.search(r"^death +\d+\.\d +\d+\.\d +\d+\.\d$", out, re.MULTILINE)

@@ -111,7 +111,7 @@ def diagnostic_order(r: DiagnosticOrder) -> Said:
     ...     "event": [{"dateTime": "2013-05-03"}, {"dateTime": "2013-05-02"}]}''')
     [('ORDER//LOINC//2951-2', '2013-05-02', None)]
     """
-    when = min((e.date_time for e in r.event or () if e.date_time), default=None)
+    when = min((time for e in r.event or () if (time := given(e.date_time))), default=None)
     said = _order(r, "DiagnosticOrder", [item.code for item in r.item or ()])
     if isinstance(said, Reason) or when is None:
         return said

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from ehrseq.fhir.clock import NO_TIME, PRECISIONS, Instants
+from ehrseq.fhir.clock import MINUTE, NO_OFFSET, NO_TIME, PRECISIONS, Instants
 from ehrseq.fhir.columns import EVENT, REFERENCE, Columns, joined, series, strings, take
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.references import UNKNOWN, named_target, points_at, subject_number
@@ -252,6 +252,10 @@ def _patients(rows: Rows, parsed: _Parsed) -> pl.DataFrame:
     the record says that there was one."""
     patients = rows.patients
     birth, death = parsed["birth"], parsed["death"]
+    # a death before birth (as on 1900-01-01), by the clock on the wall, is one without a date
+    local = death.end + np.where(death.offset == NO_OFFSET, 0, death.offset).astype(np.int64) * MINUTE
+    early = (death.end != NO_TIME) & (birth.start != NO_TIME) & (local < birth.start)
+    died = np.where(early, NO_TIME, death.end)
     return _frame(
         PATIENTS,
         [p.record for p in patients],
@@ -261,9 +265,9 @@ def _patients(rows: Rows, parsed: _Parsed) -> pl.DataFrame:
         [p.race for p in patients],
         [p.ethnicity for p in patients],
         birth.start,
-        death.end,
+        died,
         death.precision <= PRECISIONS.index("day"),
-        (death.end == NO_TIME) & np.array([p.deceased for p in patients], bool),
+        (died == NO_TIME) & np.array([p.deceased for p in patients], bool),
     )
 
 

@@ -24,6 +24,7 @@ NO_TIME = np.iinfo(np.int64).min  # numpy's "not a time"
 UNTOLD = NO_TIME + 1  # of when something was known: there is a date, and it is no time
 PRECISIONS = ("", "year", "month", "day", "minute", "second")
 NO_OFFSET = np.int16(np.iinfo(np.int16).min)
+MINUTE = 60_000_000  # in microseconds
 
 _PATTERN = (
     r"^(\d{4})(?:-(\d\d)(?:-(\d\d)(?:[Tt ]([01]\d|2[0-3]):([0-5]\d)(?::([0-5]\d|60)(?:[.,](\d+))?)?"

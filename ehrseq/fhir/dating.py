@@ -175,13 +175,16 @@ def dated(record: Any, policy: Policy) -> Moment:
                 return time, known, source
             if nothing[0] is None:
                 nothing = time, known, source
+    if nothing[0] is None and others:  # an encounter may say when it was; what the record says of `known` still holds
+        return None, next((known for other in others if (known := given(other(record)))), None), ENCOUNTER
     return nothing
 
 
 def _interval(written: Any) -> tuple[str | None, str | None]:
     """Start and end of a Period or of a Timing's events or bounds."""
     if (events := getattr(written, "event", None)) is not None:
-        return (min(events), given(max(events))) if events else (None, None)
+        told = [time for time in events if given(time)] or events
+        return (min(told), given(max(told))) if told else (None, None)
     if (repeat := getattr(written, "repeat", None)) is not None:
         written = repeat.bounds_period
     start, end = getattr(written, "start", None), getattr(written, "end", None)

@@ -215,7 +215,7 @@ def claim(r: Claim) -> Said:
     ]
     for p in r.procedure or ():
         if p.procedure_codeable_concept is not None:
-            moment = (p.date, given(r.created), PERFORMED) if given(p.date) else when
+            moment = (p.date, when[1], PERFORMED) if given(p.date) else when
             facts.append(Fact(PROCEDURE, p.procedure_codeable_concept, moment))
     if _points_at_records(r):
         return facts or Reason.RESTATED
@@ -270,7 +270,7 @@ def _items(r: Claim, when: Moment) -> list[Fact]:
             continue
         period = item.serviced_period or Period()
         time = given(item.serviced_date) or given(period.start)
-        moment = (time, given(r.created) or given(period.end), PERFORMED) if time else when
+        moment = (time, when[1] or given(period.end), PERFORMED) if time else when
         facts.append(Fact(PROCEDURE, concept, moment))
     return facts
 

@@ -237,7 +237,7 @@ def _dater(kind: str, dates: Gathered) -> Callable[[list[Any]], tuple[Numbers, N
         times, knowns = shape.time(batch), shape.known(batch)
         sources = array("B", [dated_by]) * len(batch)
         if not all(times):
-            if not any(times) and not any(any(map(field, batch)) for field in of_time):
+            if not any(times) and not any(knowns) and not any(any(map(field, batch)) for field in of_time):
                 return 0, 0, ENCOUNTER  # as `dated` says of each
             for at, time, period in zip(count(), times, shape.period(batch), strict=False):
                 if time:

@@ -119,7 +119,7 @@ def in_life(periods: pl.DataFrame, subjects: pl.DataFrame) -> pl.DataFrame:
 def before_life() -> pl.Expr:
     """Whether a period (`start`, `end`) is over before its subject's life begins (`birth_time`)."""
     birth, start, end = pl.col("birth_time"), pl.col("start"), pl.col("end")
-    return ((end < _day_of(birth)) | ((start < _day_of(birth)) & (end < birth))).fill_null(False)
+    return ((end < _day_of(birth)) | ((start.is_null() | (start < _day_of(birth))) & (end < birth))).fill_null(False)
 
 
 def _day_of(birth: pl.Expr) -> pl.Expr:

@@ -15,7 +15,7 @@ from ehrseq.fhir.codes import CodingPreference
 from ehrseq.storage import read_json, write_json
 
 KEPT = "ingest"  # the folder of a dataset that holds the chunks it was made from
-FORMAT = 4  # of what is kept
+FORMAT = 5  # of what is kept
 
 
 def keep_chunks(chunks: list[Chunk], coding: CodingPreference, folder: Path) -> None:

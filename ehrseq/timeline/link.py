@@ -15,7 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 from ehrseq.fhir.chunk import Chunk
-from ehrseq.fhir.clock import NO_OFFSET, NO_TIME, UNTOLD
+from ehrseq.fhir.clock import MINUTE, NO_OFFSET, NO_TIME, UNTOLD
 from ehrseq.fhir.columns import EventColumns, series
 from ehrseq.fhir.ledger import Reason
 from ehrseq.fhir.references import A_RESULT, AN_ENCOUNTER, UNKNOWN
@@ -35,7 +35,6 @@ from ehrseq.timeline.parts import Part, nothing, parts_of, resolve_medications, 
 from ehrseq.timeline.survey import DAY, OPEN, Survey
 
 Ints = npt.NDArray[Any]
-MINUTE = 60_000_000
 # Reasons that stand for one event of a record, not for the record: the first that applies to its events counts.
 _EVENT_REASONS = (
     Reason.INVALID_TIME,
@@ -164,8 +163,10 @@ def _date(
         filled: Ints = np.where(borrowed, spans[name][where], column).astype(column.dtype)
         return filled
 
-    unborn = (events.start != NO_TIME) & (events.end < birth)  # is left out for that
-    untold = (events.known == UNTOLD) | ((events.known != NO_TIME) & (events.known + DAY < birth) & ~unborn)
+    shift = np.where(events.offset == NO_OFFSET, 0, events.offset).astype(np.int64) * MINUTE
+    unborn = (events.start != NO_TIME) & (events.end + shift < birth)  # is left out for that
+    early = (events.known == UNTOLD) | ((events.known != NO_TIME) & (events.known + DAY < birth))
+    untold = early & ((events.known == UNTOLD) | ~unborn)
     known = np.where(events.known == NO_TIME, events.end, events.known)
     # what was diagnosed in an encounter is on record for certain once the encounter is over
     coded_late = np.isin(kind[events.record], [TYPE_NUMBER["Condition"], TYPE_NUMBER["AllergyIntolerance"]])
@@ -174,24 +175,23 @@ def _date(
     from_report = borrowed & reported[events.record]
     if from_report.any():
         untold |= from_report & (late + DAY < birth)
-        # what a report is about was known by then, whatever it says of its issue
-        late = np.where(from_report & (late < spans["start"][where]), spans["end"][where], late)
-    start, recorded = fill(events.start, "start"), np.maximum(known, late)
-    known = np.where(start == NO_TIME, NO_TIME, np.maximum(recorded, start))
+    start, end, recorded = fill(events.start, "start"), fill(events.end, "end"), np.maximum(known, late)
+    # what is recorded before it happens is known once it has: a year, once that is over
+    recorded = np.where(recorded < start, end, recorded)
+    known = np.where(start == NO_TIME, NO_TIME, recorded)
     # that an illness is over tells that there was one: it is not known before the diagnosis of the same record is
     abatement = np.flatnonzero(events.source == ABATEMENT)
     if len(abatement):
         diagnosed, of_record = np.full(len(kind), NO_TIME), events.record[abatement]
-        np.maximum.at(
-            diagnosed, events.record, np.where(events.source == ABATEMENT, NO_TIME, np.maximum(recorded, start))
-        )
+        of_abatement = events.source == ABATEMENT
+        np.maximum.at(diagnosed, events.record, np.where(of_abatement, NO_TIME, recorded))
         known[abatement] = np.maximum(known[abatement], diagnosed[of_record])
-        untold[abatement] |= np.isin(of_record, events.record[untold])
+        untold[abatement] |= np.isin(of_record, events.record[untold | (early & ~of_abatement)])
     events = replace(
         events,
         start=np.where(untold, NO_TIME, start),
         unreadable=events.unreadable | untold,
-        end=fill(events.end, "end"),
+        end=end,
         known=known,
         precision=fill(events.precision, "precision"),
         offset=fill(events.offset, "offset"),

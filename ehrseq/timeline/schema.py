@@ -193,7 +193,10 @@ def instants(series: pl.Series, end_of_day: bool = False) -> pl.Series:
         return pl.select(pl.lit(series).cast(TIME) + shift).to_series().rename(series.name)
     if isinstance(kind, pl.Datetime) and kind.time_zone is not None:
         series = series.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-    return series.cast(TIME)
+    held = series.cast(TIME, strict=False)  # strict, polars panics where it would print a year that it cannot
+    if held.null_count() > series.null_count():
+        raise TimelineError(f"times in column {series.name}", "years beyond 292,000", "set them to null")
+    return held
 
 
 def as_instant(moment: str | date | datetime) -> datetime:

@@ -29,6 +29,7 @@ SEXES = {
     "unknown": "unknown",
 }
 FOLLOW_UP = ("follow_up_start", "follow_up_end", "follow_up_rule", "observation_start")
+TIMES = ("birth_time", "death_time", "follow_up_start", "follow_up_end", "observation_start")
 
 
 def derive_subjects(
@@ -73,8 +74,8 @@ def derive_subjects(
 def normalise_subjects(frame: Any) -> pl.DataFrame:
     """A subject table in the contract's columns, types and order; columns that are absent are null.
 
-    A birth given as a date is the day's first microsecond; a death or an end of follow-up its last. Births and deaths
-    in years that stand for none (before 1800 or from 2500 on) become null, with a DataWarning.
+    A birth given as a date is the day's first microsecond; a death or an end of follow-up its last. Years
+    that stand for none (before 1800 or from 2500 on) become null, with a DataWarning.
     """
     given = to_polars(frame)
     if "subject_id" not in given.columns or not given.schema["subject_id"].is_integer():
@@ -85,13 +86,13 @@ def normalise_subjects(frame: Any) -> pl.DataFrame:
         )
     given = given.with_columns(
         instants(given[column], end_of_day=column not in ("birth_time", "follow_up_start", "observation_start"))
-        for column in ("birth_time", "death_time", "follow_up_start", "follow_up_end", "observation_start")
+        for column in TIMES
         if column in given.columns and isinstance(given.schema[column], pl.Date | pl.Datetime)
     )
     table = conform(given, SUBJECT_SCHEMA, "subject")
     if table["subject_id"].null_count() or table["subject_id"].is_duplicated().any():
         raise TimelineError("one row for each subject", "subjects without id or with several rows", "merge the rows")
-    for column in ("birth_time", "death_time"):
+    for column in TIMES:
         none = stand_for_none(table[column])
         if count := int(none.sum()):
             warn_of_none(f"values of {column}", count, "they are taken as unknown")

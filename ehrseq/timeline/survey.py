@@ -316,13 +316,6 @@ def _patients(chunks: Sequence[Chunk], dropped: Dropped) -> tuple[pl.DataFrame, 
     """What the records of all patients say, shard by shard, and where the shards start."""
     tables = [_kept(chunk, "patients", gone) for chunk, gone in zip(chunks, dropped, strict=True)]
     table = pl.concat(tables or [pl.DataFrame(schema=PATIENTS)])
-    # a death before birth (as on 1900-01-01) is one without a date
-    # (with a clock time a day before may be the day of birth, which begins elsewhere at another moment)
-    slack = pl.when("death_is_date").then(0).otherwise(DAY)
-    early = (pl.col("death") != NO_TIME) & (pl.col("death") + slack < pl.col("birth"))
-    table = table.with_columns(
-        death=pl.when(early).then(pl.lit(NO_TIME)).otherwise("death"), undated_death=pl.col("undated_death") | early
-    )
     shard = shard_of(table["subject_id"])
     order = np.argsort(shard, kind="stable")
     return table[order], np.searchsorted(shard[order], np.arange(SHARDS + 1)).tolist()
@@ -396,11 +389,14 @@ def _spans(chunk: Chunk, gone: dict[int, int], data_cut: int) -> dict[str, Ints]
     untold = is_report & (e["end"] == NO_TIME)
     begun = np.where(untold, NO_TIME, np.where(no_start, e["end_start"], e["start"]))
     last = OPEN if data_cut == NO_TIME else data_cut
-    known = np.where(e["end"] == NO_TIME, np.maximum(begun, last), e["end"])
+    # an encounter that ends before it starts has no end (a day: the one may be a date, the other a time elsewhere)
+    ended = (e["end"] != NO_TIME) & (is_report | (e["end"] + DAY >= begun))
+    known = np.where(ended, e["end"], np.maximum(begun, last))
     there = np.maximum(e["start"], np.where(e["end"] == NO_TIME, e["start_end"], e["end"]))
     spans = {
         "target": target,
-        "there": np.where(untold, OPEN, there),
+        # one issued before what it is about says so by mistake: another that gives the same result comes first
+        "there": np.where(untold, OPEN, np.where(is_report & (known + DAY < e["start"]), OPEN - 1, there)),
         "start": begun,
         # (of reports as written: linking looks whether it can be)
         "known": np.where(begun == NO_TIME, NO_TIME, np.where(is_report, known, np.maximum(known, begun))),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -55,9 +57,10 @@ def timelines():
     return with_code_parents(cohort(), parents)  # sampled events bring their ancestors, as recorded ones do
 
 
-@pytest.fixture(scope="module")
-def model(timelines):
-    return ProgressionModel(CONFIG).fit(timelines, TASK)
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "gated"])
+def model(timelines, request):
+    network = replace(CONFIG.network, gated=request.param)
+    return ProgressionModel(replace(CONFIG, network=network)).fit(timelines, TASK)
 
 
 def continued(timelines, subject, at, rows, codes, sampler):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -20,6 +21,7 @@ from tests.toy import CONFIG, TASK, append, cohort, day
 
 NETWORKS = replace(CONFIG, model="transformer")
 BOOSTED = replace(CONFIG, model="boosted")
+OLD = Path(__file__).parents[1] / "data" / "model_version_1"
 
 
 @pytest.fixture(scope="module")
@@ -216,3 +218,22 @@ def test_recalibration_reads_a_sites_codes_as_its_forecasts_do(timelines):
     before = [row["loss_before"] for row in model.recalibrate(told).fitted_.recalibrated]
     untold = [row["loss_before"] for row in model.recalibrate(site).fitted_.recalibrated]
     assert before != untold
+
+
+def test_a_folder_of_earlier_layers_goes_on_with_them(timelines, tmp_path):
+    old = load_model(OLD)
+    adapted = old.adapt(timelines, TASK)
+    assert adapted.config.network == old.config.network
+    assert adapted.config.network.gated
+    adapted.save(tmp_path / "adapted")
+    again = load_model(tmp_path / "adapted").forecast(timelines, day(900)).risk
+    assert again.equals(adapted.forecast(timelines, day(900)).risk)
+    assert again["probability"].n_unique() > 10
+
+
+@pytest.mark.parametrize(("width", "heads"), [(10, 4), (0, 4), (8, 0), (8, -4)])
+def test_a_width_that_heads_cannot_share_is_refused_for_networks_alone(width, heads):
+    network = NetworkConfig(width=width, heads=heads)
+    with pytest.raises(UserError, match=f"found {width} for {heads}"):
+        ModelConfig(network)
+    assert ModelConfig(network, model="cox").network == network

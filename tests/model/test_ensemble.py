@@ -90,6 +90,21 @@ def floats(batch):
     return [(name, x) for name, x in found if x.dtype == torch.float32]
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_subject_beside_a_longer_one_is_as_alone(gated):
+    """Random weights: networks fitted to a toy hardly use their attention."""
+    network, both = networks(1, gated=gated)[0], batch_of([140, 7, 0], 2, n_ancestors=1)
+    with torch.inference_mode():
+        together = network(both)
+        for row, length in ((1, 7), (2, 1)):  # of the one without events a token that stands for none
+            here, seen = slice(row, row + 1), [*range(length), 140, 141]
+            per_event = ("code", "coded_value", "knot", "fraction", "event_features", "ancestors")
+            alone = {f.name: getattr(both, f.name)[here] for f in fields(Batch)}
+            alone |= {name: alone[name][:, :length] for name in per_event}
+            alone["mask"] = alone["mask"][:, seen][:, :, seen]
+            torch.testing.assert_close(network(Batch(**alone)), together[here], rtol=1e-4, atol=1e-5)
+
+
 def test_an_ensemble_keeps_what_it_was_made_of():
     each = networks(2)
     ensemble, batch = Ensemble(each), batch_of([12], 1)

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from ehrseq.errors import DataWarning, TimelineError
 from ehrseq.timeline.build import read_fhir
 from ehrseq.timeline.store import Timelines
 
@@ -262,3 +263,133 @@ def test_one_such_date_among_many_people_leaves_everybody_else_as_they_are() -> 
     more = read_fhir([*people, *visits, insured(end="9999-12-31") | {"beneficiary": {"reference": "Patient/p0"}}])
     assert more.subjects["follow_up_end"].to_list() == [LAST] * 3
     assert more.events.filter(pl.col("time").dt.year() > 2015).height == 0
+
+
+CODE = {"coding": [{"system": "http://snomed.info/sct", "code": "1"}]}
+HERE = {"subject": ME, "code": CODE}
+
+
+def known(*records: dict[str, Any]) -> dict[str, datetime]:
+    """Since when the events of code 1 are known, by code."""
+    events = read_fhir([PATIENT, *records]).events.filter(pl.col("code").str.ends_with("//1"))
+    return dict(events.select("code", "known_time").iter_rows())
+
+
+def reasons(timelines: Timelines, kind: str) -> list[str]:
+    """Why records of a type gave no event."""
+    assert timelines.ledger is not None
+    return timelines.ledger.filter(pl.col("resource_type") == kind, pl.col("fate") == "skipped")["reason"].to_list()
+
+
+def test_an_event_of_the_day_of_birth_elsewhere_recorded_before_it_is_left_out() -> None:
+    newborn = HERE | {"resourceType": "Observation", "id": "o", "status": "final", "issued": "1900-01-01T00:00:00Z"}
+    for when in ("1950-06-01T05:00:00+10:00", "1950-06-01T05:00:00Z"):
+        timelines = read_fhir([PATIENT, VISIT, newborn | {"effectiveDateTime": when}])
+        assert "SNOMED//1" not in timelines.events["code"]
+        assert reasons(timelines, "Observation") == ["invalid_time"]
+
+
+def test_the_end_of_an_illness_recorded_before_birth_is_not_known() -> None:
+    illness = HERE | {"resourceType": "Condition", "id": "i", "recordedDate": "1900-01-01"}
+    for onset in ("1900-01-01", "2009-01-01"):
+        gone = illness | {"onsetDateTime": onset, "abatementDateTime": "2010-05-01"}
+        timelines = read_fhir([PATIENT, VISIT, gone])
+        assert not timelines.events["code"].str.contains("SNOMED").any()
+        assert len(reasons(timelines, "Condition")) == 1
+
+
+def test_of_two_reports_of_one_result_the_one_whose_issue_is_possible_dates_it() -> None:
+    result = HERE | {"resourceType": "Observation", "id": "r", "status": "final"}
+    report = HERE | {"resourceType": "DiagnosticReport", "status": "final", "result": [{"reference": "Observation/r"}]}
+    good = {"id": "d2", "effectiveDateTime": "2012-01-01", "issued": "2012-01-02T10:00:00Z"}
+    bad = [("2010-01-01", "1900-01-01T00:00:00Z"), ("2011", "2010-06-01T00:00:00Z")]
+    for effective, issued in bad:
+        wrong = report | {"id": "d1", "effectiveDateTime": effective, "issued": issued}
+        events = read_fhir([PATIENT, result, wrong, report | good]).events.filter(resource_type="Observation")
+        assert events.select("time", "known_time").rows() == [(datetime(2012, 1, 1), datetime(2012, 1, 2, 10))]
+
+
+@pytest.mark.parametrize("start", [{}, {"start": "0001-01-01"}, {"start": "1900-01-01"}])
+def test_a_period_that_ends_before_birth_is_nobodys_whatever_its_start(start: dict[str, str]) -> None:
+    assert follow_up(PATIENT, VISIT, insured(**start, end="1950-05-31")) == follow_up(PATIENT, VISIT)
+
+
+@pytest.mark.parametrize("end", ["1900-01-01", "2016-02-20", "9999-12-31"])
+def test_an_encounter_that_ends_before_it_starts_has_no_end(end: str) -> None:
+    stay = VISIT | {"period": {"start": "2016-03-01T08:00:00Z", "end": end}}
+    found = HERE | {"resourceType": "Condition", "id": "i", "encounter": {"reference": "Encounter/e"}}
+    assert known(stay, found) == {}
+    assert known(VISIT | {"period": {"start": "2016-03-01T22:00:00-08:00", "end": "2016-03-01"}}, found) == {
+        "SNOMED//1": datetime(2016, 3, 2, 6)
+    }
+
+
+@pytest.mark.parametrize("when", ["1950-05-31T10:00:00Z", "1950-05-31T20:00:00-05:00", "1950-05-31"])
+def test_a_death_by_the_clock_before_birth_has_no_date(when: str) -> None:
+    timelines = read_fhir([PATIENT | {"deceasedDateTime": when}, VISIT])
+    assert timelines.subjects["death_time"].item() is None
+    assert "after_death" not in timelines.metadata["events_left_out"]
+    born = read_fhir([PATIENT | {"deceasedDateTime": "1950-06-01T03:00:00+10:00"}])
+    assert born.subjects["death_time"].item() == datetime(1950, 5, 31, 17)
+
+
+@pytest.mark.parametrize("kind", ["Procedure", "MedicationAdministration"])
+@pytest.mark.parametrize("performed", [None, "0001-01-01"])
+def test_what_an_encounter_dates_is_not_known_before_it_was_recorded(kind: str, performed: str | None) -> None:
+    concept, field = ("code", "performed") if kind == "Procedure" else ("medicationCodeableConcept", "effective")
+    record = {"resourceType": kind, "id": "x", "status": "completed", "subject": ME, concept: CODE}
+    record |= {"encounter": {"reference": "Encounter/e"}, "context": {"reference": "Encounter/e"}}
+    record |= {f"{field}DateTime": performed} if performed else {}
+    later = known(VISIT, record | {"recorded": "2020-01-01"})
+    assert list(later.values()) == [datetime(2020, 1, 1, 23, 59, 59, 999999)]
+    assert list(known(VISIT, record).values()) == [LAST]
+    assert known(VISIT, record | {"recorded": "2915-01-01"}) == {}
+
+
+def test_what_is_recorded_before_a_year_is_known_once_the_year_is_over() -> None:
+    illness = HERE | {"resourceType": "Condition", "id": "i", "onsetDateTime": "2015", "recordedDate": "2014-06-01"}
+    assert known(illness) == {"SNOMED//1": datetime(2015, 12, 31, 23, 59, 59, 999999)}
+    at = illness | {"onsetDateTime": "2015-03-01T10:00:00Z"}
+    assert known(at) == {"SNOMED//1": datetime(2015, 3, 1, 10)}
+
+
+def test_what_a_bill_says_was_done_is_known_once_the_bill_is_or_its_period_over() -> None:
+    bill = {
+        "resourceType": "Claim", "id": "b", "status": "active", "use": "claim", "patient": ME,
+        "billablePeriod": {"start": "2014-08-01", "end": "2014-08-31"},
+        "procedure": [{"sequence": 1, "date": "2014-08-01", "procedureCodeableConcept": CODE}],
+    }  # fmt: skip
+    over = {"PROCEDURE//SNOMED//1": datetime(2014, 8, 31, 23, 59, 59, 999999)}
+    assert list(known(bill).values()) == list(known(bill | {"created": "0001-01-01"}).values()) == list(over.values())
+    assert list(known(bill | {"created": "2014-09-02"}).values()) == [datetime(2014, 9, 2, 23, 59, 59, 999999)]
+
+
+def test_times_of_orders_and_uses_that_stand_for_none_are_passed_over() -> None:
+    order = {
+        "resourceType": "DiagnosticOrder", "id": "x", "status": "completed", "subject": ME, "item": [{"code": CODE}],
+        "event": [{"dateTime": "0001-01-01"}, {"dateTime": "2013-05-02"}],
+    }  # fmt: skip
+    use = {
+        "resourceType": "DeviceUseStatement", "id": "x", "status": "active", "subject": ME,
+        "device": {"concept": CODE}, "timingTiming": {"event": ["0001-01-01", "2013-05-02"]},
+    }  # fmt: skip
+    for record in (order, use):
+        timelines = read_fhir([PATIENT, record])
+        assert datetime(2013, 5, 2) in timelines.events["time"].to_list()
+        assert not timelines.metadata["events_left_out"]
+
+
+def test_bounds_of_follow_up_in_a_frame_that_stand_for_none_are_unknown() -> None:
+    events = {"subject_id": [1, 1], "time": [datetime(2010, 1, 1), datetime(2012, 1, 1)], "code": ["A", "B"]}
+    plain = Timelines.from_events(events, {"subject_id": [1]}).subjects
+    for column in ("follow_up_start", "follow_up_end", "observation_start"):
+        for year in (1, 9999):
+            with pytest.warns(DataWarning, match=column):
+                found = Timelines.from_events(events, {"subject_id": [1], column: [datetime(year, 1, 1)]}).subjects
+            assert found.equals(plain)
+
+
+def test_times_that_no_clock_holds_are_one_clear_line() -> None:
+    time = pl.Series([2**62, 0]).cast(pl.Datetime("ms"))
+    with pytest.raises(TimelineError, match="expected times in column time; found years beyond"):
+        Timelines.from_events(pl.DataFrame({"subject_id": [1, 1], "time": time, "code": ["A", "B"]}))
