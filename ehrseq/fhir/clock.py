@@ -83,6 +83,21 @@ def parse_times(written: Sequence[str | None]) -> Instants:
     return parse_column(strings([each or "" for each in written]))
 
 
+def ends_before(start: str, end: str) -> bool:
+    """Whether a period ends before it starts: in UTC where both have an offset, else by the clock on the wall.
+
+    >>> ends_before("2016-03-02T10:00:00Z", "2016-03-02T08:00:00Z"), ends_before("2016-03-02T10:00:00Z", "2016-03-02")
+    (True, False)
+    """
+    if end[:10] > start[:10] or (end >= start and end[19:] == start[19:]):  # nearly all: to read them is dear
+        return False
+    found = parse_times([start, end])
+    local = not (found.offset != NO_OFFSET).all()
+    shift = np.where(found.offset == NO_OFFSET, 0, found.offset).astype(np.int64) * (MINUTE if local else 0)
+    known = found.start[0] != NO_TIME and found.end[1] != NO_TIME
+    return bool(known and found.end[1] + shift[1] < found.start[0] + shift[0])
+
+
 def parse_column(written: pa.LargeStringArray) -> Instants:
     """The same of a column of strings, empty where there is none."""
     bounds, text = buffers(written)

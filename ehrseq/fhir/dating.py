@@ -183,8 +183,10 @@ def dated(record: Any, policy: Policy) -> Moment:
 def _interval(written: Any) -> tuple[str | None, str | None]:
     """Start and end of a Period or of a Timing's events or bounds."""
     if (events := getattr(written, "event", None)) is not None:
-        told = [time for time in events if given(time)] or events
-        return (min(told), given(max(told))) if told else (None, None)
+        told = [time for time in events if given(time)]
+        if told or not getattr(written, "repeat", None):
+            told = told or events
+            return (min(told), given(max(told))) if told else (None, None)
     if (repeat := getattr(written, "repeat", None)) is not None:
         written = repeat.bounds_period
     start, end = getattr(written, "start", None), getattr(written, "end", None)

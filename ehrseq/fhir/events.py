@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from ehrseq.fhir import care, findings, supplies
-from ehrseq.fhir.clock import NO_DATE, stands_for_none
+from ehrseq.fhir.clock import NO_DATE, ends_before, stands_for_none
 from ehrseq.fhir.concepts import BAD_STATUS, EVENTS, CodePool, Statuses, concept_code, refutation
 from ehrseq.fhir.datatypes import Period, Reference
 from ehrseq.fhir.dating import POLICY, Moment, dated
@@ -196,7 +196,8 @@ class Emitters:
             return Reason.MODIFIER_EXTENSION
         # one that was planned, cancelled or an error dates nothing else either: it is not kept
         begun, end = (None if stands_for_none(written) else written for written in (period.start, period.end))
-        rows.encounters.append((record, r.id or "", begun, end))
+        mistaken = begun is not None and end is not None and ends_before(begun, end)
+        rows.encounters.append((record, r.id or "", begun, None if mistaken else end))
         if not begun and not end:
             return Reason.NO_TIME
         name = class_name(r.class_)
@@ -207,7 +208,10 @@ class Emitters:
                 if code := concept_code(concept, self.encounter_types):
                     rows.add(record, code, start, 0, PERIOD)
         if end:
-            rows.add(record, rows.codes[f"ENCOUNTER//{name}/discharge"], times[end], 0, PERIOD)
+            # a discharge before admission has no time, and is counted as that
+            rows.add(
+                record, rows.codes[f"ENCOUNTER//{name}/discharge"], times[NO_DATE[-1] if mistaken else end], 0, PERIOD
+            )
         return EVENTS
 
     def condition(self, r: Condition, record: int) -> int:

@@ -270,7 +270,8 @@ def _items(r: Claim, when: Moment) -> list[Fact]:
             continue
         period = item.serviced_period or Period()
         time = given(item.serviced_date) or given(period.start)
-        moment = (time, when[1] or given(period.end), PERFORMED) if time else when
+        over = max(given(period.end) or "", when[1] or "") or None  # the item's and the bill's: the later of the two
+        moment = (time, given(r.created) or over, PERFORMED) if time else when
         facts.append(Fact(PROCEDURE, concept, moment))
     return facts
 

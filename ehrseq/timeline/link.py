@@ -247,7 +247,8 @@ def _start_at_birth(events: EventColumns, patient: Ints, patients: pl.DataFrame)
     if not before.any():
         return events
     start = np.where(before, birth, events.start)
-    return replace(events, start=start, known=np.where(before, np.maximum(events.known, start), events.known))
+    known = np.where(events.known < start, events.end, events.known)
+    return replace(events, start=start, known=np.where(before, known, events.known))
 
 
 def _end_deaths_locally(

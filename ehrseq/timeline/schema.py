@@ -190,9 +190,13 @@ def instants(series: pl.Series, end_of_day: bool = False) -> pl.Series:
         return pl.Series(series.name, [None], TIME).new_from_index(0, len(series))
     if kind == pl.Date:
         shift = pl.duration(days=1, microseconds=-1) if end_of_day else pl.duration()
-        return pl.select(pl.lit(series).cast(TIME) + shift).to_series().rename(series.name)
+        return pl.select(pl.lit(_held(series)) + shift).to_series().rename(series.name)
     if isinstance(kind, pl.Datetime) and kind.time_zone is not None:
         series = series.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    return _held(series)
+
+
+def _held(series: pl.Series) -> pl.Series:
     held = series.cast(TIME, strict=False)  # strict, polars panics where it would print a year that it cannot
     if held.null_count() > series.null_count():
         raise TimelineError(f"times in column {series.name}", "years beyond 292,000", "set them to null")
@@ -218,6 +222,8 @@ def as_instant(moment: str | date | datetime) -> datetime:
                 "other text",
                 "write it as ISO 8601",
             ) from None
+    if not FIRST_YEAR <= moment.year <= LAST_YEAR:
+        raise TimelineError(f"a moment from {FIRST_YEAR} to {LAST_YEAR}", "another year", "give the one that is meant")
     if not isinstance(moment, datetime):
         return datetime.combine(moment, time.max)
     return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)

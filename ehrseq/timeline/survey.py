@@ -42,6 +42,7 @@ from ehrseq.timeline.schema import BIRTH_CODE, DEATH_CODE
 Ints = npt.NDArray[Any]
 OPEN = int(np.iinfo(np.int64).max)  # the end of an encounter that has none
 DAY = 86_400_000_000
+PLACEHOLDER = -25_202 * DAY  # before 1901, a date of issue is what systems write where they have none
 SPAN = ("start", "known", "end", "precision", "offset")
 
 
@@ -389,18 +390,19 @@ def _spans(chunk: Chunk, gone: dict[int, int], data_cut: int) -> dict[str, Ints]
     untold = is_report & (e["end"] == NO_TIME)
     begun = np.where(untold, NO_TIME, np.where(no_start, e["end_start"], e["start"]))
     last = OPEN if data_cut == NO_TIME else data_cut
-    # an encounter that ends before it starts has no end (a day: the one may be a date, the other a time elsewhere)
-    ended = (e["end"] != NO_TIME) & (is_report | (e["end"] + DAY >= begun))
-    known = np.where(ended, e["end"], np.maximum(begun, last))
-    there = np.maximum(e["start"], np.where(e["end"] == NO_TIME, e["start_end"], e["end"]))
+    until = np.where(no_start, e["end"], e["start_end"])
+    known = np.where(e["end"] == NO_TIME, np.maximum(until, last), e["end"])
+    # what a report is about is known by then, however early it says that it was issued
+    there = np.maximum(e["start"], np.where((e["end"] == NO_TIME) | (known < e["start"]), e["start_end"], e["end"]))
+    never = is_report & (known < PLACEHOLDER) & (e["start"] > PLACEHOLDER)
     spans = {
         "target": target,
-        # one issued before what it is about says so by mistake: another that gives the same result comes first
-        "there": np.where(untold, OPEN, np.where(is_report & (known + DAY < e["start"]), OPEN - 1, there)),
+        # one issued in 1900 dates nothing where another does
+        "there": np.where(untold, OPEN, np.where(never, OPEN - 1, there)),
         "start": begun,
         # (of reports as written: linking looks whether it can be)
-        "known": np.where(begun == NO_TIME, NO_TIME, np.where(is_report, known, np.maximum(known, begun))),
-        "end": np.where(no_start, e["end"], e["start_end"]),
+        "known": np.where(begun == NO_TIME, NO_TIME, np.where(is_report | (known >= begun), known, until)),
+        "end": until,
         "precision": np.where(no_start, e["end_precision"], e["start_precision"]),
         "offset": np.where(no_start, e["end_offset"], e["start_offset"]),
     }

@@ -301,12 +301,16 @@ def test_the_end_of_an_illness_recorded_before_birth_is_not_known() -> None:
 def test_of_two_reports_of_one_result_the_one_whose_issue_is_possible_dates_it() -> None:
     result = HERE | {"resourceType": "Observation", "id": "r", "status": "final"}
     report = HERE | {"resourceType": "DiagnosticReport", "status": "final", "result": [{"reference": "Observation/r"}]}
-    good = {"id": "d2", "effectiveDateTime": "2012-01-01", "issued": "2012-01-02T10:00:00Z"}
-    bad = [("2010-01-01", "1900-01-01T00:00:00Z"), ("2011", "2010-06-01T00:00:00Z")]
-    for effective, issued in bad:
-        wrong = report | {"id": "d1", "effectiveDateTime": effective, "issued": issued}
-        events = read_fhir([PATIENT, result, wrong, report | good]).events.filter(resource_type="Observation")
-        assert events.select("time", "known_time").rows() == [(datetime(2012, 1, 1), datetime(2012, 1, 2, 10))]
+    later = report | {"id": "d2", "effectiveDateTime": "2012-01-01", "issued": "2012-01-02T10:00:00Z"}
+
+    def dated(effective: str, issued: str) -> tuple[datetime, datetime]:
+        first = report | {"id": "d1", "effectiveDateTime": effective, "issued": issued}
+        events = read_fhir([PATIENT, result, first, later]).events.filter(resource_type="Observation")
+        return events.select("time", "known_time").row(0)
+
+    assert dated("2010-01-01", "1900-01-01T00:00:00Z") == (datetime(2012, 1, 1), datetime(2012, 1, 2, 10))
+    # issued too early, but not at no time: a later report does not move what was known without it
+    assert dated("2011", "2010-06-01T00:00:00Z") == (datetime(2011, 1, 1), datetime(2011, 12, 31, 23, 59, 59, 999999))
 
 
 @pytest.mark.parametrize("start", [{}, {"start": "0001-01-01"}, {"start": "1900-01-01"}])
@@ -314,14 +318,33 @@ def test_a_period_that_ends_before_birth_is_nobodys_whatever_its_start(start: di
     assert follow_up(PATIENT, VISIT, insured(**start, end="1950-05-31")) == follow_up(PATIENT, VISIT)
 
 
-@pytest.mark.parametrize("end", ["1900-01-01", "2016-02-20", "9999-12-31"])
+BEFORE = ["1900-01-01", "2016-02-29", "2016-03-01T07:00:00Z", "2016-02-29T20:00:00-05:00"]
+
+
+@pytest.mark.parametrize("end", [*BEFORE, "9999-12-31"])
 def test_an_encounter_that_ends_before_it_starts_has_no_end(end: str) -> None:
     stay = VISIT | {"period": {"start": "2016-03-01T08:00:00Z", "end": end}}
     found = HERE | {"resourceType": "Condition", "id": "i", "encounter": {"reference": "Encounter/e"}}
     assert known(stay, found) == {}
-    assert known(VISIT | {"period": {"start": "2016-03-01T22:00:00-08:00", "end": "2016-03-01"}}, found) == {
-        "SNOMED//1": datetime(2016, 3, 2, 6)
-    }
+    timelines = read_fhir([PATIENT, stay])
+    assert timelines.events.filter(resource_type="Encounter")["time"].to_list() == [datetime(2016, 3, 1, 8)]
+    assert timelines.subjects["follow_up_start"].item() == datetime(2016, 3, 1, 8)
+    assert timelines.metadata["events_left_out"] == ({"invalid_time": 1} if end in BEFORE else {})
+
+
+def test_an_encounter_ends_by_the_clock_on_the_wall() -> None:
+    found = HERE | {"resourceType": "Condition", "id": "i", "encounter": {"reference": "Encounter/e"}}
+    for start, end, over in (
+        ("2016-03-01T22:00:00-08:00", "2016-03-01", datetime(2016, 3, 2, 6)),
+        ("2016-11-06T01:30:00-04:00", "2016-11-06T01:10:00-05:00", datetime(2016, 11, 6, 6, 10)),
+        ("2016-03-01T08:00:00Z", "2016-03-01T08:00:00Z", datetime(2016, 3, 1, 8)),
+    ):
+        assert known(VISIT | {"period": {"start": start, "end": end}}, found) == {"SNOMED//1": over}
+    # one that goes on is not known before its start is certain
+    running = read_fhir([PATIENT, VISIT | {"period": {"start": "2016"}}, found], data_cut="2015-06-01")
+    assert running.events.filter(resource_type="Condition")["known_time"].to_list() == [
+        datetime(2016, 12, 31, 23, 59, 59, 999999)
+    ]
 
 
 @pytest.mark.parametrize("when", ["1950-05-31T10:00:00Z", "1950-05-31T20:00:00-05:00", "1950-05-31"])
@@ -361,6 +384,12 @@ def test_what_a_bill_says_was_done_is_known_once_the_bill_is_or_its_period_over(
     }  # fmt: skip
     over = {"PROCEDURE//SNOMED//1": datetime(2014, 8, 31, 23, 59, 59, 999999)}
     assert list(known(bill).values()) == list(known(bill | {"created": "0001-01-01"}).values()) == list(over.values())
+    item = {"sequence": 1, "productOrService": CODE, "servicedPeriod": {"start": "2014-08-02"}}
+    billed = {name: value for name, value in bill.items() if name != "procedure"}
+    for end, last in (("2014-08-10", 31), ("2014-09-30", 30)):
+        items = [item | {"servicedPeriod": {"start": "2014-08-02", "end": end}}]
+        found = list(known(billed | {"item": items}).values())
+        assert found == [datetime(2014, 8 if last == 31 else 9, last, 23, 59, 59, 999999)]
     assert list(known(bill | {"created": "2014-09-02"}).values()) == [datetime(2014, 9, 2, 23, 59, 59, 999999)]
 
 
@@ -390,6 +419,20 @@ def test_bounds_of_follow_up_in_a_frame_that_stand_for_none_are_unknown() -> Non
 
 
 def test_times_that_no_clock_holds_are_one_clear_line() -> None:
-    time = pl.Series([2**62, 0]).cast(pl.Datetime("ms"))
-    with pytest.raises(TimelineError, match="expected times in column time; found years beyond"):
-        Timelines.from_events(pl.DataFrame({"subject_id": [1, 1], "time": time, "code": ["A", "B"]}))
+    for time in (
+        pl.Series([2**62, 0]).cast(pl.Datetime("ms")),
+        pl.Series([2**31 - 1, 0], dtype=pl.Int32).cast(pl.Date),
+    ):
+        with pytest.raises(TimelineError, match="expected times in column time; found years beyond"):
+            Timelines.from_events(pl.DataFrame({"subject_id": [1, 1], "time": time, "code": ["A", "B"]}))
+
+
+def test_a_data_cut_that_stands_for_none_is_refused() -> None:
+    events = {"subject_id": [1], "time": [datetime(2010, 1, 1)], "code": ["A"]}
+    for cut in ("9999-12-31", "0001-01-01T00:00:00+14:00", datetime(2600, 1, 1)):
+        for build in (
+            lambda cut: Timelines.from_events(events, data_cut=cut),
+            lambda cut: read_fhir([PATIENT], data_cut=cut),
+        ):
+            with pytest.raises(TimelineError, match="expected a moment from 1800 to 2499; found another year"):
+                build(cut)
