@@ -86,16 +86,36 @@ def parse_times(written: Sequence[str | None]) -> Instants:
 def ends_before(start: str, end: str) -> bool:
     """Whether a period ends before it starts: in UTC where both have an offset, else by the clock on the wall.
 
-    >>> ends_before("2016-03-02T10:00:00Z", "2016-03-02T08:00:00Z"), ends_before("2016-03-02T10:00:00Z", "2016-03-02")
+    The day of the end says so where it is later, whatever the offsets. Fractions of a second do not count.
+
+    >>> ends_before("2016-03-02T10:00:00Z", "2016-03-02T08:00:00.5Z"), ends_before("2016-03-02T10:00:00Z", "2016-03-02")
     (True, False)
     """
-    if end[:10] > start[:10] or (end >= start and end[19:] == start[19:]):  # nearly all: to read them is dear
+    day, last = start[:10], end[:10]
+    if last > day or (last == day and (len(start) <= 10 or len(end) <= 10)):
         return False
+    # nearly all are written alike: to read a time is dear
+    if len(start) >= 19 <= len(end):
+        without = len(start) == len(end) == 19
+        if without or start[-1] == end[-1] == "Z" or (start[-6:] == end[-6:] and start[-6] in "+-"):
+            return end[:19] < start[:19]
     found = parse_times([start, end])
     local = not (found.offset != NO_OFFSET).all()
     shift = np.where(found.offset == NO_OFFSET, 0, found.offset).astype(np.int64) * (MINUTE if local else 0)
     known = found.start[0] != NO_TIME and found.end[1] != NO_TIME
     return bool(known and found.end[1] + shift[1] < found.start[0] + shift[0])
+
+
+def later(one: str | None, other: str | None) -> str | None:
+    """Of two times the one that is over later; what is no time counts for nothing beside one that is.
+
+    >>> later("2014", "2014-03-01"), later("soon", "2014-03-01"), later(None, "2014-03-01")
+    ('2014', '2014-03-01', '2014-03-01')
+    """
+    if not one or not other or one == other:
+        return one or other
+    ends = parse_times([one, other]).end
+    return one if ends[0] >= ends[1] else other
 
 
 def parse_column(written: pa.LargeStringArray) -> Instants:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ehrseq.fhir.clock import given
+from ehrseq.fhir.clock import given, later
 from ehrseq.fhir.codes import NO_SYSTEM
 from ehrseq.fhir.concepts import BAD_STATUS
 from ehrseq.fhir.datatypes import Concept, Period
@@ -270,8 +270,7 @@ def _items(r: Claim, when: Moment) -> list[Fact]:
             continue
         period = item.serviced_period or Period()
         time = given(item.serviced_date) or given(period.start)
-        over = max(given(period.end) or "", when[1] or "") or None  # the item's and the bill's: the later of the two
-        moment = (time, given(r.created) or over, PERFORMED) if time else when
+        moment = (time, given(r.created) or later(given(period.end), when[1]), PERFORMED) if time else when
         facts.append(Fact(PROCEDURE, concept, moment))
     return facts
 

@@ -222,11 +222,14 @@ def as_instant(moment: str | date | datetime) -> datetime:
                 "other text",
                 "write it as ISO 8601",
             ) from None
+    if isinstance(moment, datetime):  # year 1 in UTC may be before year 1
+        if moment.tzinfo is not None and FIRST_YEAR <= moment.year <= LAST_YEAR:
+            moment = moment.astimezone(UTC).replace(tzinfo=None)
+    else:
+        moment = datetime.combine(moment, time.max)
     if not FIRST_YEAR <= moment.year <= LAST_YEAR:
         raise TimelineError(f"a moment from {FIRST_YEAR} to {LAST_YEAR}", "another year", "give the one that is meant")
-    if not isinstance(moment, datetime):
-        return datetime.combine(moment, time.max)
-    return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+    return moment
 
 
 def sort_events(events: pl.DataFrame) -> pl.DataFrame:

@@ -42,7 +42,9 @@ from ehrseq.timeline.schema import BIRTH_CODE, DEATH_CODE
 Ints = npt.NDArray[Any]
 OPEN = int(np.iinfo(np.int64).max)  # the end of an encounter that has none
 DAY = 86_400_000_000
-PLACEHOLDER = -25_202 * DAY  # before 1901, a date of issue is what systems write where they have none
+PLACEHOLDER = (
+    -25_201 * DAY
+)  # before the second of January 1901, a date of issue is what systems write where they have none
 SPAN = ("start", "known", "end", "precision", "offset")
 
 
@@ -394,7 +396,7 @@ def _spans(chunk: Chunk, gone: dict[int, int], data_cut: int) -> dict[str, Ints]
     known = np.where(e["end"] == NO_TIME, np.maximum(until, last), e["end"])
     # what a report is about is known by then, however early it says that it was issued
     there = np.maximum(e["start"], np.where((e["end"] == NO_TIME) | (known < e["start"]), e["start_end"], e["end"]))
-    never = is_report & (known < PLACEHOLDER) & (e["start"] > PLACEHOLDER)
+    never = is_report & (known < PLACEHOLDER)
     spans = {
         "target": target,
         # one issued in 1900 dates nothing where another does

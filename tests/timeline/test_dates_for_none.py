@@ -436,3 +436,37 @@ def test_a_data_cut_that_stands_for_none_is_refused() -> None:
         ):
             with pytest.raises(TimelineError, match="expected a moment from 1800 to 2499; found another year"):
                 build(cut)
+
+
+@pytest.mark.parametrize(
+    ("bill", "item", "over"),
+    [
+        ("2014", "2014-03-01", datetime(2014, 12, 31, 23, 59, 59, 999999)),
+        ("2014-08-31T20:00:00-08:00", "2014-08-31T23:00:00Z", datetime(2014, 9, 1, 4)),
+        ("2014-08-31T20:00:00-08:00", "soon", datetime(2014, 9, 1, 4)),
+    ],
+)
+def test_a_billed_item_is_known_when_its_period_and_the_bills_are_over(bill: str, item: str, over: datetime) -> None:
+    claim = {
+        "resourceType": "Claim", "id": "b", "status": "active", "use": "claim", "patient": ME,
+        "billablePeriod": {"start": "2014-01-01", "end": bill},
+        "item": [{"sequence": 1, "productOrService": CODE, "servicedPeriod": {"start": "2014-01-02", "end": item}}],
+    }  # fmt: skip
+    assert list(known(claim).values()) == [over]
+
+
+def test_a_report_of_1900_without_another_date_does_not_hide_a_good_one() -> None:
+    result = HERE | {"resourceType": "Observation", "id": "r", "status": "final"}
+    report = HERE | {"resourceType": "DiagnosticReport", "status": "final", "result": [{"reference": "Observation/r"}]}
+    bad = report | {"id": "d1", "issued": "1900-01-01T20:00:00-05:00"}
+    good = report | {"id": "d2", "effectiveDateTime": "2012-01-01", "issued": "2012-01-02T10:00:00Z"}
+    events = read_fhir([PATIENT, result, bad, good]).events.filter(resource_type="Observation")
+    assert events.select("time", "known_time").rows() == [(datetime(2012, 1, 1), datetime(2012, 1, 2, 10))]
+
+
+def test_a_timing_without_a_date_of_its_own_is_dated_by_its_bounds() -> None:
+    use = {
+        "resourceType": "DeviceUseStatement", "id": "x", "status": "active", "subject": ME, "device": {"concept": CODE},
+        "timingTiming": {"event": ["0001-01-01"], "repeat": {"boundsPeriod": {"start": "2013-05-02"}}},
+    }  # fmt: skip
+    assert datetime(2013, 5, 2) in read_fhir([PATIENT, use]).events["time"].to_list()

@@ -34,7 +34,8 @@ def timelines():
 
 @pytest.fixture(scope="module")
 def model(timelines):
-    return ProgressionModel(replace(CONFIG, model="transformer")).fit(timelines, TASK)
+    learned = replace(CONFIG.training, learning_rate=1e-2)  # so that what a network reads makes a difference
+    return ProgressionModel(replace(CONFIG, model="transformer", training=learned)).fit(timelines, TASK)
 
 
 @given(pairs=PAIRS)
