@@ -42,9 +42,7 @@ from ehrseq.timeline.schema import BIRTH_CODE, DEATH_CODE
 Ints = npt.NDArray[Any]
 OPEN = int(np.iinfo(np.int64).max)  # the end of an encounter that has none
 DAY = 86_400_000_000
-PLACEHOLDER = (
-    -25_201 * DAY
-)  # before the second of January 1901, a date of issue is what systems write where they have none
+PLACEHOLDER = -25_201 * DAY  # 1901-01-02: an earlier date of issue is what systems write where they have none
 SPAN = ("start", "known", "end", "precision", "offset")
 
 

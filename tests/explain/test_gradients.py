@@ -32,11 +32,14 @@ def timelines():
     return cohort()
 
 
-@pytest.fixture(scope="module")
-def model(timelines):
-    """Two members that learned something, and an adjustment that changes something."""
-    training = replace(CONFIG.training, members=2, learning_rate=1e-2)
-    config = replace(CONFIG, model="transformer", training=training)
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "gated"])
+def model(timelines, request):
+    """Two members, and an adjustment that changes something; those with ReLU have learned something."""
+    training = replace(CONFIG.training, members=2)
+    if not request.param:
+        training = replace(training, learning_rate=1e-2)
+    network = replace(CONFIG.network, gated=request.param)
+    config = replace(CONFIG, model="transformer", training=training, network=network)
     model = ProgressionModel(config).fit(timelines, TASK)
     n_hazards, n_intervals = len(model.fitted_.hazards), len(model.fitted_.edges) - 1
     model.fitted_.adjustments["transformer"] = Adjustment(
@@ -54,8 +57,14 @@ def patient(model, timelines):
 
 
 @pytest.fixture(scope="module")
-def table(model, timelines, patient):
-    return model.integrated_gradients(timelines, AT, patient=patient)
+def steps(model):
+    """A ReLU bends the way from the baseline, which then takes more of them than the default."""
+    return {} if model.config.network.gated else {"steps": 2048}
+
+
+@pytest.fixture(scope="module")
+def table(model, timelines, patient, steps):
+    return model.integrated_gradients(timelines, AT, patient=patient, **steps)
 
 
 def test_attributions_add_up_to_the_forecast_of_the_branch(model, timelines, patient, table):
@@ -70,8 +79,7 @@ def test_attributions_add_up_to_the_forecast_of_the_branch(model, timelines, pat
     moved = sums["probability"] - sums["baseline"]
     assert moved.abs().max() > 1e-4
     np.testing.assert_allclose(sums["attribution"] - moved, sums["gap"], atol=1e-12, rtol=0)
-    # a ReLU bends the path, more so with 16 dimensions; of the default network on NAFLD the gap is a seventh of this
-    assert sums["gap"].abs().max() < 0.01 * moved.abs().max()
+    assert sums["gap"].abs().max() < 0.002 * moved.abs().max()
     few = model.integrated_gradients(timelines, AT, patient=patient, steps=2)
     assert few["gap"].abs().max() > 10 * table["gap"].abs().max()
 
@@ -140,10 +148,10 @@ def test_parts_of_any_size_give_the_same(model, timelines, patient, monkeypatch)
     assert whole["attribution"].abs().max() > 1e-4
 
 
-def test_what_becomes_known_later_has_no_row_and_moves_none(model, timelines, patient, table):
+def test_what_becomes_known_later_has_no_row_and_moves_none(model, timelines, patient, table, steps):
     subject = timelines.subject_ids([patient])[0]
     later = append(timelines, [(subject, day(400), "ICD10CM//y", None, AT + timedelta(microseconds=1))])
-    assert model.integrated_gradients(later, AT, patient=patient).equals(table)
+    assert model.integrated_gradients(later, AT, patient=patient, **steps).equals(table)
     # the control: the same event known in time has a row, and moves others
     seen = append(timelines, [(subject, day(400), "ICD10CM//y", None, AT)])
     more = model.integrated_gradients(seen, AT, patient=patient)
